@@ -1,0 +1,42 @@
+# The server in a container: `docker compose up`, or
+#   docker build -t streamcell . && docker run -p 50051:50051 -p 9090:9090 streamcell
+#
+# torch comes from the default package index, whose Linux build brings CUDA (some GB). For a smaller image
+# without it, name the index of PyTorch's CPU builds (see PyTorch's installation page):
+#   docker build --build-arg TORCH_INDEX_URL=... -t streamcell .
+
+FROM python:3.11-slim-bookworm AS build
+ARG TORCH_INDEX_URL=""
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /build
+RUN python -m venv /opt/streamcell
+ENV PATH="/opt/streamcell/bin:$PATH"
+COPY requirements.lock ./
+# torch first and alone: together with others, pip may pick another build of it.
+RUN pip install -c requirements.lock ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch==2.13.0 \
+    && pip install -r requirements.lock
+COPY pyproject.toml README.md ./
+COPY client client
+COPY service service
+RUN pip install --no-deps --no-build-isolation ./client .
+
+FROM python:3.11-slim-bookworm
+LABEL org.opencontainers.image.title="Streamcell" \
+      org.opencontainers.image.description="Serves predictions of recurrent models over live gRPC streams"
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin streamcell
+COPY --from=build /opt/streamcell /opt/streamcell
+COPY model/artifacts /models
+COPY deploy/healthcheck.py /opt/streamcell/healthcheck.py
+ENV PATH="/opt/streamcell/bin:$PATH" \
+    PYTHONUNBUFFERED=1 \
+    STREAMCELL_LISTEN=0.0.0.0:50051 \
+    STREAMCELL_METRICS_LISTEN=0.0.0.0:9090 \
+    STREAMCELL_MODELS=/models
+WORKDIR /tmp
+USER 10001
+EXPOSE 50051 9090
+# The server is process 1 and handles SIGTERM itself: it drains. A second one ends it at once.
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "/opt/streamcell/healthcheck.py", "127.0.0.1:50051"]
+ENTRYPOINT ["python", "-m", "service"]

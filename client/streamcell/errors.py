@@ -1,0 +1,338 @@
+"""The errors a caller can meet, and how they are read from what a server sent.
+
+    StreamcellError
+     ·  InvalidArgument (also a ValueError)   .field: what is wrong
+         ·  TooManySteps                      more steps in one message than the server allows
+     ·  NotFound
+         ·  ModelNotFound
+         ·  SessionGone                       the server does not hold the session: its state is lost
+             ·  SessionNotFound
+             ·  SessionExpired
+             ·  SessionEvicted
+     ·  AlreadyExists
+         ·  SessionExists
+         ·  StepConflict                      another input was applied under this index
+     ·  StepForgotten                         applied, but its reply is no longer kept
+     ·  FailedPrecondition
+         ·  StepGap                           .expected_step_index: where the server stands
+         ·  ModelChanged
+         ·  SnapshotRejected
+     ·  Fenced                                another server took the session over
+     ·  ResourceExhausted
+         ·  Overloaded                        .retry_delay_seconds
+         ·  SessionsFull
+         ·  MessageTooLarge
+     ·  Unavailable                           retried by the library before a caller sees it
+         ·  Draining
+         ·  StoreUnavailable
+         ·  ConnectionLost                    no connection, or it broke
+     ·  DeadlineExceeded                      whether a step was applied is not known
+     ·  AccessDenied
+     ·  NotImplementedByServer
+     ·  ServerInternal                        .error_id: what to look for in the server's log
+     ·  Misuse (also a RuntimeError)
+         ·  NotOpen                           used outside its `async with`
+         ·  StreamInterrupted                 another call on the session ended the stream
+
+Every error has `.message`, `.code` (a grpc.StatusCode), `.reason` (the server's word, "" if it gave none)
+and `.metadata`. Reasons that this version does not know become the class of their code. The module does
+not know which errors are worth a retry beyond their class, nor when.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from streamcell.v1 import streamcell_pb2 as pb
+
+DOMAIN = "streamcell"
+
+
+class StreamcellError(Exception):
+    """The base of every error of this library; raised itself for codes that have no class."""
+
+    default_code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: grpc.StatusCode | None = None,
+        reason: str = "",
+        metadata: Mapping[str, str] | None = None,
+        retry_delay_seconds: float = 0.0,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.reason = reason
+        self.metadata = dict(metadata or {})
+        self.retry_delay_seconds = retry_delay_seconds
+
+
+class InvalidArgument(StreamcellError, ValueError):  # noqa: N818 - the names are the reasons of the API
+    """A value is wrong, found by the server or before anything was sent."""
+
+    default_code = grpc.StatusCode.INVALID_ARGUMENT
+
+    @property
+    def field(self) -> str:
+        """The field at fault; "" if none was named."""
+        return self.metadata.get("field", "")
+
+
+class TooManySteps(InvalidArgument):
+    """A message held more steps than the server allows."""
+
+
+class NotFound(StreamcellError):  # noqa: N818
+    """What was asked for is not there."""
+
+    default_code = grpc.StatusCode.NOT_FOUND
+
+
+class ModelNotFound(NotFound):
+    """The server has no such model."""
+
+
+class SessionGone(NotFound):
+    """The server does not hold the session; to go on, open a new one and prime it."""
+
+
+class SessionNotFound(SessionGone):
+    """No session has this id, or it is another principal's."""
+
+
+class SessionExpired(SessionGone):
+    """The session was not used for longer than its time to live."""
+
+
+class SessionEvicted(SessionGone):
+    """The server needed the session's room."""
+
+
+class AlreadyExists(StreamcellError):  # noqa: N818
+    """What was to be created is there already."""
+
+    default_code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class SessionExists(AlreadyExists):
+    """The session's id is in use."""
+
+
+class StepConflict(AlreadyExists):
+    """Another input was applied under this step's index."""
+
+
+class StepForgotten(StreamcellError):  # noqa: N818
+    """The step was applied, but so long ago that its reply is no longer kept."""
+
+    default_code = grpc.StatusCode.OUT_OF_RANGE
+
+
+class FailedPrecondition(StreamcellError):  # noqa: N818
+    """The session is not in the state that the request needs."""
+
+    default_code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class StepGap(FailedPrecondition):
+    """Steps are missing on the server before this one: it stands at `expected_step_index`."""
+
+    @property
+    def expected_step_index(self) -> int | None:
+        """The index that the server takes next; None if it did not say."""
+        text = self.metadata.get("expected_step_index", "")
+        return int(text) if text.isdecimal() else None
+
+
+class ModelChanged(FailedPrecondition):
+    """The session runs on another model."""
+
+
+class SnapshotRejected(FailedPrecondition):
+    """The snapshot is foreign, damaged or of another model."""
+
+
+class Fenced(StreamcellError):  # noqa: N818
+    """Another server took the session over."""
+
+    default_code = grpc.StatusCode.ABORTED
+
+
+class ResourceExhausted(StreamcellError):  # noqa: N818
+    """Something bounded is full."""
+
+    default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class Overloaded(ResourceExhausted):
+    """The server's queue is full; it asks to come again after `retry_delay_seconds`."""
+
+
+class SessionsFull(ResourceExhausted):
+    """The server has no room for another session."""
+
+
+class MessageTooLarge(ResourceExhausted):
+    """A message is larger than one side allows."""
+
+
+class Unavailable(StreamcellError):  # noqa: N818
+    """The server cannot be reached or cannot answer now."""
+
+    default_code = grpc.StatusCode.UNAVAILABLE
+
+
+class Draining(Unavailable):
+    """The server is stopping."""
+
+
+class StoreUnavailable(Unavailable):
+    """A durable session cannot be written now."""
+
+
+class ConnectionLost(Unavailable):
+    """There is no connection to the server, or it broke."""
+
+
+class DeadlineExceeded(StreamcellError):  # noqa: N818
+    """No answer came in time; the next call on the session finds out where it stands."""
+
+    default_code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class AccessDenied(StreamcellError):  # noqa: N818
+    """The server does not know this client, or does not let it do this."""
+
+    default_code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class NotImplementedByServer(StreamcellError):  # noqa: N818
+    """The server does not offer this."""
+
+    default_code = grpc.StatusCode.UNIMPLEMENTED
+
+
+class ServerInternal(StreamcellError):  # noqa: N818
+    """The server failed; its log has the reason under `error_id`."""
+
+    default_code = grpc.StatusCode.INTERNAL
+
+    @property
+    def error_id(self) -> str:
+        """What to look for in the server's log; "" if it gave none."""
+        return self.metadata.get("error_id", "")
+
+
+class Misuse(StreamcellError, RuntimeError):  # noqa: N818
+    """The library was used in an order that cannot work."""
+
+    default_code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class NotOpen(Misuse):
+    """A client or session was used outside its `async with`."""
+
+
+class StreamInterrupted(Misuse):
+    """Another call on the session ended the stream."""
+
+
+_BY_REASON: Mapping[str, type[StreamcellError]] = {
+    "INVALID_ARGUMENT": InvalidArgument,
+    "TOO_MANY_STEPS": TooManySteps,
+    "MODEL_NOT_FOUND": ModelNotFound,
+    "SESSION_NOT_FOUND": SessionNotFound,
+    "SESSION_EXPIRED": SessionExpired,
+    "SESSION_EVICTED": SessionEvicted,
+    "SESSION_EXISTS": SessionExists,
+    "STEP_CONFLICT": StepConflict,
+    "STEP_FORGOTTEN": StepForgotten,
+    "STEP_GAP": StepGap,
+    "MODEL_CHANGED": ModelChanged,
+    "SNAPSHOT_REJECTED": SnapshotRejected,
+    "SESSION_FENCED": Fenced,
+    "OVERLOADED": Overloaded,
+    "SESSIONS_FULL": SessionsFull,
+    "MESSAGE_TOO_LARGE": MessageTooLarge,
+    "DRAINING": Draining,
+    "STORE_UNAVAILABLE": StoreUnavailable,
+    "NOT_IMPLEMENTED": NotImplementedByServer,
+    "INTERNAL": ServerInternal,
+}
+
+_BY_CODE: Mapping[grpc.StatusCode, type[StreamcellError]] = {
+    grpc.StatusCode.UNAUTHENTICATED: AccessDenied,
+    **{
+        kind.default_code: kind
+        for kind in (
+            InvalidArgument, NotFound, AlreadyExists, StepForgotten, FailedPrecondition, Fenced,
+            ResourceExhausted, Unavailable, DeadlineExceeded, AccessDenied, NotImplementedByServer,
+            ServerInternal,
+        )
+    },
+}  # fmt: skip
+
+_CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> StreamcellError:
+    """Returns the error that a call's final status stands for."""
+    message = error.details() or error.code().name
+    info, retry_delay_seconds = _details(error)
+    if info is None:
+        return _plain(error.code(), message)
+    return _typed(error.code(), info.reason, message, dict(info.metadata), retry_delay_seconds)
+
+
+def from_stream_error(error: pb.StreamError) -> StreamcellError:
+    """Returns the error that a message of a stream stands for."""
+    code = _CODES.get(error.code, grpc.StatusCode.UNKNOWN)
+    return _typed(code, error.reason, error.message, dict(error.metadata), error.retry_delay_seconds)
+
+
+def invalid(field: str, message: str) -> InvalidArgument:
+    """Returns the error for an argument that is wrong before anything was sent."""
+    return InvalidArgument(f"{field}: {message}", reason="INVALID_ARGUMENT", metadata={"field": field})
+
+
+def _typed(
+    code: grpc.StatusCode, reason: str, message: str, metadata: Mapping[str, str], retry_delay_seconds: float
+) -> StreamcellError:
+    kind = _BY_REASON.get(reason) or _BY_CODE.get(code, StreamcellError)
+    return kind(
+        message, code=code, reason=reason, metadata=metadata, retry_delay_seconds=retry_delay_seconds
+    )
+
+
+def _plain(code: grpc.StatusCode, message: str) -> StreamcellError:
+    """Returns the error for a status that gRPC itself made, or a proxy, or a server of another kind."""
+    # A stream cut by the other side ends as UNAVAILABLE, CANCELLED or a reset, depending on who cut it.
+    # "Internal error from Core" is grpc.aio's word for writing to a call that has just ended.
+    broke = any(sign in message for sign in ("RST_STREAM", "Stream removed", "Internal error from Core"))
+    if broke or code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        return ConnectionLost(message, code=code)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "message larger than max" in message:
+        return MessageTooLarge(message, code=code)
+    return _BY_CODE.get(code, StreamcellError)(message, code=code)
+
+
+def _details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo | None, float]:
+    """Reads grpc-status-details-bin; broken or foreign details count as none."""
+    try:
+        status = rpc_status.from_call(cast("Any", error))
+    except (ValueError, DecodeError):
+        return None, 0.0
+    info = error_details_pb2.ErrorInfo()
+    retry = error_details_pb2.RetryInfo()
+    found = False
+    for detail in status.details if status else ():
+        found = found or (detail.Unpack(info) and info.domain == DOMAIN)
+        detail.Unpack(retry)
+    return (info if found else None), retry.retry_delay.ToTimedelta().total_seconds()

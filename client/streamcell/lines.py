@@ -1,0 +1,57 @@
+"""Lines of text from a file descriptor, as they come: a file, a pipe or a terminal.
+
+Reads in threads of its own that nobody waits for, so that a terminal on which nothing is typed does not
+hold up the end of the program. Knows nothing of CSV.
+"""
+
+import asyncio
+import codecs
+import contextlib
+import os
+import threading
+from collections.abc import AsyncIterator
+
+_CHUNK_BYTES = 1 << 16
+
+
+async def read_lines(descriptor: int) -> AsyncIterator[str]:
+    r"""Yields each line without its end, as soon as it is complete; UTF-8, with or without a mark.
+
+    Raises:
+        UnicodeDecodeError: not UTF-8.
+        OSError: it cannot be read.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    rest = ""
+    while chunk := await _read(descriptor):
+        *lines, rest = (rest + decoder.decode(chunk)).split("\n")
+        for line in lines:
+            yield line.removesuffix("\r")
+    rest += decoder.decode(b"", final=True)
+    if rest:
+        yield rest
+
+
+async def _read(descriptor: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[bytes] = loop.create_future()
+
+    def deliver(chunk: bytes, error: OSError | None) -> None:
+        if future.done():
+            return  # nobody waits any more
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(chunk)
+
+    def read() -> None:
+        chunk, failure = b"", None
+        try:
+            chunk = os.read(descriptor, _CHUNK_BYTES)
+        except OSError as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(deliver, chunk, failure)
+
+    threading.Thread(target=read, daemon=True, name="streamcell-read").start()
+    return await future

@@ -1,0 +1,106 @@
+"""Pipes a CSV series through a session: lines in, lines with predictions out, each as soon as it is known.
+
+Owns the layout of the output. How lines are read and parsed is elsewhere.
+"""
+
+import csv
+import struct
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from typing import TextIO
+
+from streamcell.client import Client
+from streamcell.convert import TimedRow
+from streamcell.errors import InvalidArgument, ModelNotFound, StreamcellError
+from streamcell.session import Session
+from streamcell.table import CsvError, SeriesReader, SeriesRow, time_after
+from streamcell.values import Model
+
+
+async def find_model(client: Client, session: Session) -> Model:
+    """Returns the model that a session runs on."""
+    for model in await client.models():
+        if (model.name, model.version) == (session.model_name, session.model_version):
+            return model
+    raise ModelNotFound(f"the server no longer lists {session.model_name}/{session.model_version}")
+
+
+class Pipe:
+    """One series on its way through one session."""
+
+    def __init__(self, session: Session, model: Model, file_name: str, out: TextIO) -> None:
+        self._session = session
+        self._model = model
+        self._file_name = file_name
+        self._reader = SeriesReader(
+            file_name, [variable.name for variable in model.inputs], uses_time=model.uses_time
+        )
+        self._out = out
+        self._writer = csv.writer(out, lineterminator="\n")
+        self._unanswered: deque[SeriesRow] = deque()
+        self._last_row: SeriesRow | None = None
+
+    async def run(self, lines: AsyncIterator[str], horizon_steps: int) -> None:
+        """Writes a header, a line for each row of the series and for each step of the forecast.
+
+        Raises:
+            CsvError: the series, or a row of it, cannot be used; the rows before it are written.
+            StreamcellError: the server refused something else.
+        """
+        names = [variable.name for variable in self._model.inputs]
+        predicted_names = [f"predicted_{variable.name}" for variable in self._model.outputs]
+        predicted: Sequence[str] = [""] * len(predicted_names)
+        try:
+            async for reply in self._session.stream(self._rows(lines)):
+                row = self._unanswered.popleft()
+                if self._last_row is None:
+                    self._write("time", "step_index", names, predicted_names)
+                self._last_row = row
+                self._write(row.time_text, str(reply.step_index), row.texts, predicted)
+                predicted = list(map(shortest, reply.y))
+        except InvalidArgument as error:
+            raise self._blame_row(error) from error
+        if self._last_row is None:
+            raise CsvError(f"{self._file_name}: no rows")
+        if horizon_steps:
+            await self._forecast(horizon_steps, self._last_row)
+
+    async def _rows(self, lines: AsyncIterator[str]) -> AsyncIterator[TimedRow | tuple[float, ...]]:
+        try:
+            async for line in lines:
+                row = self._reader.feed(line)
+                if row is not None:
+                    self._unanswered.append(row)
+                    yield row.values if row.time_ns is None else (row.time_ns, row.values)
+        except UnicodeDecodeError:
+            raise CsvError(f"{self._file_name}: line {self._reader.num_lines + 1}: not UTF-8 text") from None
+        except OSError as error:
+            raise CsvError(f"{self._file_name}: {error.strerror}") from None
+
+    async def _forecast(self, horizon_steps: int, last: SeriesRow) -> None:
+        interval = self._model.step_interval_seconds
+        empty = [""] * len(self._model.inputs)
+        first_index = self._session.next_step_index
+        for ahead, y in enumerate(await self._session.forecast(horizon_steps)):
+            time = time_after(last, interval * (ahead + 1)) if interval else ""
+            self._write(time, str(first_index + ahead), empty, list(map(shortest, y)))
+
+    def _write(self, time: str, index: str, values: Sequence[str], predicted: Sequence[str]) -> None:
+        self._writer.writerow([time, index, *values, *predicted])
+        self._out.flush()  # whoever reads a pipe waits for this line
+
+    def _blame_row(self, error: StreamcellError) -> Exception:
+        if not self._unanswered:
+            return error
+        return CsvError(f"{self._file_name}: line {self._unanswered[0].line}: {error.message}")
+
+
+def shortest(value: float) -> str:
+    """Returns the shortest decimal text that is this float32 value."""
+    exact = (text for digits in range(6, 10) if _as_float32(text := f"{value:.{digits}g}") == value)
+    return min(exact, key=len)
+
+
+def _as_float32(text: str) -> float:
+    number: float = struct.unpack("f", struct.pack("f", float(text)))[0]
+    return number

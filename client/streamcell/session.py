@@ -1,0 +1,251 @@
+"""A session as callers see it: opened, stepped, primed, asked, closed.
+
+Each call says what is sent and what its answer means; numbering, doubt and retries are the link's, streams
+are their own. Knows nothing of channels.
+"""
+
+import contextlib
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from streamcell import convert
+from streamcell.channel import Connection
+from streamcell.convert import History, Row, Rows, Time
+from streamcell.errors import (
+    MessageTooLarge,
+    Misuse,
+    NotOpen,
+    StreamcellError,
+    TooManySteps,
+    Unavailable,
+    invalid,
+)
+from streamcell.link import Link
+from streamcell.stream import StepStream, step_request
+from streamcell.tail import TailStep
+from streamcell.v1 import streamcell_pb2 as pb
+from streamcell.values import OpenMode, Prediction, SessionInfo
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_MODES = {
+    "open": pb.OPEN_MODE_UNSPECIFIED,
+    "create": pb.OPEN_MODE_CREATE,
+    "resume": pb.OPEN_MODE_RESUME,
+}
+_MESSAGE_MARGIN_BYTES = 1024  # what else is in a message beside its columns
+
+
+class Session:
+    """One client's state on the server; made by `Client.session` and used with `async with`.
+
+    Calls that move the session (step, stream, prime, reset) run in the order in which they are awaited and
+    number their steps themselves, so they are repeated after a broken connection without applying
+    anything twice. When a call fails, is cancelled or meets its deadline, whether it was applied is not
+    known; the next one asks the server before it goes on, and `refresh` tells.
+    """
+
+    def __init__(self, connection: Connection, request: pb.OpenSessionRequest, *, keep: bool) -> None:
+        self._connection = connection
+        self._request = request
+        self._keep = keep
+        self._created = False
+        self._link: Link | None = None
+        self._is_closed = False
+
+    async def __aenter__(self) -> Self:
+        if self._link is not None or self._is_closed:
+            raise Misuse("a session object is entered once; ask the client for another")
+        reply = await self._open()
+        self._created = reply.created
+        limits = convert.to_limits(self._connection.limits, reply.limits)
+        self._link = Link(self._connection, convert.to_session_info(reply.session), limits)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        link = self._open_link()
+        self._is_closed = True
+        if link.end_stream is not None:
+            await link.end_stream("the session's end")
+        if not self._created or self._keep:
+            return
+        # A server that is away lets the session expire; and what the body raised says more than this can.
+        quiet = (StreamcellError,) if error is not None else (Unavailable,)
+        request = pb.CloseSessionRequest(session_id=link.session_id, allow_missing=True)
+        with contextlib.suppress(*quiet):
+            await self._connection.unary(self._connection.stub.CloseSession, request)
+
+    @property
+    def session_id(self) -> str:
+        """The id; "" while it is not open and none was given."""
+        return self._link.session_id if self._link is not None else self._request.session_id
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model that the session runs on."""
+        return self._open_link().model_name
+
+    @property
+    def model_version(self) -> str:
+        """The version of the model that the session was opened on."""
+        return self._open_link().model_version
+
+    @property
+    def created(self) -> bool:
+        """Whether it was opened here; if not, it was found and goes on at `next_step_index`."""
+        return self._created
+
+    @property
+    def next_step_index(self) -> int:
+        """The index that the next step will get, as far as the server's answers tell."""
+        return self._open_link().next_step_index
+
+    async def step(self, x: Row, *, time: Time | None = None) -> Prediction:
+        """Applies one step.
+
+        Args:
+            x: a value for each of the model's inputs, in its units.
+            time: of the step; absent: the last step's plus the model's interval. The first step of a
+                session on a model that uses time must give it.
+        """
+        values = convert.to_x(x)
+        time_ns = None if time is None else convert.to_time_ns(time)
+        link = self._open_link()
+        async with link.moving("step()"):
+            request = step_request(link, TailStep(link.next_step_index, values, time_ns))
+            reply = await link.attempt(lambda: self._connection.unary(self._connection.stub.Step, request))
+            link.next_step_index = reply.step_index + 1
+        return convert.to_prediction(reply)
+
+    def stream(self, rows: Rows) -> StepStream:
+        """Applies a stream of steps; iterating gives a prediction for each, in order.
+
+        Args:
+            rows: an iterable, asynchronous if its rows come in over time, of rows or of pairs of a time
+                and a row. An ordinary iterable must not block: it is read in the event loop.
+        """
+        return StepStream(self._open_link(), rows)
+
+    async def prime(self, rows: "Iterable[Row] | Buffer", times: Iterable[Time] | None = None) -> Prediction:
+        """Feeds a history, cut into messages that the server takes.
+
+        Args:
+            rows: [num_steps, num_inputs], in the order of time; at least one.
+            times: one for each row. Absent: as in `step`.
+
+        Returns:
+            The prediction after the last row.
+        """
+        history = convert.to_history(rows, times)
+        if history.num_steps == 0:
+            raise invalid("rows", "a history has at least one row")
+        link = self._open_link()
+        async with link.moving("prime()"):
+            return await self._prime(link, history)
+
+    async def forecast(
+        self, horizon_steps: int, future: "Iterable[Row] | Buffer | None" = None
+    ) -> tuple[tuple[float, ...], ...]:
+        """Predicts many steps ahead and leaves the state as it was.
+
+        Args:
+            horizon_steps: how many; the server allows 1,000 by default.
+            future: [horizon_steps, number of the model's future values], for models that have them.
+
+        Returns:
+            A row of outputs for each step ahead; the first is about the session's next step.
+        """
+        known = convert.to_history(future, None).x if future is not None else ()
+        link = self._open_link()
+        request = pb.ForecastRequest(session_id=link.session_id, horizon_steps=horizon_steps, future=known)
+        async with link.reading():
+            reply = await self._connection.unary(self._connection.stub.Forecast, request)
+        return convert.to_rows(reply.y, horizon_steps)
+
+    async def reset(self) -> None:
+        """Puts the session back to its start: clean state, step 0."""
+        link = self._open_link()
+        request = pb.ResetSessionRequest(session_id=link.session_id)
+        stub = self._connection.stub
+        async with link.moving("reset()", settle=False):
+            link.next_step_index = 0  # whatever becomes of the call, earlier answers bind no more
+            reply = await link.attempt(lambda: self._connection.unary(stub.ResetSession, request))
+            link.adopt(convert.to_session_info(reply.session))
+
+    async def refresh(self) -> SessionInfo:
+        """Asks where the session stands, and goes on from there, even where the server lost steps.
+
+        While a stream is open it only tells.
+        """
+        link = self._open_link()
+        async with link.reading():
+            info = await link.get()
+            if link.end_stream is None:
+                link.adopt(info)
+        return info
+
+    def _open_link(self) -> Link:
+        if self._link is None or self._is_closed:
+            raise NotOpen("the session is not open: use it inside its `async with`")
+        return self._link
+
+    async def _open(self) -> pb.OpenSessionResponse:
+        """Opens the session; repeated only where a repetition cannot open or find another one."""
+        backoff = self._connection.backoff()
+        request = self._request
+        repeatable = bool(request.session_id) and request.mode != pb.OPEN_MODE_CREATE
+        while True:
+            try:
+                return await self._connection.unary(self._connection.stub.OpenSession, request)
+            except StreamcellError as error:
+                if not repeatable:
+                    raise
+                await backoff.pause(error)
+
+    async def _prime(self, link: Link, history: History) -> Prediction:
+        limits = link.limits
+        room_bytes = max(limits.message_bytes - _MESSAGE_MARGIN_BYTES, 1)
+        piece_steps = max(1, min(limits.message_steps, room_bytes // max(history.step_bytes, 1)))
+        start = 0
+        while True:
+            stop = min(start + piece_steps, history.num_steps)
+            try:
+                prediction = await self._prime_piece(link, history, start, stop)
+            except (TooManySteps, MessageTooLarge):
+                if stop - start == 1:
+                    raise
+                piece_steps = (stop - start) // 2  # this server takes less than others
+                continue
+            if stop == history.num_steps:
+                return prediction
+            start = stop
+
+    async def _prime_piece(self, link: Link, history: History, start: int, stop: int) -> Prediction:
+        x_raw, time_raw = history.piece(start, stop)
+        request = pb.PrimeRequest(
+            session_id=link.session_id, x_raw=x_raw, time_raw=time_raw, step_index=link.next_step_index
+        )
+        reply = await link.attempt(lambda: self._connection.unary(self._connection.stub.Prime, request))
+        link.next_step_index = reply.step_index + 1
+        return convert.to_prediction(reply)
+
+
+def open_request(
+    model: str | None, session_id: str | None, mode: OpenMode, durable: bool
+) -> pb.OpenSessionRequest:
+    """Returns the message that opens a session.
+
+    Raises:
+        InvalidArgument: an unknown mode, or one that needs an id without one.
+    """
+    if mode not in _MODES:
+        raise invalid("mode", f"{mode!r} is none of {', '.join(_MODES)}")
+    if mode == "resume" and not session_id:
+        raise invalid("session_id", "resuming needs the session's id")
+    return pb.OpenSessionRequest(
+        session_id=session_id or "", model=model or "", mode=_MODES[mode], durable=durable
+    )

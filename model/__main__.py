@@ -1,0 +1,40 @@
+"""Owns the command line `python -m model`; each command lives in its own module."""
+
+import argparse
+import importlib
+import sys
+
+from model.errors import ModelError
+
+COMMANDS = {
+    "train": "train a network on a series and write its artifact and report",
+    "evaluate": "stream a series through an artifact and compare it with simple baselines",
+    "export": "write an artifact from a checkpoint, or the reference artifact",
+    "inspect": "print an artifact's manifest",
+}
+_MODULES = {"inspect": "inspection"}  # the other commands' modules have the commands' names
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; what the caller got wrong becomes one line on standard error and status 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m model", description="Trains, judges and exports networks."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    modules = {name: importlib.import_module(f"model.{_MODULES.get(name, name)}") for name in COMMANDS}
+    for name, purpose in COMMANDS.items():
+        modules[name].add_arguments(
+            commands.add_parser(name, help=purpose, description=purpose.capitalize() + ".")
+        )
+    options = parser.parse_args(arguments)
+    options.arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        print(modules[options.command].run(options))
+    except ModelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Owns the simple forecasts that a network must beat, and the figures by which all are compared.
+
+Knows nothing of networks; imports no torch. Every forecast of row r at horizon h uses rows up to r − h alone.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.calendars import DAY_NS, WEEK_NS
+from model.datasets import Series
+
+Floats = NDArray[np.float32]
+
+
+def persistence(values: Floats, targets: NDArray[np.int64], horizon: int) -> Floats:
+    """Forecasts rows `targets` of values (N, O) by the last value seen: (targets, O)."""
+    return values[targets - horizon]
+
+
+def seasonal_naive(values: Floats, targets: NDArray[np.int64], horizon: int, period: int) -> Floats:
+    """Forecasts rows `targets` of values (N, O) by the latest value seen a whole number of periods earlier."""
+    lag = period * -(-horizon // period)
+    return values[targets - lag]
+
+
+def choose_period(series: Series) -> int:
+    """Chooses the season, in rows, from the rows given, which must end before those forecast.
+
+    With dates: a day or a week, whichever forecasts these rows better. Otherwise, or where there are fewer than two
+    periods of either: the first peak of the autocorrelation that is as high as any (within a twentieth).
+    """
+    candidates: list[int] = []
+    if series.calendar and series.interval_ns:
+        whole = [span for span in (DAY_NS, WEEK_NS) if span % series.interval_ns == 0]
+        candidates = [span // series.interval_ns for span in whole if span // series.interval_ns > 1]
+    candidates = [period for period in candidates if 2 * period <= len(series)]
+    if not candidates:
+        return autocorrelation_period(series.values)
+    longest = max(candidates)
+    errors = [np.abs(series.values[longest:] - series.values[longest - p : -p]).mean() for p in candidates]
+    return candidates[int(np.argmin(errors))]
+
+
+def autocorrelation_period(values: Floats) -> int:
+    """Returns the lag of the first high peak of the autocorrelation of values (N, O), 1 where there is none."""
+    centred = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
+    num_rows = len(centred)
+    spectrum = np.abs(np.fft.rfft(centred, 2 * num_rows, axis=0)) ** 2
+    correlation = np.fft.irfft(spectrum.sum(axis=1))[: num_rows // 2]
+    correlation = correlation / (
+        num_rows - np.arange(len(correlation))
+    )  # the same weight per pair at every lag
+    peaks = [
+        lag
+        for lag in range(2, len(correlation) - 1)
+        if correlation[lag] > 0 and correlation[lag - 1] < correlation[lag] >= correlation[lag + 1]
+    ]
+    if not peaks:
+        return 1
+    highest = max(correlation[lag] for lag in peaks)
+    return next(lag for lag in peaks if correlation[lag] >= 0.95 * highest)
+
+
+def figures(predicted: Floats, actual: Floats) -> dict[str, float | None]:
+    """Compares forecasts with what came, over all rows and columns: MAE, RMSE, altMAPE (mean |error| / mean |actual|).
+
+    altMAPE is None where all that came is zero.
+    """
+    error = predicted.astype(np.float64) - actual
+    mean_size = float(np.abs(actual.astype(np.float64)).mean())
+    mae = float(np.abs(error).mean())
+    rmse = float(np.sqrt((error**2).mean()))
+    return {"mae": mae, "rmse": rmse, "altmape": mae / mean_size if mean_size else None}

@@ -1,0 +1,85 @@
+"""Owns the `export` command: an artifact from a training checkpoint, or the reference artifact for benchmarks.
+
+Knows nothing of the training loop.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from model.artifact import save_artifact
+from model.errors import ArtifactError, OptionError
+from model.manifest import Column, Manifest, Output, layout_of
+from model.network import Architecture, Network, state_layout
+from model.provenance import manifest_of
+from model.training import load_checkpoint, network_with
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's options."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--reference", action="store_true", help="random seeded weights, for benchmarks")
+    source.add_argument("--checkpoint", type=Path, help="a checkpoint that `train` wrote")
+    parser.add_argument("--out", type=Path, required=True, help="the artifact to write")
+    parser.add_argument("--inputs", type=int, default=8, help="reference: input columns (default 8)")
+    parser.add_argument("--hidden", type=int, default=128, help="reference: hidden size (default 128)")
+    parser.add_argument("--layers", type=int, default=1, help="reference: layers (default 1)")
+    parser.add_argument("--seed", type=int, default=0, help="reference: seed of the weights (default 0)")
+
+
+def run(options: argparse.Namespace) -> str:
+    """Writes the artifact and says where."""
+    if options.checkpoint is not None:
+        network, manifest = from_checkpoint(options.checkpoint)
+    else:
+        network, manifest = reference(options.inputs, options.hidden, options.layers, options.seed)
+    save_artifact(network, manifest, options.out)
+    return f"wrote {options.out}: {manifest.name} {manifest.version}, {options.out.stat().st_size:,} bytes"
+
+
+def from_checkpoint(path: Path) -> tuple[Network, Manifest]:
+    """Makes a network of a checkpoint's weights: the final ones, or the best so far of an unfinished training."""
+    saved = load_checkpoint(path)
+    weights = saved["final_weights"] or saved["best_weights"]
+    if not weights:
+        raise ArtifactError(f"{path}: no epoch has had a finite loss yet")
+    known = {"best_epoch": saved["best_epoch"], "finished": saved["phase"] == "done"}
+    network = network_with(Architecture(**saved["plan"]["architecture"]), weights)
+    return network, manifest_of(saved["plan"], saved["about"], known)
+
+
+def reference(num_inputs: int, hidden_size: int, num_layers: int, seed: int) -> tuple[Network, Manifest]:
+    """Makes the benchmark network: an LSTM, a dense layer of 16 with ReLU, one output, no scaling, no time.
+
+    Its state is h and c alone. A forecast feeds each prediction back as the first input and zeros as the others.
+    """
+    try:
+        architecture = Architecture(
+            num_inputs,
+            1,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            head_size=16,
+            head_steps=1,
+            scaled=False,
+            offsets=False,
+        )
+    except ValueError as error:
+        raise OptionError(str(error)) from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Network(architecture)
+    manifest = Manifest(
+        name="reference",
+        version="1",
+        description="Random weights of a usual size, for benchmarks; its predictions mean nothing.",
+        attribution="none: random weights",
+        inputs=tuple(Column(f"input_{i}", "") for i in range(num_inputs)),
+        outputs=(Output("value", "input_0", "mean", None, "", 1),),
+        state=layout_of(state_layout(architecture)),
+        uses_time=False,
+        step_interval_seconds=0.0,
+        training={"seed": seed, "torch": torch.__version__},
+    )
+    return network, manifest

@@ -1,0 +1,203 @@
+"""Owns the fitting of a network to rows of a series: streams, truncated back-propagation, averaging, early stopping.
+
+Knows nothing of files or reports. Everything random follows from the recipe's seed and the epoch's number, so a fit
+that is taken up again from its saved state goes on as if it had never stopped.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.datasets import Series
+from model.network import Network
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Holds the choices that a fit depends on, beside the architecture and the rows."""
+
+    seed: int = 0
+    max_epochs: int = 160
+    patience_epochs: int = 40
+    num_streams: int = 16
+    """Parallel contiguous pieces of the series, each with its own carried state."""
+    window_steps: int = 24
+    """Steps back through which gradients flow; the state itself is carried on."""
+    burn_in_steps: int = 48
+    """First steps of each stream, whose zero state no serving session would have: they count for no loss."""
+    learning_rate: float = 1e-2
+    """The peak; it falls to a twentieth by a cosine over max_epochs."""
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    input_noise: float = 0.05
+    """Standard deviation of noise on the scaled inputs."""
+    averaging: float = 0.995
+    """Decay, per update, of the exponential average of the weights, which is what is judged and kept."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Holds a series as tensors: x (N, F) in plain units, time (N) Unix ns."""
+
+    x: Tensor
+    time: Tensor
+
+    @classmethod
+    def of(cls, series: Series) -> "Rows":
+        """Copies a series."""
+        return cls(torch.from_numpy(series.values.copy()), torch.from_numpy(series.times_ns.copy()))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def set_scaling(network: Network, x: Tensor) -> None:
+    """Takes mean and standard deviation of the inputs (N, F); a constant column is scaled by one."""
+    network.mean.copy_(x.double().mean(0))
+    deviation = x.double().std(0, correction=0)
+    network.scale.copy_(torch.where(deviation > 0, deviation, torch.ones_like(deviation)))
+
+
+def horizon_weights(network: Network, x: Tensor) -> Tensor:
+    """Weighs each direct step by how much the series changes over it, so that all count alike: (K, 1), mean one."""
+    outputs = x[:, : network.num_outputs] / network.scale[: network.num_outputs]
+    steps = range(1, network.head_steps + 1)
+    changes = torch.stack(
+        [(outputs[k:] - outputs[:-k]).abs().mean() if k < len(x) else torch.ones(()) for k in steps]
+    )
+    weights = 1.0 / changes.clamp(min=1e-3)
+    return (weights / weights.mean()).unsqueeze(1)
+
+
+class Fit:
+    """Fits a network to rows by epochs; `network` is what learns, `average` what is judged."""
+
+    def __init__(self, network: Network, rows: Rows, recipe: Recipe) -> None:
+        if len(rows) // recipe.num_streams <= recipe.burn_in_steps:
+            raise ValueError(
+                f"{len(rows)} rows in {recipe.num_streams} streams leave nothing after {recipe.burn_in_steps} steps of burn-in"
+            )
+        self.recipe = recipe
+        self.rows = rows
+        self.network = network
+        set_scaling(network, rows.x)
+        self.weights = horizon_weights(network, rows.x)
+        self.average = copy.deepcopy(network)
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self.num_epochs = 0
+        self.num_updates = 0
+
+    def run_epoch(self) -> float:
+        """Goes once through the rows and returns the mean training loss."""
+        losses: list[float] = []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed * 1_000_003 + self.num_epochs)
+            self._set_learning_rate()
+            self.network.train()
+            for loss in self._losses():
+                self._update(loss)
+                losses.append(loss.item())
+        self.num_epochs += 1
+        return sum(losses) / len(losses)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that a later `load_state_dict` needs to go on."""
+        return {
+            "network": copy.deepcopy(self.network.state_dict()),
+            "average": copy.deepcopy(self.average.state_dict()),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "num_epochs": self.num_epochs,
+            "num_updates": self.num_updates,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Takes up what `state_dict` returned."""
+        self.network.load_state_dict(saved["network"])
+        self.average.load_state_dict(saved["average"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.num_epochs, self.num_updates = saved["num_epochs"], saved["num_updates"]
+
+    def _set_learning_rate(self) -> None:
+        progress = min(self.num_epochs / self.recipe.max_epochs, 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate * (
+                0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * progress))
+            )
+
+    def _losses(self) -> Iterator[Tensor]:
+        """Yields the loss of each window, with the state carried over from the one before."""
+        length = len(self.rows) // self.recipe.num_streams
+        shift = int(torch.randint(length, ()))
+        num_streams = self.recipe.num_streams - (1 if shift else 0)
+        starts = torch.arange(num_streams) * length + shift  # (B)
+        state = torch.zeros(num_streams, self.network.state_size)
+        for first in range(0, length, self.recipe.window_steps):
+            steps = torch.arange(first, min(first + self.recipe.window_steps, length))  # (T)
+            index = starts + steps.unsqueeze(1)  # (T, B)
+            counted = (steps >= self.recipe.burn_in_steps).view(-1, 1, 1, 1)
+            predicted, state = self._predict(index, state)
+            state = state.detach()
+            if bool(counted.any()):
+                yield window_loss(self.network, self.rows.x, index, predicted, counted, self.weights)
+
+    def _predict(self, index: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicts all direct steps after each row of index (T, B): (T, B, K, O), and the state (B, S)."""
+        network = self.network
+        x = self.rows.x[index.flatten()]  # (T·B, F)
+        noisy = (
+            x + self.recipe.input_noise * network.scale * torch.randn_like(x)
+            if self.recipe.input_noise
+            else x
+        )
+        z = network.features(noisy, self.rows.time[index.flatten()])
+        z, state = network.unroll(z, x, torch.full((index.size(1),), index.size(0)), state)
+        return network.all_values(z, x).view(*index.shape, network.head_steps, -1), state
+
+    def _update(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        self.num_updates += 1
+        # The average forgets its random beginning first: an early update weighs as in a plain mean.
+        decay = min(self.recipe.averaging, self.num_updates / (self.num_updates + 10))
+        with torch.no_grad():
+            for mean, weight in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                mean.lerp_(weight, 1.0 - decay)
+
+
+def window_loss(
+    network: Network, x: Tensor, index: Tensor, predicted: Tensor, counted: Tensor, weights: Tensor
+) -> Tensor:
+    """Returns the mean absolute error, scaled, of predictions (T, B, K, O) made after rows index (T, B) of x (N, F).
+
+    Only targets within x and steps where `counted` (T, 1, 1, 1) holds take part; weights (K, 1) weigh the steps ahead.
+    """
+    targets = index.unsqueeze(-1) + torch.arange(1, network.head_steps + 1)  # (T, B, K)
+    within = (targets < len(x)).unsqueeze(-1) & counted  # (T, B, K, 1)
+    actual = x[targets.clamp(max=len(x) - 1), : network.num_outputs]  # (T, B, K, O)
+    error = (predicted - actual).abs() / network.scale[: network.num_outputs] * weights
+    return (error * within).sum() / (within.sum().clamp(min=1) * network.num_outputs)
+
+
+@torch.no_grad()
+def validation_loss(network: Network, rows: Rows, first: int, prime_steps: int, weights: Tensor) -> float:
+    """Returns the loss of forecasts made after rows `first` and later, the rows before them only priming the state."""
+    network.eval()
+    begin = max(0, first - prime_steps)
+    x = rows.x[begin:].repeat_interleave(4, dim=0)  # one stream, as four rows: (T·4, F)
+    z = network.features(x, rows.time[begin:].repeat_interleave(4))
+    z, _ = network.unroll(z, x, torch.full((4,), len(rows) - begin), torch.zeros(4, network.state_size))
+    index = torch.arange(first, len(rows) - 1).unsqueeze(1)  # (T, 1)
+    kept = slice((first - begin) * 4, (len(rows) - 1 - begin) * 4, 4)
+    predicted = network.all_values(z[kept], x[kept]).unsqueeze(1)  # (T, 1, K, O)
+    return window_loss(
+        network, rows.x, index, predicted, torch.ones(1, 1, 1, 1, dtype=torch.bool), weights
+    ).item()

@@ -1,0 +1,296 @@
+"""Owns the network that becomes the artifact: scaling, calendar, a stack of cells, a head for many horizons.
+
+Knows nothing of files, training or manifests.
+
+All methods are pure functions of rows. On the CPU a row's bits depend on nothing but that row, because
+(measured with torch 2.13 and MKL, one and two threads; tests/property/test_artifact_bits.py holds it):
+
+* products of float32 rows are the same for every number of rows that is a multiple of 4, and differ below and
+  between; so rows are padded to a multiple of 4;
+* products with fewer than 16 columns differ; so the hidden size and the head's rows are multiples of 16;
+* torch.sigmoid rounds differently in the last numel % 32 elements; the same multiples leave no such rest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor, nn
+
+from model.calendars import NUM_FEATURES, WEEK_NS, calendar_table, slot_ns_of
+from model.cells import CELL_STATE_KINDS, CELLS, RecurrentCell
+
+ROW_MULTIPLE = 4
+COLUMN_MULTIPLE = 16
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Describes a network's shape; the weights and the scaling come from training."""
+
+    num_inputs: int
+    num_outputs: int
+    """The outputs are predictions of the first `num_outputs` inputs."""
+    interval_ns: int = 0
+    """0 where the series has no fixed interval."""
+    uses_time: bool = False
+    cell: str = "lstm"
+    hidden_size: int = 128
+    num_layers: int = 1
+    head_size: int = 0
+    """Width of the head's hidden layer, ReLU; 0 for a linear head."""
+    head_steps: int = 48
+    """Steps ahead that the head predicts directly."""
+    scaled: bool = True
+    offsets: bool = True
+    """The head predicts differences from the last value, which the state then holds."""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.cell not in CELLS:
+            raise ValueError(f"cell: {self.cell!r} is not one of {', '.join(CELLS)}")
+        if self.hidden_size < 1 or self.hidden_size % COLUMN_MULTIPLE:
+            raise ValueError(f"hidden size: {self.hidden_size} is not a multiple of {COLUMN_MULTIPLE}")
+        if self.head_size % COLUMN_MULTIPLE:
+            raise ValueError(f"head size: {self.head_size} is not a multiple of {COLUMN_MULTIPLE}")
+        if not 1 <= self.num_outputs <= self.num_inputs:
+            raise ValueError(f"outputs: {self.num_outputs} of {self.num_inputs} inputs")
+        if self.num_layers < 1 or self.head_steps < 1 or self.head_size < 0:
+            raise ValueError("layers and head steps must be at least 1, the head size at least 0")
+        if self.uses_time and self.interval_ns < 1:
+            raise ValueError("a network that uses time needs the interval of its series")
+
+
+def _multiple(count: int, of: int) -> int:
+    return -(-count // of) * of
+
+
+def _missing_rows(rows: int) -> int:
+    return (4 - rows % 4) % 4
+
+
+def _padded(rows: Tensor, missing: int) -> Tensor:
+    if missing == 0:
+        return rows
+    return torch.cat([rows, rows.new_zeros([missing] + list(rows.shape[1:]))])  # noqa: RUF005 (TorchScript)
+
+
+class Network(nn.Module):
+    """Predicts a series step by step from a flat row of state; the artifact is this module, scripted.
+
+    Shapes: B rows, T time steps, F inputs, O outputs, S state, H hidden, K steps that the head predicts.
+    The state row holds h (and c) of each layer, then the last input where the head predicts offsets from it.
+    """
+
+    if TYPE_CHECKING:
+        cells: Sequence[RecurrentCell]
+
+    num_inputs: Final[int]
+    num_outputs: Final[int]
+    hidden_size: Final[int]
+    head_steps: Final[int]
+    interval_ns: Final[int]
+    slot_ns: Final[int]
+    week_ns: Final[int]
+    uses_time: Final[bool]
+    scaled: Final[bool]
+    offsets: Final[bool]
+    has_dense: Final[bool]
+    has_cell_state: Final[bool]
+    state_size: Final[int]
+    next_rows: Final[int]
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        a = architecture
+        self.num_inputs, self.num_outputs, self.hidden_size = a.num_inputs, a.num_outputs, a.hidden_size
+        self.head_steps, self.interval_ns, self.week_ns = a.head_steps, a.interval_ns, WEEK_NS
+        self.uses_time, self.scaled, self.offsets, self.has_dense = (
+            a.uses_time,
+            a.scaled,
+            a.offsets,
+            a.head_size > 0,
+        )
+        self.has_cell_state = a.cell in CELL_STATE_KINDS
+        self.state_size = sum(size for _, size in state_layout(a))
+        self.slot_ns = slot_ns_of(a.interval_ns) if a.uses_time else 1
+        widths = [a.num_inputs + (NUM_FEATURES if a.uses_time else 0)] + [a.hidden_size] * (a.num_layers - 1)
+        cells = nn.ModuleList(CELLS[a.cell](width, a.hidden_size) for width in widths)
+        self.cells = cells  # type: ignore[assignment]  # a sequence of cells to the type checker
+        self.dense = nn.Linear(a.hidden_size, a.head_size) if a.head_size else nn.Identity()
+        self.next_rows = _multiple(a.num_outputs, COLUMN_MULTIPLE)
+        self.head = nn.Linear(
+            a.head_size or a.hidden_size, _multiple(a.head_steps * a.num_outputs, COLUMN_MULTIPLE)
+        )
+        self.dropout = nn.Dropout(a.dropout)
+        self.register_buffer("mean", torch.zeros(a.num_inputs))
+        self.register_buffer("scale", torch.ones(a.num_inputs))
+        table = torch.from_numpy(calendar_table(self.slot_ns)) if a.uses_time else torch.zeros(0)
+        self.register_buffer("calendar", table)
+        self.mean: Tensor
+        self.scale: Tensor
+        self.calendar: Tensor
+
+    @torch.jit.export
+    def step(self, x: Tensor, time: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Applies one time step to every row.
+
+        x (B, F), time (B) Unix ns, state (B, S) give the next step's prediction (B, O) and the new state (B, S).
+        """
+        num_rows = x.size(0)
+        missing = _missing_rows(num_rows)
+        x, state = _padded(x, missing), _padded(state, missing)
+        parts: list[Tensor] = []
+        z = self.features(x, _padded(time, missing))  # (B, I)
+        offset = 0
+        for cell in self.cells:
+            h, c, offset = self.carried(state, offset)
+            h, c = cell(cell.project(z), h, c)
+            parts.append(h)
+            if self.has_cell_state:
+                parts.append(c)
+            z = h
+        if self.offsets:
+            parts.append(x)
+        return self.next_value(z, x)[:num_rows], torch.cat(parts, 1)[:num_rows]
+
+    @torch.jit.export
+    def scan(self, x: Tensor, time: Tensor, lengths: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Applies the first lengths[b] time steps to each row b, to the bit as `step` would one by one.
+
+        x (B, T, F), time (B, T) Unix ns, lengths (B) from 0 to T, state (B, S) give the next-step predictions
+        (B, T, O), zeros past a row's length, and the state after it (B, S).
+        """
+        num_rows, num_steps = x.size(0), x.size(1)
+        if num_rows == 0 or num_steps == 0:
+            return x.new_zeros([num_rows, num_steps, self.num_outputs]), state.clone()
+        missing = _missing_rows(num_rows)
+        x, time, lengths = _padded(x, missing), _padded(time, missing), _padded(lengths, missing)
+        steps = x.transpose(0, 1).reshape(-1, self.num_inputs)  # (T·B, F)
+        z = self.features(steps, time.t().reshape(-1))  # (T·B, I)
+        z, state = self.unroll(z, steps, lengths, _padded(state, missing))  # (T·B, H), (B, S)
+        y = self.next_value(z, steps).view(num_steps, -1, self.num_outputs).transpose(0, 1)  # (B, T, O)
+        applied = torch.arange(num_steps, device=x.device).unsqueeze(0) < lengths.unsqueeze(1)  # (B, T)
+        y = torch.where(applied.unsqueeze(2), y, torch.zeros_like(y))
+        return y[:num_rows].contiguous(), state[:num_rows]
+
+    @torch.jit.export
+    def forecast(self, state: Tensor, time: Tensor, horizon: int, future: Tensor) -> Tensor:
+        """Predicts `horizon` steps ahead from the state alone, which stays as it was.
+
+        state (B, S) after at least one step, time (B) of the last step give (B, horizon, O). Past the steps that the
+        head predicts directly, the predictions are fed back as inputs; an input that is no output is fed its mean.
+        """
+        num_rows = state.size(0)
+        missing = _missing_rows(num_rows)
+        state, time = _padded(state, missing), _padded(time, missing)
+        parts = [self.direct(state)]  # (B, K, O)
+        known = self.head_steps
+        while known < horizon:
+            x = self.inputs_from(parts[-1])  # (B, K, F)
+            ahead = torch.arange(1, self.head_steps + 1, device=time.device) * self.interval_ns  # (K)
+            times = time.unsqueeze(1) + ahead  # (B, K)
+            time = times[:, -1]
+            steps = x.transpose(0, 1).reshape(-1, self.num_inputs)  # (K·B, F)
+            lengths = torch.full_like(time, self.head_steps)
+            _, state = self.unroll(self.features(steps, times.t().reshape(-1)), steps, lengths, state)
+            parts.append(self.direct(state))
+            known += self.head_steps
+        return torch.cat(parts, 1)[:num_rows, :horizon].contiguous()
+
+    def features(self, x: Tensor, time: Tensor) -> Tensor:
+        """Scales x (N, F) and adds the calendar of time (N): (N, I)."""
+        if self.scaled:
+            x = (x - self.mean) / self.scale
+        if self.uses_time:
+            slot = torch.remainder(time, self.week_ns).div(self.slot_ns, rounding_mode="floor")  # (N)
+            x = torch.cat([x, self.calendar[slot]], 1)
+        return x
+
+    def carried(self, state: Tensor, offset: int) -> tuple[Tensor, Tensor, int]:
+        """Reads a layer's h and c, (B, H) each, at the offset; a cell without a cell state gets h for c."""
+        end = offset + self.hidden_size
+        h = state[:, offset:end]
+        if not self.has_cell_state:
+            return h, h, end
+        return h, state[:, end : end + self.hidden_size], end + self.hidden_size
+
+    def unroll(self, z: Tensor, x: Tensor, lengths: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs the cells over features z (T·B, I) of inputs x (T·B, F): the top layer's h (T·B, H), the state (B, S)."""
+        num_rows = state.size(0)
+        num_steps = z.size(0) // num_rows
+        shortest = int(lengths.min())
+        parts: list[Tensor] = []
+        offset = 0
+        for cell in self.cells:
+            h, c, offset = self.carried(state, offset)
+            projected = cell.project(z).view(num_steps, num_rows, -1)  # (T, B, gates·H)
+            hs: list[Tensor] = []
+            for t in range(num_steps):
+                next_h, next_c = cell(projected[t], h, c)
+                if t >= shortest:
+                    applied = (lengths > t).unsqueeze(1)  # (B, 1)
+                    next_h, next_c = torch.where(applied, next_h, h), torch.where(applied, next_c, c)
+                h, c = next_h, next_c
+                hs.append(h)
+            parts.append(h)
+            if self.has_cell_state:
+                parts.append(c)
+            z = torch.cat(hs)  # (T·B, H)
+        if self.offsets:
+            parts.append(self.last_input(x.view(num_steps, num_rows, -1), lengths, state[:, offset:]))
+        return z, torch.cat(parts, 1)
+
+    def last_input(self, x: Tensor, lengths: Tensor, earlier: Tensor) -> Tensor:
+        """Picks each row's last applied input from x (T, B, F), or the earlier one (B, F) where none was: (B, F)."""
+        last = (lengths - 1).clamp(min=0).view(1, -1, 1).expand(1, x.size(1), x.size(2))
+        return torch.where((lengths > 0).unsqueeze(1), x.gather(0, last).squeeze(0), earlier)
+
+    def hidden(self, z: Tensor) -> Tensor:
+        """Passes the top layer's h (N, H) through the head's hidden layer, where there is one."""
+        z = self.dropout(z)
+        if self.has_dense:
+            z = torch.relu(self.dense(z))
+        return z
+
+    def next_value(self, z: Tensor, x: Tensor) -> Tensor:
+        """Predicts the next step only, from h (N, H) and the input x (N, F): (N, O)."""
+        weight, bias = self.head.weight[: self.next_rows], self.head.bias[: self.next_rows]
+        y = torch.addmm(bias, self.hidden(z), weight.t())[:, : self.num_outputs]
+        return self.in_units(y, x)
+
+    def all_values(self, z: Tensor, x: Tensor) -> Tensor:
+        """Predicts all direct steps, from h (N, H) and the input x (N, F): (N, K, O)."""
+        y = torch.addmm(self.head.bias, self.hidden(z), self.head.weight.t())  # (N, at least K·O)
+        y = y[:, : self.head_steps * self.num_outputs].view(-1, self.head_steps, self.num_outputs)
+        return self.in_units(y, x.unsqueeze(1))
+
+    def in_units(self, y: Tensor, x: Tensor) -> Tensor:
+        """Turns the head's result (…, O) into plain units, given the last input (…, F)."""
+        if self.scaled:
+            y = y * self.scale[: self.num_outputs]
+        if self.offsets:
+            return y + x[..., : self.num_outputs]
+        return y + self.mean[: self.num_outputs] if self.scaled else y
+
+    def direct(self, state: Tensor) -> Tensor:
+        """Predicts all direct steps from the state (B, S): (B, K, O)."""
+        end = state.size(1) - (self.num_inputs if self.offsets else 0)
+        top = end - self.hidden_size * (2 if self.has_cell_state else 1)
+        return self.all_values(state[:, top : top + self.hidden_size], state[:, end:])
+
+    def inputs_from(self, y: Tensor) -> Tensor:
+        """Makes inputs (B, K, F) of predictions (B, K, O): an input that is no output gets its mean."""
+        if self.num_inputs == self.num_outputs:
+            return y
+        rest = self.mean[self.num_outputs :].expand(y.size(0), y.size(1), -1)
+        return torch.cat([y, rest], 2)
+
+
+def state_layout(architecture: Architecture) -> list[tuple[str, int]]:
+    """Lists the parts of a state row in order, by name and size."""
+    names = ["h", "c"] if architecture.cell in CELL_STATE_KINDS else ["h"]
+    layers = range(architecture.num_layers)
+    layout = [(f"layers.{i}.{name}", architecture.hidden_size) for i in layers for name in names]
+    return [*layout, ("last_x", architecture.num_inputs)] if architecture.offsets else layout

@@ -1,0 +1,128 @@
+"""The columns of one cell call: gathered from steps and pieces of blocks, and handed back to them.
+
+Row b of the columns is one session's next `lengths[b]` steps. Does not know sessions' bookkeeping or tensors.
+"""
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from service.admission import Admission
+from service.errors import StreamcellError, invalid_argument
+from service.scheduler import Piece
+from service.sessions import Float32s, Int64s
+from service.work import Step
+
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """Where a piece lies in the columns: its entries [n] and the rows of its block [n, T]."""
+
+    piece: Piece
+    entries: Int64s
+    lengths: Int64s
+    rows: Int64s
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Columns:
+    """One call's input: the single steps first, then the parts in order."""
+
+    steps: list[Step]
+    parts: list[Part]
+    slots: Int64s  # (B,)
+    lengths: Int64s  # (B,)
+    x: Float32s  # (B, T, F)
+    times: Int64s  # (B, T), what the model gets
+    given_times: Int64s  # (B, T), what the requests said
+
+
+def gather(steps: list[Step], pieces: list[Piece], admission: Admission, num_inputs: int) -> Columns | None:
+    """Returns the columns of admitted steps and pieces; None where no row is left to run."""
+    parts = [part for piece in pieces if (part := _part(piece)) is not None]
+    longest = max((part.rows.shape[1] for part in parts), default=1)
+    rows = [_widen(part.rows, longest) for part in parts]  # (n, T) each
+    count = len(steps)
+    x = np.frombuffer(bytearray().join([step.x for step in steps]), np.float32)
+    slots = [np.array([step.slot for step in steps], np.int64)]
+    lengths = [np.ones(count, np.int64)]
+    xs = [x.reshape(count, 1, num_inputs)]
+    times = [np.array([step.run_time for step in steps], np.int64)[:, None]]
+    given = [np.array([step.time for step in steps], np.int64)[:, None]]
+    for part, these in zip(parts, rows, strict=True):
+        block = part.piece.block
+        slots.append(block.slots[part.entries])
+        lengths.append(part.lengths)
+        xs.append(block.x[these])
+        times.append(admission.run_times(block, part.entries, these))
+        given.append(admission.given_times(block, these))
+    if not steps:  # their columns are one step wide, and nothing is in them
+        xs, times, given = xs[1:], times[1:], given[1:]
+    if not xs:
+        return None
+    return Columns(
+        steps,
+        parts,
+        slots=np.concatenate(slots),
+        lengths=np.concatenate(lengths),
+        x=np.concatenate(xs),
+        times=np.concatenate(times),
+        given_times=np.concatenate(given),
+    )
+
+
+def hand_back(columns: Columns, y: Float32s, applied: Flags) -> None:
+    """Gives each step and block its predictions, or the error of a row that was not applied.
+
+    Args:
+        y: [B, T, O].
+        applied: [B].
+    """
+    count = len(columns.steps)
+    for step, values, is_applied in zip(columns.steps, y[:count, 0].tolist(), applied.tolist(), strict=False):
+        if is_applied:
+            step.y = values  # as Python floats, exactly the float32 values
+        else:
+            step.error = out_of_range("x")
+    at = count
+    for part in columns.parts:
+        until = at + len(part.entries)
+        _hand_back_part(part, y[at:until], applied[at:until])
+        at = until
+
+
+def out_of_range(field: str) -> StreamcellError:
+    """Returns the error for an input that the model has no finite answer to."""
+    return invalid_argument(
+        field,
+        "the model has no finite prediction for it; it was not applied and the session stands as it was",
+    )
+
+
+def _part(piece: Piece) -> Part | None:
+    block = piece.block
+    left = block.totals[piece.entries] - piece.offset
+    entries, left = piece.entries[left > 0], left[left > 0]
+    if not len(entries):
+        return None
+    lengths = np.minimum(left, piece.length)
+    # Past an entry's length its last row stands again: of no effect, and finite.
+    ahead = np.minimum(np.arange(int(lengths.max())), lengths[:, None] - 1)  # (n, T)
+    rows = block.starts[entries][:, None] + piece.offset + ahead  # (n, T)
+    return Part(piece, entries, lengths, rows)
+
+
+def _widen(rows: Int64s, length: int) -> Int64s:
+    return np.pad(rows, ((0, 0), (0, length - rows.shape[1])), mode="edge")
+
+
+def _hand_back_part(part: Part, y: Float32s, applied: Flags) -> None:
+    block = part.piece.block
+    filled = (np.arange(part.rows.shape[1]) < part.lengths[:, None]) & applied[:, None]  # (n, T)
+    block.y[part.rows[filled]] = y[:, : part.rows.shape[1]][filled]
+    block.num_applied[part.entries[applied]] += part.lengths[applied]
+    for entry in part.entries[~applied].tolist():
+        block.fail(entry, out_of_range("x_raw"))

@@ -1,0 +1,138 @@
+"""The portable front: grpcio's asyncio server carries the bytes.
+
+Knows gRPC's server, not what the methods do; the only module that does.
+"""
+
+import asyncio
+import pathlib
+from typing import Any, cast
+
+import grpc
+from grpc import aio
+
+from service.config import Address, Config
+from service.errors import ConfigError
+from service.rpc import Call, RefusedError, Router, Status, Stream, Streaming, Unary
+
+_DETAILS_KEY = "grpc-status-details-bin"
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+# Messages somewhat over the bound still arrive, to be refused with their reason; gRPC itself stops the rest.
+_HARD_LIMIT_FACTOR = 4
+
+
+class GrpcioFront:
+    """One listening server over a router's methods."""
+
+    def __init__(self, router: Router, settings: Config) -> None:
+        self._router = router
+        self._server = aio.server(options=_options(settings))
+        self._server.add_generic_rpc_handlers((_Handlers(router),))
+        self._settings = settings
+
+    async def start(self) -> Address:
+        """Begins to serve and returns where, with the port that 0 stood for.
+
+        Raises:
+            ConfigError: the address is taken or not this machine's, or a TLS file cannot be used.
+        """
+        wanted = self._settings.listen
+        try:
+            if self._settings.tls_cert:
+                port = self._server.add_secure_port(str(wanted), _credentials(self._settings))
+            else:
+                port = self._server.add_insecure_port(str(wanted))
+        except RuntimeError:
+            raise ConfigError(
+                f"--listen: cannot listen on {wanted}: is it taken, or another machine's?"
+            ) from None
+        await self._server.start()
+        return Address(wanted.host, port)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Takes no new calls, gives those under way `grace_seconds`, then cancels them."""
+        await self._server.stop(grace_seconds)
+
+
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs alone
+    """Finds the handler of a path; a path without one is UNIMPLEMENTED."""
+
+    def __init__(self, router: Router) -> None:
+        self._handlers = {path: _handler(router, method) for path, method in router.methods.items()}
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        return self._handlers.get(handler_call_details.method)
+
+
+def _handler(router: Router, method: "Unary[Any] | Streaming") -> "grpc.RpcMethodHandler[Any, Any]":
+    if isinstance(method, Unary):
+        return grpc.unary_unary_rpc_method_handler(_answer_unary(router, method))
+    return grpc.stream_stream_rpc_method_handler(_carry_stream(router, method))
+
+
+def _answer_unary(router: Router, method: "Unary[Any]") -> Any:
+    async def answer(raw: bytes, context: "aio.ServicerContext[bytes, bytes]") -> bytes:
+        try:
+            return await router.answer(method, raw, _call(context))
+        except RefusedError as refused:
+            await _abort(context, refused.status)
+            raise AssertionError from None  # abort has raised
+
+    return answer
+
+
+def _carry_stream(router: Router, method: Streaming) -> Any:
+    async def carry(_: Any, context: "aio.ServicerContext[bytes, bytes]") -> None:
+        stream = router.open(method, _call(context))
+        reader = asyncio.create_task(_read(stream, context))
+        try:
+            while (message := await stream.next_message()) is not None:
+                await context.write(message)
+            if stream.status is not None:
+                await _abort(context, stream.status)
+        finally:
+            reader.cancel()
+            router.close(stream)
+
+    return carry
+
+
+async def _read(stream: Stream, context: "aio.ServicerContext[bytes, bytes]") -> None:
+    while isinstance(raw := cast(object, await context.read()), bytes):  # else it is the end
+        stream.receive(raw)
+        if stream.is_full:
+            await stream.room()
+    stream.half_close()
+
+
+async def _abort(context: "aio.ServicerContext[bytes, bytes]", status: Status) -> None:
+    details = ((_DETAILS_KEY, status.details),)
+    await context.abort(_CODES[status.code], status.message, details)
+
+
+def _call(context: "aio.ServicerContext[bytes, bytes]") -> Call:
+    names = list(context.auth_context().get("x509_common_name", []))
+    principal = names[0].decode(errors="replace").replace("\0", "") if names else ""
+    return Call(principal=principal, peer=context.peer())
+
+
+def _credentials(settings: Config) -> grpc.ServerCredentials:
+    paths = (settings.tls_key, settings.tls_cert, settings.tls_client_ca)
+    try:
+        key, cert, client_ca = (pathlib.Path(path).read_bytes() if path else None for path in paths)
+    except OSError as error:
+        raise ConfigError(f"--tls-*: {error.filename}: {error.strerror}") from None
+    return grpc.ssl_server_credentials(
+        [(key or b"", cert or b"")], client_ca, require_client_auth=client_ca is not None
+    )
+
+
+def _options(settings: Config) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # else a second server would silently share the port
+        ("grpc.max_receive_message_length", _HARD_LIMIT_FACTOR * settings.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ]

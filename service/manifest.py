@@ -1,0 +1,133 @@
+"""The manifest of an artifact, read and checked: what a row of input, output and state means.
+
+Owns the format's meaning on the service's side. Does not know TorchScript, nor who wrote the file.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+FORMAT_VERSION = 1
+
+
+class ManifestError(ValueError):
+    """The manifest is damaged, or of another format version; the message says what is wrong."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Variable:
+    """One named value of a row; the fields are those of the API's Variable."""
+
+    name: str
+    unit: str = ""
+    target: str = ""
+    role: str = ""
+    quantile: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StateField:
+    """A part of the state row: `size` float32 values from `offset` on."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Manifest:
+    """What an artifact says of itself; `text` is the JSON it came from."""
+
+    name: str
+    version: str
+    description: str
+    inputs: tuple[Variable, ...]
+    outputs: tuple[Variable, ...]
+    future: tuple[Variable, ...]
+    state_size: int
+    state_layout: tuple[StateField, ...]
+    uses_time: bool
+    step_interval_seconds: float
+    text: str
+
+    @property
+    def step_interval_ns(self) -> int:
+        """The step interval in nanoseconds; 0 where the series has none."""
+        return round(self.step_interval_seconds * 1e9)
+
+
+def parse(text: str) -> Manifest:
+    """Returns the manifest that `text` (JSON) holds.
+
+    Raises:
+        ManifestError: it is not JSON, of another format version, or a part is missing or contradicts another.
+    """
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise ManifestError(f"the manifest is not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ManifestError("the manifest is not a JSON object")
+    found = raw.get("format_version")
+    if found != FORMAT_VERSION:
+        raise ManifestError(
+            f"format_version is {found!r}; this server reads {FORMAT_VERSION}: export it again"
+        )
+    try:
+        return _build(raw, text)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ManifestError):
+            raise
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ManifestError(f"the manifest is damaged: {what}") from None
+
+
+def _build(raw: dict[str, Any], text: str) -> Manifest:
+    manifest = Manifest(
+        name=str(raw["name"]),
+        version=str(raw["version"]),
+        description=str(raw.get("description", "")),
+        inputs=_variables(raw, "inputs"),
+        outputs=_variables(raw, "outputs"),
+        future=_variables(raw, "future"),
+        state_size=int(raw["state"]["size"]),
+        state_layout=tuple(
+            StateField(str(part["name"]), int(part["offset"]), int(part["size"]))
+            for part in raw["state"]["layout"]
+        ),
+        uses_time=bool(raw["uses_time"]),
+        step_interval_seconds=float(raw["step_interval_seconds"]),
+        text=text,
+    )
+    _check(manifest)
+    return manifest
+
+
+def _variables(raw: dict[str, Any], key: str) -> tuple[Variable, ...]:
+    rows = tuple(
+        Variable(
+            name=str(row["name"]),
+            unit=str(row.get("unit") or ""),
+            target=str(row.get("target") or ""),
+            role=str(row.get("role") or ""),
+            quantile=float(row.get("quantile") or 0.0),
+        )
+        for row in raw[key]
+    )
+    if len({row.name for row in rows}) < len(rows):
+        raise ManifestError(f"the manifest names one of its {key} twice")
+    return rows
+
+
+def _check(manifest: Manifest) -> None:
+    if not manifest.inputs or not manifest.outputs:
+        raise ManifestError("the manifest has no inputs or no outputs")
+    if manifest.step_interval_seconds < 0:
+        raise ManifestError("step_interval_seconds is negative")
+    offset = 0
+    for part in manifest.state_layout:
+        if part.offset != offset or part.size < 1:
+            raise ManifestError(f"state field {part.name!r} does not begin where the one before it ends")
+        offset += part.size
+    if offset != manifest.state_size:
+        raise ManifestError(f"the state fields cover {offset} values of {manifest.state_size}")

@@ -1,0 +1,288 @@
+"""Remote calls without a transport: methods as paths and behaviours over bytes, streams, and statuses.
+
+A front (layer 5) carries bytes between clients and this module; servicers (layer 4) say what a method does.
+A unary behaviour is a coroutine. A stream's behaviour is pushed to, message by message, and answers by
+`Stream.send` whenever it is ready, so that neither side waits for the other's pace; what is received and not
+yet answered is bounded. Does not know the engine nor any server library.
+"""
+
+import asyncio
+import dataclasses
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Generic, Protocol, TypeVar
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError, Message
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status as StatusMessage
+
+from service import errors, faults
+from service.errors import DOMAIN, StreamcellError
+
+Request = TypeVar("Request", bound=Message)
+CountError = Callable[[str, StreamcellError], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """What a behaviour may know of the caller; `principal` is empty for callers without a certificate."""
+
+    principal: str = ""
+    peer: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Status:
+    """How a call ends: a canonical code, a message, and `details` for grpc-status-details-bin."""
+
+    code: int
+    message: str
+    details: bytes
+
+
+class RefusedError(Exception):
+    """A call ended with an error; fronts send its `status`."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(status.message)
+        self.status = status
+
+
+def status_of(error: StreamcellError) -> Status:
+    """Returns an error as a status whose details hold google.rpc's ErrorInfo and, for a retry, RetryInfo."""
+    message = StatusMessage(code=error.code, message=error.message)
+    _pack(message, ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
+    if error.retry_delay_seconds:
+        delay = Duration()
+        delay.FromNanoseconds(round(error.retry_delay_seconds * 1e9))
+        _pack(message, RetryInfo(retry_delay=delay))
+    return Status(int(error.code), error.message, message.SerializeToString())
+
+
+def _pack(message: StatusMessage, detail: Message) -> None:
+    packed = AnyMessage()
+    packed.Pack(detail)
+    message.details.append(packed)
+
+
+def parse(request_type: type[Request], raw: bytes) -> Request:
+    """Returns the message in `raw`.
+
+    Raises:
+        StreamcellError: INVALID_ARGUMENT, it is not one.
+    """
+    try:
+        return request_type.FromString(raw)
+    except DecodeError:
+        name = request_type.DESCRIPTOR.full_name
+        raise errors.invalid_argument("message", f"not a {name}: its bytes cannot be parsed") from None
+
+
+class Unary(Generic[Request]):
+    """A method with one request and one response."""
+
+    def __init__(
+        self, path: str, request_type: type[Request], behaviour: Callable[[Request, Call], Awaitable[Message]]
+    ) -> None:
+        self.path = path
+        self._request_type = request_type
+        self._behaviour = behaviour
+
+    async def answer(self, raw: bytes, call: Call) -> bytes:
+        """Returns the response's bytes to a request's. Raises whatever the behaviour raises."""
+        return (await self._behaviour(parse(self._request_type, raw), call)).SerializeToString()
+
+
+class Conversation(Protocol):
+    """A stream's behaviour."""
+
+    def receive(self, raw: bytes) -> None:
+        """Takes the client's next message. A StreamcellError raised ends the stream with it."""
+
+    def stop(self, error: StreamcellError | None) -> None:
+        """Takes no more messages: ends the stream, with `error` if any, once everything asked is answered."""
+
+    def cancel(self) -> None:
+        """The client is gone: withdraws what has not begun. Nothing can be sent any more."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Streaming:
+    """A method whose client and server both stream; `open` begins its behaviour for one client."""
+
+    path: str
+    open: Callable[["Stream", Call], Conversation]
+
+
+class Stream:
+    """One client's stream, between the front that carries it and the behaviour that answers.
+
+    The front calls `receive`, `half_close` and `cancel`, and sends what `next_message` returns; after None it
+    ends the call with `status`. The behaviour calls `send` and `end`.
+    """
+
+    def __init__(
+        self, path: str, max_unanswered: int, check: Callable[[bytes], None], count_error: CountError
+    ) -> None:
+        self.path = path
+        self.status: Status | None = None
+        self.conversation: Conversation | None = None
+        self._max_unanswered = max_unanswered
+        self._check = check
+        self._count_error = count_error
+        self._outgoing: deque[bytes] = deque()
+        self._num_unanswered = 0
+        self._is_ended = False
+        self._writer: asyncio.Future[None] | None = None
+        self._reader: asyncio.Future[None] | None = None
+
+    # -- For fronts --------------------------------------------------------------------------------
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much is unanswered that the front must await `room` before it reads on."""
+        return self._num_unanswered >= self._max_unanswered
+
+    async def room(self) -> None:
+        """Waits until the stream is not full."""
+        while self.is_full and not self._is_ended:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+
+    def receive(self, raw: bytes) -> None:
+        """Hands a message of the client's to the behaviour."""
+        if self._is_ended or self.conversation is None:
+            return
+        self._num_unanswered += 1
+        try:
+            self._check(raw)
+            self.conversation.receive(raw)
+        except StreamcellError as error:
+            self.conversation.cancel()
+            self.end(error)
+        except Exception as exception:
+            self.conversation.cancel()
+            self.end(faults.report(exception))
+
+    def half_close(self) -> None:
+        """The client will send no more."""
+        if self.conversation is not None:
+            self.conversation.stop(None)
+
+    def cancel(self) -> None:
+        """The call is over, whatever ended it."""
+        self._is_ended = True
+        if self.conversation is not None:
+            self.conversation.cancel()
+        _wake(self._reader)
+        _wake(self._writer)
+
+    async def next_message(self) -> bytes | None:
+        """Returns the next message to send, None when the call is to end with `status`."""
+        while not self._outgoing:
+            if self._is_ended:
+                return None
+            self._writer = asyncio.get_running_loop().create_future()
+            await self._writer
+        self._num_unanswered -= 1
+        if self._reader is not None:
+            _wake(self._reader)
+        return self._outgoing.popleft()
+
+    # -- For behaviours ----------------------------------------------------------------------------
+
+    def send(self, raw: bytes) -> None:
+        """Sends a message, soon."""
+        self._outgoing.append(raw)
+        _wake(self._writer)
+
+    def end(self, error: StreamcellError | None = None) -> None:
+        """Ends the call after what was sent: with OK, or with an error."""
+        if self._is_ended:
+            return
+        self._is_ended = True
+        if error is not None:
+            self.status = status_of(error)
+            self.count(error)
+        _wake(self._reader)
+        _wake(self._writer)
+
+    def count(self, error: StreamcellError) -> None:
+        """Counts an error that is answered within the stream."""
+        self._count_error(self.path, error)
+
+
+def _wake(waiter: "asyncio.Future[None] | None") -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
+
+
+class Router:
+    """All methods of a server, by path, with what is common to them: size bound, errors, open streams.
+
+    Args:
+        methods: what is served.
+        max_message_bytes: the largest request.
+        max_stream_messages: messages of one stream that may be unanswered.
+        count_error: told the path and error of each call that ends with one.
+        count_streams: told how many streams are open.
+    """
+
+    def __init__(
+        self,
+        methods: "Iterable[Unary[Message] | Streaming]",
+        max_message_bytes: int,
+        max_stream_messages: int,
+        count_error: CountError,
+        count_streams: Callable[[int], None],
+    ) -> None:
+        self.methods: Mapping[str, Unary[Message] | Streaming] = {method.path: method for method in methods}
+        self._max_message_bytes = max_message_bytes
+        self._max_stream_messages = max_stream_messages
+        self._count_error = count_error
+        self._count_streams = count_streams
+        self._streams: set[Stream] = set()
+
+    async def answer(self, method: "Unary[Message]", raw: bytes, call: Call) -> bytes:
+        """Returns a unary response.
+
+        Raises:
+            RefusedError: the call ends with an error.
+        """
+        try:
+            self._check_size(raw)
+            return await method.answer(raw, call)
+        except StreamcellError as error:
+            raise self._refuse(method.path, error) from None
+        except Exception as exception:
+            raise self._refuse(method.path, faults.report(exception)) from None
+
+    def open(self, method: Streaming, call: Call) -> Stream:
+        """Begins a stream; the front must call `close` when the call is over."""
+        stream = Stream(method.path, self._max_stream_messages, self._check_size, self._count_error)
+        stream.conversation = method.open(stream, call)
+        self._streams.add(stream)
+        self._count_streams(len(self._streams))
+        return stream
+
+    def close(self, stream: Stream) -> None:
+        """Ends a stream's life, whatever ended the call."""
+        stream.cancel()
+        self._streams.discard(stream)
+        self._count_streams(len(self._streams))
+
+    def drain(self) -> None:
+        """Ends every stream, once what it was asked is answered, with a status that sends clients elsewhere."""
+        for stream in list(self._streams):
+            if stream.conversation is not None:
+                stream.conversation.stop(errors.draining())
+
+    def _check_size(self, raw: bytes) -> None:
+        if len(raw) > self._max_message_bytes:
+            raise errors.message_too_large(len(raw), self._max_message_bytes)
+
+    def _refuse(self, path: str, error: StreamcellError) -> RefusedError:
+        self._count_error(path, error)
+        return RefusedError(status_of(error))

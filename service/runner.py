@@ -1,0 +1,120 @@
+"""Runs one batch through the artifact: gather the state rows, one call, scatter them back.
+
+The only place where steps meet tensors. Does not know sessions, queues or callers.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from service.artifact import Artifact
+from service.sessions import Float32s, Int64s
+from service.state import StatePool
+
+Flags = npt.NDArray[np.bool_]
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Returns the device that `auto`, `cpu` or `cuda` means on this machine.
+
+    Raises:
+        RuntimeError: CUDA is asked for and not there.
+    """
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("CUDA is not available on this machine")
+    return torch.device(wanted)
+
+
+class Runner:
+    """The artifact over its pool of state rows.
+
+    A row whose prediction is not finite is not scattered: its session stays as it was. Everything is
+    computed before anything is written, so an exception leaves every state as it was.
+    """
+
+    def __init__(self, artifact: Artifact, capacity: int) -> None:
+        self.artifact = artifact
+        self._pool = StatePool(capacity, artifact.manifest.state_size, artifact.device)
+        self._device = artifact.device
+
+    def clear(self, slot: int) -> None:
+        """Puts a session's state to its start."""
+        self._pool.clear(slot)
+
+    @torch.inference_mode()
+    def step(self, slots: Int64s, x: Float32s, times: Int64s) -> tuple[Float32s, Flags]:
+        """Applies one step to each of B sessions.
+
+        Args:
+            slots: [B], each once.
+            x: [B, F].
+            times: [B], Unix ns.
+
+        Returns:
+            y [B, O], and which rows were applied [B].
+        """
+        rows = self._to_device(slots)
+        y, state = self.artifact.step(self._to_device(x), self._to_device(times), self._pool.gather(rows))
+        return self._commit(rows, state, y.cpu().numpy())
+
+    @torch.inference_mode()
+    def scan(self, slots: Int64s, x: Float32s, times: Int64s, lengths: Int64s) -> tuple[Float32s, Flags]:
+        """Applies lengths[b] steps to each of B sessions.
+
+        Args:
+            slots: [B], each once.
+            x: [B, T, F].
+            times: [B, T], Unix ns.
+            lengths: [B], 1 to T.
+
+        Returns:
+            y [B, T, O] (of no meaning past lengths), and which rows were applied [B].
+        """
+        rows = self._to_device(slots)
+        y, state = self.artifact.scan(
+            self._to_device(x), self._to_device(times), self._to_device(lengths), self._pool.gather(rows)
+        )
+        found: Float32s = y.cpu().numpy()
+        found[np.arange(x.shape[1]) >= lengths[:, None]] = 0.0
+        return self._commit(rows, state, found)
+
+    @torch.inference_mode()
+    def forecast(self, slot: int, time: int, horizon: int, future: Float32s) -> Float32s:
+        """Returns one session's forecast [H, O]; future is [H, K]. Its state stays as it was."""
+        state = self._pool.gather(torch.tensor([slot], device=self._device))
+        last = torch.tensor([time], device=self._device)
+        y = self.artifact.forecast(state, last, horizon, self._to_device(future[None]))
+        found: Float32s = y[0].cpu().numpy()
+        return found
+
+    def warm_up(self, max_batch: int, max_piece: int) -> None:
+        """Runs batches of every power of two, so that no client waits for a first time.
+
+        The states of slots 0 .. max_batch - 1 are left cleared.
+        """
+        num_inputs = len(self.artifact.manifest.inputs)
+        size = 1
+        while size <= max_batch:
+            slots, times = np.arange(size), np.zeros(size, np.int64)
+            for _ in range(3):  # TorchScript profiles the first call, compiles on the second
+                self.step(slots, np.zeros((size, num_inputs), np.float32), times)
+            size *= 2
+        x = np.zeros((1, max_piece, num_inputs), np.float32)
+        for _ in range(3):
+            self.scan(np.arange(1), x, np.zeros((1, max_piece), np.int64), np.full(1, max_piece))
+        for slot in range(size // 2):
+            self._pool.clear(slot)
+
+    def _commit(self, rows: torch.Tensor, state: torch.Tensor, y: Float32s) -> tuple[Float32s, Flags]:
+        applied: Flags = np.asarray(np.isfinite(y).reshape(len(y), -1).all(axis=1))
+        if applied.all():
+            self._pool.scatter(rows, state)
+        else:
+            chosen = self._to_device(np.flatnonzero(applied))
+            self._pool.scatter(rows[chosen], state[chosen])
+        return y, applied
+
+    def _to_device(self, column: npt.NDArray[np.float32] | npt.NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(column).to(self._device)

@@ -1,0 +1,229 @@
+"""Decides which steps run next: pure policy over the work that waits.
+
+Work on one session runs in the order it came, one piece at a time; across sessions whatever is ready goes
+into the next batch, and no step waits for a timer. Long inputs go in bounded pieces, so that single steps
+get in between. Does not know time, tensors, nor what becomes of the work.
+"""
+
+import dataclasses
+from collections import deque
+from typing import TypeVar
+
+import numpy as np
+
+from service.errors import overloaded
+from service.sessions import Int64s
+from service.work import AnyWork, Block, Control, Phase, Step
+
+_RETRY_SECONDS = 0.1  # a full queue drains in about this long
+_Started = TypeVar("_Started", Control, Step)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows of a block that run together: of `entries`, the time steps offset .. offset + length - 1."""
+
+    block: Block
+    entries: Int64s
+    offset: int
+    length: int
+    is_first: bool
+    """Whether it opens its group of entries: the moment to check their step indexes."""
+
+
+@dataclasses.dataclass(slots=True)
+class Batch:
+    """What one iteration runs. No session is in it twice."""
+
+    controls: list[Control]
+    steps: list[Step]
+    pieces: list[Piece]
+
+
+class Lanes:
+    """The order of work on each session: only the first in every lane it is in may run."""
+
+    def __init__(self, capacity: int) -> None:
+        self._taken = bytearray(capacity)
+        self._taken_column = np.frombuffer(self._taken, np.uint8)  # the same bytes, for blocks
+        self._waiting: dict[int, deque[AnyWork]] = {}
+
+    def is_taken(self, slot: int) -> bool:
+        """Tells whether any work is in a slot's lane."""
+        return self._taken[slot] != 0
+
+    def enter(self, work: AnyWork) -> bool:
+        """Puts work at the end of its lanes; tells whether it is first in all of them."""
+        if not isinstance(work, Block):
+            return self._enter_one(work.slot, work)
+        behind = work.slots[self._taken_column[work.slots] != 0]
+        for slot in behind.tolist():
+            self._enter_one(slot, work)
+        self._taken_column[work.slots] = 1
+        work.num_blockers = len(behind)
+        return not len(behind)
+
+    def _enter_one(self, slot: int, work: AnyWork) -> bool:
+        if not self._taken[slot]:
+            self._taken[slot] = 1
+            return True
+        self._waiting.setdefault(slot, deque()).append(work)
+        work.num_blockers = 1
+        return False
+
+    def leave(self, work: AnyWork) -> list[AnyWork]:
+        """Takes finished work out of its lanes; returns the work that became first everywhere by it."""
+        if not isinstance(work, Block):
+            return self._leave_one(work.slot)
+        if not self._waiting:
+            self._taken_column[work.slots] = 0
+            return []
+        return [ready for slot in work.slots.tolist() for ready in self._leave_one(slot)]
+
+    def _leave_one(self, slot: int) -> list[AnyWork]:
+        lane = self._waiting.get(slot) if self._waiting else None
+        if lane is None:
+            self._taken[slot] = 0
+            return []
+        first = lane.popleft()
+        if not lane:
+            del self._waiting[slot]
+        first.num_blockers -= 1
+        return [] if first.num_blockers else [first]
+
+
+class Scheduler:
+    """The work that waits, and the choice of what runs next.
+
+    Args:
+        capacity: slots there are.
+        max_queue_steps: steps that may wait; more are refused.
+        max_batch_steps: steps in one cell call, single ones and long inputs' each.
+        max_piece_steps: time steps of a long input in one iteration.
+    """
+
+    def __init__(
+        self, capacity: int, max_queue_steps: int, max_batch_steps: int, max_piece_steps: int
+    ) -> None:
+        self._lanes = Lanes(capacity)
+        self._max_queue_steps = max_queue_steps
+        self._max_batch_steps = max_batch_steps
+        self._max_piece_steps = max_piece_steps
+        self._controls: deque[Control] = deque()
+        self._steps: deque[Step] = deque()
+        self._blocks: deque[Block] = deque()
+        self.num_queued_steps = 0
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether an iteration would have something to do."""
+        return bool(self._steps or self._blocks or self._controls)
+
+    def is_busy(self, slot: int) -> bool:
+        """Tells whether work of a session is queued or running."""
+        return self._lanes.is_taken(slot)
+
+    def submit(self, work: AnyWork) -> None:
+        """Queues work behind earlier work of its sessions.
+
+        Raises:
+            StreamcellError: OVERLOADED, and nothing is queued.
+        """
+        queued = self.num_queued_steps + work.num_steps
+        # An empty queue takes anything that a message may hold, else that message could never be served.
+        if queued > self._max_queue_steps and self.num_queued_steps:
+            raise overloaded(self.num_queued_steps, _RETRY_SECONDS)
+        self.num_queued_steps = queued
+        if self._lanes.enter(work):
+            self._make_ready(work)
+
+    def withdraw(self, work: AnyWork) -> bool:
+        """Takes back work whose running has not begun; tells whether it could.
+
+        Of a block that has begun, the rows not scheduled yet are taken back.
+        """
+        if work.phase is Phase.QUEUED or (work.phase is Phase.STARTED and isinstance(work, Block)):
+            work.phase = Phase.WITHDRAWN
+            return True
+        return False
+
+    def schedule(self) -> Batch:
+        """Takes the next batch from the queue.
+
+        The caller runs it and then calls `finish` for each piece of work that is done: steps and controls
+        always, blocks when `advance` says that nothing is left. Until then nothing else of their sessions
+        is scheduled.
+        """
+        batch = Batch([], [], [])
+        while self._controls:
+            self._start(self._controls.popleft(), batch.controls)
+        steps = self._steps
+        while steps and len(batch.steps) < self._max_batch_steps:
+            self._start(steps.popleft(), batch.steps)
+        self._schedule_blocks(batch)
+        return batch
+
+    def finish(self, work: AnyWork) -> None:
+        """Ends work that ran, or was withdrawn; what waited behind it may become ready."""
+        self.num_queued_steps -= work.num_steps
+        for ready in self._lanes.leave(work):
+            self._make_ready(ready)
+
+    def advance(self, block: Block) -> bool:
+        """Moves a block past the piece that ran; tells whether rows are left, for which it queues again."""
+        if block.rows_done >= block.totals[block.cursor : block.stop].max():
+            block.cursor = block.stop
+        if block.cursor == len(block.slots) or block.phase is Phase.WITHDRAWN:
+            return False
+        self._blocks.append(block)
+        return True
+
+    def _make_ready(self, work: AnyWork) -> None:
+        if isinstance(work, Step):
+            self._steps.append(work)
+        elif isinstance(work, Block):
+            self._blocks.append(work)
+        elif isinstance(work, Control):
+            self._controls.append(work)
+
+    def _start(self, work: _Started, into: list[_Started]) -> None:
+        if work.phase is Phase.WITHDRAWN:
+            self.finish(work)
+            return
+        work.phase = Phase.STARTED
+        into.append(work)
+
+    def _schedule_blocks(self, batch: Batch) -> None:
+        single_room = self._max_batch_steps - len(batch.steps)
+        long_room = self._max_batch_steps
+        for _ in range(len(self._blocks)):
+            block = self._blocks.popleft()
+            if block.phase is Phase.WITHDRAWN:
+                self.finish(block)
+                continue
+            room = min(single_room, long_room)
+            if room <= 0:
+                self._blocks.append(block)
+                continue
+            piece = self._cut(block, room)
+            block.phase = Phase.STARTED
+            batch.pieces.append(piece)
+            if piece.length == 1:
+                single_room -= len(piece.entries)
+            else:
+                long_room -= len(piece.entries) * piece.length
+
+    def _cut(self, block: Block, room: int) -> Piece:
+        """Cuts the next piece from a block; a new group of entries is as large as fits."""
+        is_first = block.stop <= block.cursor
+        if is_first:
+            block.stop = min(block.cursor + room, len(block.slots))
+            block.rows_done = 0
+        totals = block.totals[block.cursor : block.stop]
+        offset = block.rows_done
+        entries = block.cursor + np.flatnonzero(totals > offset)
+        length = min(int(totals.max()) - offset, self._max_piece_steps)
+        if length > 1:
+            length = max(1, min(length, room // len(entries)))
+        block.rows_done += length
+        return Piece(block, entries, offset, length, is_first)

@@ -1,0 +1,209 @@
+"""A server's life: build, start, ready, serve, drain, stop. Puts the parts together; does nothing else."""
+
+import asyncio
+import contextlib
+import gc
+import importlib.metadata
+import signal
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+import torch
+from prometheus_client import start_http_server
+
+from service import artifact, log
+from service.catalog import Catalog
+from service.config import Address, Config
+from service.engine import Engine
+from service.errors import ConfigError, StreamcellError
+from service.fronts.grpcio import GrpcioFront
+from service.metrics import Metrics
+from service.rpc import Router
+from service.runner import Runner, pick_device
+from service.servicers import health as health_servicer
+from service.servicers import reflection, streamcell
+
+_SWEEP_SECONDS = 1.0
+
+
+class Server:
+    """The parts of one server, in the order in which they start; needs a running loop."""
+
+    def __init__(self, settings: Config) -> None:
+        self._settings = settings
+        self._metrics = Metrics()
+        self.catalog = Catalog(_engines(settings, self._metrics))
+        services = [streamcell.SERVICE]
+        self._health = health_servicer.HealthServicer(services)
+        methods = [
+            *streamcell.StreamcellServicer(self.catalog, settings).methods(),
+            *self._health.methods(),
+            *(reflection.methods([*services, health_servicer.SERVICE]) if settings.reflection else []),
+        ]
+        self._router = Router(
+            methods,
+            settings.max_message_bytes,
+            settings.max_stream_messages,
+            self._count_error,
+            self._metrics.streams.set,
+        )
+        self._front = GrpcioFront(self._router, settings)
+        self._metrics_server: _MetricsServer | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self.listen = settings.listen
+        self.metrics_listen = settings.metrics_listen
+
+    async def start(self) -> None:
+        """Begins to serve; `listen` and `metrics_listen` then hold the ports in use.
+
+        Raises:
+            ConfigError: an address cannot be listened on.
+        """
+        self._metrics_server = _MetricsServer(self._settings.metrics_listen, self._metrics)
+        self.metrics_listen = self._metrics_server.address
+        try:
+            self.listen = await self._front.start()
+        except ConfigError:
+            self._metrics_server.close()
+            raise
+        self._sweeper = asyncio.create_task(self._sweep())
+        self._health.set_all(is_serving=True)
+        # What start-up made lives on: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+
+    async def drain(self) -> bool:
+        """Refuses new work, finishes what is in flight and ends; tells whether all was finished in time."""
+        self._health.set_all(is_serving=False)
+        self.catalog.is_draining = True
+        self._router.drain()
+        started = time.monotonic()
+        # stop returns when all calls have ended by themselves, or cancels them when the time is over.
+        await self._front.stop(self._settings.drain_timeout_seconds)
+        is_clean = time.monotonic() - started < self._settings.drain_timeout_seconds
+        await self._close()
+        return is_clean
+
+    async def abandon(self) -> None:
+        """Ends at once; what is in flight is cancelled."""
+        await self._front.stop(0)
+        await self._close()
+
+    async def _close(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+        if self._metrics_server is not None:
+            self._metrics_server.close()
+
+    async def _sweep(self) -> None:
+        ttl_ns = round(self._settings.session_ttl_seconds * 1e9)
+        while ttl_ns:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            for engine in self.catalog.engines:
+                engine.expire_idle(ttl_ns)
+
+    def _count_error(self, method: str, error: StreamcellError) -> None:
+        self._metrics.errors.labels(method, error.code.name, error.reason).inc()
+
+
+class _MetricsServer:
+    """Prometheus' endpoint, on a listener and a thread of its own."""
+
+    def __init__(self, address: Address, metrics: Metrics) -> None:
+        try:
+            self._http, self._thread = start_http_server(address.port, address.host, metrics.registry)
+        except OSError as error:
+            raise ConfigError(f"--metrics-listen: cannot listen on {address}: {error.strerror}") from None
+        self.address = Address(address.host, self._http.server_port)
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+
+def _engines(settings: Config, metrics: Metrics) -> list[Engine]:
+    """Loads and warms every model; logs each."""
+    torch.set_num_threads(settings.threads)
+    try:
+        device = pick_device(settings.device)
+    except RuntimeError as error:
+        raise ConfigError(f"--device: {error}") from None
+    metrics.build.info(
+        {
+            "version": importlib.metadata.version("streamcell"),
+            "torch": torch.__version__,
+            "grpcio": grpc.__version__,
+            "device": str(device),
+        }
+    )
+    return [
+        _engine(artifact.load(*found, device), settings, metrics)
+        for found in artifact.discover(settings.models)
+    ]
+
+
+def _engine(model: artifact.Artifact, settings: Config, metrics: Metrics) -> Engine:
+    started = time.monotonic()
+    runner = Runner(model, settings.max_resident_sessions)
+    runner.warm_up(min(settings.max_batch_steps, settings.max_resident_sessions), settings.max_piece_steps)
+    metrics.models.labels(
+        model.name, model.version, str(model.device), str(4 * model.manifest.state_size)
+    ).set(1)
+    seconds = round(time.monotonic() - started, 3)
+    log.info("model_loaded", model=str(model), device=str(model.device), warm_up_seconds=seconds)
+    return Engine(
+        runner,
+        settings,
+        metrics.of_model(model.name, model.version),
+        asyncio.get_running_loop().call_soon,
+        time.monotonic_ns,
+    )
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: Config) -> AsyncIterator[Server]:
+    """Serves for as long as the block lasts, then drains."""
+    server = Server(settings)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.drain()
+
+
+async def run(settings: Config) -> int:
+    """Serves until a signal, and returns the exit status: 0 after a clean drain, else 1.
+
+    The first SIGTERM or SIGINT drains, a second one ends at once.
+
+    Raises:
+        ConfigError: the server cannot start; the message says why.
+    """
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    # Stage 1: load, listen, be ready.
+    server = Server(settings)
+    await server.start()
+    log.info("serving", listen=str(server.listen), metrics=str(server.metrics_listen))
+    # Stage 2: serve, until told to stop.
+    first = await signals.get()
+    log.info("draining", signal=first.name, timeout_seconds=settings.drain_timeout_seconds)
+    # Stage 3: drain, unless told again.
+    draining = asyncio.create_task(server.drain())
+    forced = asyncio.create_task(signals.get())
+    await asyncio.wait((draining, forced), return_when=asyncio.FIRST_COMPLETED)
+    if not draining.done():
+        draining.cancel()
+        await server.abandon()
+        log.warning("stopped", clean=False, why="a second signal")
+        return 1
+    forced.cancel()
+    is_clean = draining.result()
+    log.info("stopped", clean=is_clean)
+    return 0 if is_clean else 1

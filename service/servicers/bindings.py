@@ -1,0 +1,134 @@
+"""The sessions bound to one stream: numbers in place of ids. Knows the catalog, not the transport."""
+
+import dataclasses
+
+import numpy as np
+
+from service import errors
+from service.catalog import Catalog
+from service.engine import Engine
+from service.errors import StreamcellError
+from service.sessions import Int64s
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Selection:
+    """The sessions of a frame: `slots` and `generations` of those found, and what is wrong with the others.
+
+    `found` [k] are the positions, among the frame's `count` entries, of the sessions in the columns.
+    """
+
+    engine: Engine
+    count: int
+    found: Int64s
+    slots: Int64s
+    generations: Int64s
+    missing: dict[int, StreamcellError]
+
+
+class Bindings:
+    """Sessions by number. A session that ends stays bound, and is then refused as ended."""
+
+    def __init__(self, catalog: Catalog, principal: str, max_sessions: int) -> None:
+        self._catalog = catalog
+        self._principal = principal
+        self._max_sessions = max_sessions
+        self._engines: list[Engine] = []
+        self._slots: Int64s = np.zeros(0, np.int64)
+        self._generations: Int64s = np.zeros(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._engines)
+
+    def bind(self, session_ids: list[str]) -> list[tuple[Engine, int]]:
+        """Gives sessions the next numbers, in order.
+
+        Raises:
+            StreamcellError: one is not open, or there are more than a stream may bind; none is bound.
+        """
+        if len(self) + len(session_ids) > self._max_sessions:
+            raise errors.invalid_argument(
+                "session_ids", f"a stream binds {self._max_sessions} sessions at most"
+            )
+        found = [self._catalog.find(self._principal, session_id) for session_id in session_ids]
+        slots = np.array([slot for _, slot in found], np.int64)
+        generations = np.array([engine.sessions.generation[slot] for engine, slot in found], np.int64)
+        self._engines += [engine for engine, _ in found]
+        self._slots = np.concatenate([self._slots, slots])
+        self._generations = np.concatenate([self._generations, generations])
+        return found
+
+    def one(self, number: int) -> tuple[Engine, int, int]:
+        """Returns engine, slot and generation of a bound session.
+
+        Raises:
+            StreamcellError: no session has this number.
+        """
+        if number >= len(self):
+            raise _not_bound("session", number, len(self))
+        return self._engines[number], int(self._slots[number]), int(self._generations[number])
+
+    def numbered(self, numbers: Int64s) -> Selection:
+        """Returns bound sessions by number.
+
+        Raises:
+            StreamcellError: a number is not bound, stands twice, or the sessions run on several models.
+        """
+        if len(numbers) and int(numbers.max()) >= len(self):
+            raise _not_bound("session_raw", int(numbers.max()), len(self))
+        engines = {id(self._engines[number]): self._engines[number] for number in numbers.tolist()}
+        return _select(
+            list(engines.values()), len(numbers), np.arange(len(numbers)), self._slots[numbers],
+            self._generations[numbers], {},
+        )  # fmt: skip
+
+    def named(self, session_ids: list[str]) -> Selection:
+        """Returns sessions by id; those that cannot be found are told in `missing`.
+
+        Raises:
+            StreamcellError: an id stands twice, the sessions run on several models, or none is found.
+        """
+        engines: dict[int, Engine] = {}
+        found, slots, missing = [], [], {}
+        for at, session_id in enumerate(session_ids):
+            try:
+                engine, slot = self._catalog.find(self._principal, session_id)
+            except StreamcellError as error:
+                missing[at] = error
+                continue
+            engines[id(engine)] = engine
+            found.append(at)
+            slots.append(slot)
+        if not found:
+            raise missing[0]
+        column = np.array(slots, np.int64)
+        generations = (
+            next(iter(engines.values())).sessions.generation[column] if len(engines) == 1 else column
+        )
+        return _select(
+            list(engines.values()), len(session_ids), np.array(found, np.int64), column, generations, missing
+        )
+
+
+def _select(
+    engines: list[Engine],
+    count: int,
+    found: Int64s,
+    slots: Int64s,
+    generations: Int64s,
+    missing: dict[int, StreamcellError],
+) -> Selection:
+    if not count:
+        raise errors.invalid_argument(
+            "session_ids", "the frame names no session, and none is bound to the stream"
+        )
+    if len(engines) > 1:
+        names = ", ".join(sorted(f"{engine.name}/{engine.version}" for engine in engines))
+        raise errors.invalid_argument("session_ids", f"the sessions run on {names}: one model a frame")
+    if len(np.unique(slots)) < len(slots):
+        raise errors.invalid_argument("session_ids", "a session stands twice: give its steps in one entry")
+    return Selection(engines[0], count, found, slots, generations, missing)
+
+
+def _not_bound(field: str, number: int, count: int) -> StreamcellError:
+    return errors.invalid_argument(field, f"no session has number {number}; this stream has bound {count}")

@@ -1,0 +1,127 @@
+"""Frames: many steps of many sessions as columns of bytes, into a block of work and back."""
+
+from collections.abc import Callable
+
+import numpy as np
+from streamcell.v1 import streamcell_pb2 as pb
+
+from service import errors
+from service.errors import StreamcellError
+from service.servicers import convert
+from service.servicers.bindings import Bindings, Selection
+from service.sessions import Float32s, Int64s
+from service.work import INDEX_NEXT, Block
+
+
+class FrameWork:
+    """A frame under way: its block runs the sessions that were found, the others have their errors.
+
+    Args:
+        frame: the request.
+        bindings: the stream's bound sessions.
+        max_steps: most steps of a frame.
+        on_done: called when the block is done.
+
+    Raises:
+        StreamcellError: the frame as a whole is refused; nothing of it runs.
+    """
+
+    def __init__(
+        self, frame: pb.Frame, bindings: Bindings, max_steps: int, on_done: Callable[[Block], None]
+    ) -> None:
+        self.selection = _selection(frame, bindings)
+        self.engine = self.selection.engine
+        self._counts = _counts(frame, self.selection.count, max_steps)
+        num_rows = int(self._counts.sum())
+        x = _inputs(frame, self.selection, num_rows)
+        times = convert.times("time_raw", frame.time_raw, (), num_rows)
+        indexes = _indexes(frame, self.selection.count)
+        found = self.selection.found
+        self._rows: Int64s | slice = slice(None)
+        if len(found) < self.selection.count:
+            self._rows = np.flatnonzero(np.repeat(_mask(found, self.selection.count), self._counts))
+        self.block = Block(
+            self.selection.slots,
+            self.selection.generations,
+            self._counts[found],
+            x[self._rows],
+            None if times is None else times[self._rows],
+            indexes[found],
+            len(self.engine.manifest.outputs),
+            wants_replies=True,
+            arrived_ns=self.engine.now(),
+            on_done=on_done,
+        )
+
+    def response(self) -> pb.FrameResponse:
+        """Returns the response, once the block is done."""
+        block, count = self.block, self.selection.count
+        y = np.full((int(self._counts.sum()), block.num_outputs), np.nan, np.float32)
+        y[self._rows] = block.y
+        indexes = np.zeros(count, np.int64)
+        indexes[self.selection.found] = block.step_indexes
+        failed = self._errors(y)
+        return pb.FrameResponse(y_raw=y.tobytes(), step_index_raw=indexes.tobytes(), errors=failed)
+
+    def _errors(self, y: Float32s) -> list[pb.FrameError]:
+        """Returns the entries that failed, and blanks their rows of y."""
+        failed = {at: (error, 0) for at, error in self.selection.missing.items()}
+        found = self.selection.found
+        for entry, error in self.block.errors.items():
+            failed[int(found[entry])] = (error, int(self.block.num_applied[entry]))
+        ends = np.cumsum(self._counts)
+        for at in failed:
+            y[ends[at] - self._counts[at] : ends[at]] = np.nan
+        return [
+            pb.FrameError(entry=at, num_applied=num_applied, error=convert.stream_error(error))
+            for at, (error, num_applied) in sorted(failed.items())
+        ]
+
+    @property
+    def entry_errors(self) -> list[StreamcellError]:
+        """The errors of its entries, to be counted."""
+        return [*self.selection.missing.values(), *self.block.errors.values()]
+
+
+def _selection(frame: pb.Frame, bindings: Bindings) -> Selection:
+    if frame.session_ids and frame.session_raw:
+        raise errors.invalid_argument("session_raw", "sessions are given twice, by id and by number")
+    if frame.session_ids:
+        return bindings.named(list(frame.session_ids))
+    if frame.session_raw:
+        count = len(frame.session_raw) // 4
+        return bindings.numbered(convert.column("session_raw", frame.session_raw, "<u4", count))
+    return bindings.numbered(np.arange(len(bindings)))
+
+
+def _counts(frame: pb.Frame, count: int, max_steps: int) -> Int64s:
+    counts = np.ones(count, np.int64)
+    if frame.num_steps_raw:
+        counts = convert.column("num_steps_raw", frame.num_steps_raw, "<u4", count)
+    if not counts.all():
+        raise errors.invalid_argument("num_steps_raw", "an entry has no step")
+    if counts.sum() > max_steps:
+        raise errors.too_many_steps(int(counts.sum()), max_steps)
+    return counts
+
+
+def _inputs(frame: pb.Frame, selection: Selection, num_rows: int) -> Float32s:
+    engine = selection.engine
+    width = len(engine.manifest.inputs)
+    if len(frame.x_raw) != 4 * width * num_rows:
+        message = f"{len(frame.x_raw)} bytes; {num_rows} steps of {width} float32 are {4 * width * num_rows}"
+        raise errors.invalid_argument("x_raw", message)
+    x = np.frombuffer(frame.x_raw, "<f4").reshape(num_rows, width)
+    return convert.finite(engine, "x_raw", x)
+
+
+def _indexes(frame: pb.Frame, count: int) -> Int64s:
+    if not frame.step_index_raw:
+        return np.full(count, INDEX_NEXT, np.int64)
+    return convert.column("step_index_raw", frame.step_index_raw, "<u8", count)
+
+
+def _mask(found: Int64s, count: int) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+    mask = np.zeros(count, np.bool_)
+    mask[found] = True
+    return mask

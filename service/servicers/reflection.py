@@ -1,0 +1,38 @@
+"""Server reflection (grpc.reflection.v1alpha), so that grpcurl and its like need no proto file."""
+
+from typing import Any
+
+from grpc_reflection.v1alpha import reflection_pb2 as pb
+from grpc_reflection.v1alpha.reflection import ReflectionServicer
+
+from service.errors import StreamcellError
+from service.rpc import Stream, Streaming, Unary, parse
+
+SERVICE = pb.DESCRIPTOR.services_by_name["ServerReflection"].full_name
+
+
+def methods(services: list[str]) -> list[Unary[Any] | Streaming]:
+    """Returns the service's one method, which tells of `services` and itself."""
+    servicer = ReflectionServicer([*services, SERVICE])
+    return [
+        Streaming(f"/{SERVICE}/ServerReflectionInfo", lambda stream, call: _Conversation(servicer, stream))
+    ]
+
+
+class _Conversation:
+    """One client's questions: each has one answer, at once."""
+
+    def __init__(self, servicer: ReflectionServicer, stream: Stream) -> None:
+        self._servicer = servicer
+        self._stream = stream
+
+    def receive(self, raw: bytes) -> None:
+        request = parse(pb.ServerReflectionRequest, raw)
+        for response in self._servicer.ServerReflectionInfo(iter([request]), None):  # type: ignore[attr-defined, func-returns-value, arg-type]  # its stubs know only the asyncio servicer
+            self._stream.send(response.SerializeToString())
+
+    def stop(self, error: StreamcellError | None) -> None:
+        self._stream.end(error)
+
+    def cancel(self) -> None:
+        """Has nothing under way."""

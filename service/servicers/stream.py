@@ -1,0 +1,169 @@
+"""The Stream method: steps and frames of one client as they come, answers as they are ready."""
+
+from collections.abc import Callable
+
+from streamcell.v1 import streamcell_pb2 as pb
+
+from service import errors
+from service.catalog import Catalog, is_missing
+from service.config import Config
+from service.engine import Engine
+from service.errors import StreamcellError
+from service.rpc import Call, Stream, parse
+from service.servicers import convert
+from service.servicers.bindings import Bindings
+from service.servicers.frames import FrameWork
+from service.work import AnyWork, Block, Step
+
+
+def step_work(
+    catalog: Catalog, call: Call, request: pb.StepRequest, on_done: Callable[[Step], None]
+) -> tuple[Engine, Step]:
+    """Returns the work that a step naming its session asks for, and its engine; opens the session if it may.
+
+    Raises:
+        StreamcellError: there is no such session and the step does not open one, the model is another, or a
+            value is wrong; nothing is opened then.
+    """
+    try:
+        engine, slot = catalog.find(call.principal, request.session_id)
+    except StreamcellError as error:
+        if not (is_missing(error) and request.HasField("step_index") and request.step_index == 0):
+            raise
+        engine = catalog.choose(request.model)
+        x = convert.row(engine, request.x)
+        convert.check_first_time(engine, request)
+        engine, slot = catalog.open(call.principal, request.session_id, request.model)
+    else:
+        catalog.check_model(engine, request.session_id, request.model)
+        x = convert.row(engine, request.x)
+    return engine, convert.step(engine, slot, request, x, on_done)
+
+
+class StepStream:
+    """One client's Stream: every request gets one answer, an error of a step being one too."""
+
+    def __init__(self, stream: Stream, call: Call, catalog: Catalog, settings: Config) -> None:
+        self._stream = stream
+        self._call = call
+        self._catalog = catalog
+        self._max_steps = settings.max_message_steps
+        self._ttl_seconds = settings.session_ttl_seconds
+        self._bindings = Bindings(catalog, call.principal, settings.max_resident_sessions)
+        self._under_way: dict[AnyWork, Engine] = {}
+        self._is_stopping = False
+        self._last_error: StreamcellError | None = None
+
+    # -- What the front tells ----------------------------------------------------------------------
+
+    def receive(self, raw: bytes) -> None:
+        """Takes one request, unless the stream is on its way out."""
+        if self._is_stopping:
+            return
+        request = parse(pb.StreamRequest, raw)
+        kind = request.WhichOneof("request")
+        try:
+            if kind == "step":
+                self._take_step(request.request_id, request.step)
+            elif kind == "frame":
+                self._take_frame(request.request_id, request.frame)
+            elif kind == "config":
+                self._send(request.request_id, config=self._configure(request.config))
+            else:
+                raise errors.invalid_argument("request", "give one of config, step and frame")
+        except StreamcellError as error:
+            if self._catalog.is_draining:
+                raise
+            self._refuse(request, error)
+
+    def stop(self, error: StreamcellError | None) -> None:
+        """Ends the stream once everything received is answered."""
+        self._is_stopping = True
+        self._last_error = error
+        self._end_if_done()
+
+    def cancel(self) -> None:
+        """Withdraws what has not begun: the client is gone."""
+        for work, engine in self._under_way.items():
+            engine.withdraw(work)
+        self._under_way.clear()
+
+    # -- Requests ----------------------------------------------------------------------------------
+
+    def _configure(self, config: pb.StreamConfig) -> pb.StreamConfigured:
+        first = len(self._bindings)
+        bound = self._bindings.bind(list(config.session_ids))
+        sessions = [convert.session(engine, slot, self._ttl_seconds) for engine, slot in bound]
+        return pb.StreamConfigured(first_session=first, sessions=sessions)
+
+    def _take_step(self, request_id: int, request: pb.StepRequest) -> None:
+        def on_done(work: Step) -> None:
+            self._answer_step(work, request_id, request)
+
+        if request.session_id:
+            self._submit(*step_work(self._catalog, self._call, request, on_done))
+            return
+        engine, slot, generation = self._bindings.one(request.session)
+        self._catalog.check_model(engine, f"number {request.session}", request.model)
+        work = convert.step(engine, slot, request, convert.row(engine, request.x), on_done)
+        work.generation = generation
+        self._submit(engine, work)
+
+    def _take_frame(self, request_id: int, request: pb.Frame) -> None:
+        if self._catalog.is_draining:
+            raise errors.draining()
+
+        def on_done(work: Block) -> None:
+            for error in frame.entry_errors:
+                self._stream.count(error)
+            self._send(request_id, frame=frame.response())
+            self._ended(work)
+
+        frame = FrameWork(request, self._bindings, self._max_steps, on_done)
+        self._submit(frame.engine, frame.block)
+
+    def _submit(self, engine: Engine, work: AnyWork) -> None:
+        engine.submit(work)
+        self._under_way[work] = engine
+
+    # -- Answers -----------------------------------------------------------------------------------
+
+    def _answer_step(self, work: Step, request_id: int, request: pb.StepRequest) -> None:
+        if work.error is None:
+            response = pb.StreamResponse(
+                request_id=request_id,
+                session_id=request.session_id,
+                session=0 if request.session_id else request.session,
+                step=convert.response_of(work),
+            )
+            self._stream.send(response.SerializeToString())
+        else:
+            self._refuse(pb.StreamRequest(request_id=request_id, step=request), work.error)
+        self._ended(work)
+
+    def _refuse(self, request: pb.StreamRequest, error: StreamcellError) -> None:
+        self._stream.count(error)
+        response = pb.StreamResponse(
+            request_id=request.request_id,
+            session_id=request.step.session_id[:128],
+            session=request.step.session,
+            error=convert.stream_error(error),
+        )
+        self._stream.send(response.SerializeToString())
+
+    def _send(
+        self,
+        request_id: int,
+        config: pb.StreamConfigured | None = None,
+        frame: pb.FrameResponse | None = None,
+    ) -> None:
+        response = pb.StreamResponse(request_id=request_id, config=config, frame=frame)
+        self._stream.send(response.SerializeToString())
+
+    def _ended(self, work: AnyWork) -> None:
+        self._under_way.pop(work, None)
+        self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        if self._is_stopping and not self._under_way:
+            self._stream.end(self._last_error)

@@ -1,0 +1,262 @@
+"""Fakes shared by the tests: a small scripted model, a clock that is held, and an engine driven by hand."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import tempfile
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from service import artifact
+from service.artifact import Artifact
+from service.config import Config
+from service.engine import Engine
+from service.metrics import Metrics
+from service.runner import Runner
+from service.sessions import TIME_ABSENT
+from service.work import INDEX_NEXT, Block, Control, Step
+
+CPU = torch.device("cpu")
+INTERVAL_NS = 1_000_000_000
+FAULT = 31337.0  # an input on which the scripted model raises
+FAULT_TEXT = "the sealed words of the model"
+
+
+class Recurrence(nn.Module):
+    """A recurrence of two inputs whose outcome depends on the order of steps; sums and products alone.
+
+    Such arithmetic is exact to the last bit whatever the batch. Two steps of 3e38 overflow float32.
+    """
+
+    @torch.jit.export
+    def step(self, x: Tensor, time: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Row by row: level' = 0.7 level + x0, trend' = 0.3 trend + x1 level, clock' = seconds of time."""
+        if bool((x == 31337.0).any()):
+            raise ValueError("the sealed words of the model")  # noqa: EM101
+        level = state[:, 0] * 0.7 + x[:, 0]  # (B,)
+        trend = state[:, 1] * 0.3 + x[:, 1] * state[:, 0]  # (B,)
+        clock = torch.div(time, 1_000_000_000, rounding_mode="floor").float()  # (B,)
+        after = torch.stack([level, trend, clock], dim=1)  # (B, 3)
+        y = torch.stack([level + trend, level - 2.0 * trend + 0.001 * (clock - state[:, 2])], dim=1)  # (B, 2)
+        return y, after
+
+    @torch.jit.export
+    def scan(self, x: Tensor, time: Tensor, lengths: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Folds `step` over the first lengths[b] steps of each row."""
+        ys: list[Tensor] = []
+        for t in range(x.size(1)):
+            y, after = self.step(x[:, t], time[:, t], state)
+            state = torch.where((lengths > t).unsqueeze(1), after, state)  # (B, 3)
+            ys.append(y)
+        return torch.stack(ys, dim=1), state  # (B, T, 2)
+
+    @torch.jit.export
+    def forecast(self, state: Tensor, time: Tensor, horizon: int, future: Tensor) -> Tensor:
+        """Says the level, fading, plus the known future value if there is one."""
+        rows: list[Tensor] = []
+        for h in range(horizon):
+            level = state[:, 0] * 0.7 ** (h + 1)  # (B,)
+            if future.size(2) > 0:
+                level = level + future[:, h, 0]
+            rows.append(torch.stack([level, state[:, 1]], dim=1))
+        return torch.stack(rows, dim=1)  # (B, H, 2)
+
+
+def manifest_of(**changes: Any) -> dict[str, Any]:
+    """Returns the Recurrence's manifest, with some of its entries changed."""
+    variable = {"name": "level", "target": "flow", "role": "mean", "quantile": None, "unit": "l/s"}
+    return {
+        "format_version": 1,
+        "name": "recurrence",
+        "version": "1",
+        "description": "Two numbers in, two numbers out.",
+        "inputs": [{"name": "flow", "unit": "l/s"}, {"name": "valve", "unit": ""}],
+        "outputs": [variable | {"horizon_steps": 1}, variable | {"name": "high", "role": "quantile", "quantile": 0.9}],
+        "future": [],
+        "state": {
+            "size": 3,
+            "layout": [
+                {"name": "level", "offset": 0, "size": 1},
+                {"name": "trend", "offset": 1, "size": 1},
+                {"name": "clock", "offset": 2, "size": 1},
+            ],
+        },
+        "uses_time": False,
+        "step_interval_seconds": 1.0,
+        "training": {},
+    } | changes
+
+
+def save(path: pathlib.Path, module: nn.Module | None = None, **changes: Any) -> pathlib.Path:
+    """Writes a module, scripted, as an artifact file; the manifest is the Recurrence's, changed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    extra = {"manifest.json": json.dumps(manifest_of(**changes))}
+    torch.jit.save(torch.jit.script(module or Recurrence()), str(path), _extra_files=extra)
+    return path
+
+
+@functools.cache
+def recurrence(uses_time: bool = False, num_future: int = 0) -> Artifact:
+    """Returns the Recurrence as a loaded artifact."""
+    future = [{"name": f"plan{number}", "unit": "l/s"} for number in range(num_future)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = save(pathlib.Path(folder) / "model.pt", uses_time=uses_time, future=future)
+        return artifact.load("recurrence", "1", path, CPU)
+
+
+def renamed(model: Artifact, name: str, version: str) -> Artifact:
+    """Returns an artifact as served under another name."""
+    return Artifact(name, version, model.manifest, model._script, model.device)
+
+
+class HeldClock:
+    """Monotonic nanoseconds that move only when told."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1_000
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+class Turns:
+    """An event loop's `call_soon`, its turns taken by hand."""
+
+    def __init__(self) -> None:
+        self.due: deque[Any] = deque()
+
+    def call_soon(self, function: Any) -> None:
+        """Keeps a function for later."""
+        self.due.append(function)
+
+    def run(self, most: int = 10_000) -> int:
+        """Runs what is due until nothing is; returns how many turns that took."""
+        for turn in range(most):
+            if not self.due:
+                return turn
+            self.due.popleft()()
+        raise AssertionError(f"still busy after {most} turns")
+
+
+def settings(**changes: Any) -> Config:
+    """Returns small bounds, so that tests reach them."""
+    small = {"max_resident_sessions": 64, "max_batch_steps": 32, "max_piece_steps": 4, "replies_kept": 4}
+    return Config(**(small | changes))
+
+
+class Rig:
+    """One engine over a model, its loop turned by hand and its clock held; `done` is what was answered."""
+
+    def __init__(self, model: Artifact | None = None, runner: Runner | None = None, **changes: Any) -> None:
+        self.model = model or recurrence()
+        self.settings = settings(**changes)
+        self.clock = HeldClock()
+        self.turns = Turns()
+        self.metrics = Metrics()
+        self.runner = runner or Runner(self.model, self.settings.max_resident_sessions)
+        self.engine = Engine(
+            self.runner,
+            self.settings,
+            self.metrics.of_model(self.model.name, self.model.version),
+            self.turns.call_soon,
+            self.clock,
+        )
+        self.done: list[Any] = []
+
+    def open(self, *names: str) -> list[int]:
+        """Opens sessions and returns their slots."""
+        return [self.engine.open(f"\0{name}") for name in names]
+
+    def step(
+        self, slot: int, x: Any, index: int = INDEX_NEXT, time: int = TIME_ABSENT, generation: int | None = None
+    ) -> Step:
+        """Submits a step."""
+        if generation is None:
+            generation = int(self.engine.sessions.generation[slot])
+        row = np.asarray(x, "<f4").tobytes()
+        work = Step(slot, generation, row, time, index, self.engine.now(), self.done.append)
+        self.engine.submit(work)
+        return work
+
+    def block(
+        self,
+        slots: list[int],
+        xs: list[Any],
+        indexes: list[int] | None = None,
+        times: Any = None,
+        wants_replies: bool = True,
+    ) -> Block:
+        """Submits a block; xs has rows [T, F] for each slot."""
+        work = block_of(self.model, self.engine.sessions.generation[slots], slots, xs, indexes, times,
+                        wants_replies, self.engine.now(), self.done.append)  # fmt: skip
+        self.engine.submit(work)
+        return work
+
+    def control(self, slot: int, action: Any) -> Control:
+        """Submits a control."""
+        generation = int(self.engine.sessions.generation[slot])
+        work = Control(slot, generation, action, self.engine.now(), self.done.append)
+        self.engine.submit(work)
+        return work
+
+    def run(self) -> int:
+        """Turns the loop until the engine is idle."""
+        return self.turns.run()
+
+    def sample(self, name: str, **labels: str) -> float:
+        """Returns a value from the metrics, 0 where there is none."""
+        model = {"model": self.model.name, "version": self.model.version}
+        return self.metrics.registry.get_sample_value(name, model | labels) or 0.0
+
+
+def block_of(
+    model: Artifact, generations: Any, slots: list[int], xs: list[Any], indexes: list[int] | None, times: Any,
+    wants_replies: bool, arrived_ns: int, on_done: Any,
+) -> Block:  # fmt: skip
+    """Returns a block of entries; xs has rows [T, F] for each."""
+    rows = [np.asarray(x, np.float32).reshape(-1, len(model.manifest.inputs)) for x in xs]
+    return Block(
+        np.array(slots, np.int64),
+        np.array(generations, np.int64),
+        np.array([len(x) for x in rows], np.int64),
+        np.concatenate(rows),
+        None if times is None else np.asarray(times, np.int64),
+        np.array([INDEX_NEXT] * len(slots) if indexes is None else indexes, np.int64),
+        len(model.manifest.outputs),
+        wants_replies=wants_replies,
+        arrived_ns=arrived_ns,
+        on_done=on_done,
+    )
+
+
+@dataclasses.dataclass
+class Alone:
+    """One session of a model on its own: each step folded through `step`, one row at a time."""
+
+    model: Artifact
+    num_steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.state = torch.zeros(1, self.model.manifest.state_size)
+
+    def step(self, x: Any, time: int = 0) -> bytes:
+        """Returns the prediction's bytes."""
+        row = torch.tensor(np.asarray(x, np.float32).reshape(1, -1))
+        with torch.inference_mode():
+            y, self.state = self.model.step(row, torch.tensor([time]), self.state)
+        self.num_steps += 1
+        return y.numpy().tobytes()
+
+    def fold(self, xs: Any) -> bytes:
+        """Returns the predictions' bytes, one after another."""
+        return b"".join(self.step(x) for x in xs)
+
+
+def bits(values: Any) -> bytes:
+    """Returns float32 values as bytes, to compare without tolerance."""
+    return np.asarray(values, np.float32).tobytes()

@@ -1,0 +1,333 @@
+"""A Streamcell server for tests: the API over a tiny recurrence, with faults that a test scripts.
+
+The model is h = h / 2 + sum(x), y = (h, step_index). It keeps replies without bound and ignores time other
+than storing it. `before` and `after` run around each step; a Fault raised in `after` leaves the step applied
+and unanswered. Knows nothing of the client library.
+"""
+
+# ruff: noqa: D102, D103, N802, N818 - methods and faults are the API's own, and described there
+
+import asyncio
+import contextlib
+import dataclasses
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from streamcell.v1 import streamcell_pb2 as pb
+from streamcell.v1 import streamcell_pb2_grpc as pb_grpc
+
+SECOND_NS = 1_000_000_000
+
+
+class Fault(Exception):
+    """An error in the words of the API; on a stream a message, unless it is to break the stream."""
+
+    def __init__(self, code, reason="", message="scripted", metadata=None, retry_delay=0.0, breaks=False):
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.metadata = metadata or {}
+        self.retry_delay = retry_delay
+        self.breaks = breaks
+
+
+def broken():
+    """The stream or call ends as if the connection had been lost."""
+    return Fault("UNAVAILABLE", message="connection reset", breaks=True)
+
+
+def draining():
+    return Fault("UNAVAILABLE", "DRAINING", "this server is stopping")
+
+
+def overloaded(retry_delay):
+    return Fault("RESOURCE_EXHAUSTED", "OVERLOADED", "the queue is full", retry_delay=retry_delay)
+
+
+@dataclasses.dataclass
+class Held:
+    """A session on the fake server."""
+
+    session_id: str
+    model: str = "tiny"
+    h: float = 0.0
+    last_time_ns: int = 0
+    applied: list = dataclasses.field(default_factory=list)  # (x, time_ns, y)
+
+    def message(self):
+        return pb.Session(
+            session_id=self.session_id, model_name=self.model, model_version="1",
+            next_step_index=len(self.applied), last_time_ns=self.last_time_ns, epoch=1,
+        )  # fmt: skip
+
+
+Hook = Callable[[pb.StepRequest], Awaitable[None]]
+
+
+async def _nothing(request):
+    return None
+
+
+def expected(rows):
+    """The values of h that the fake model gives for rows of a fresh session."""
+    h, out = 0.0, []
+    for row in rows:
+        h = h / 2 + sum(row)
+        out.append(h)
+    return out
+
+
+class FakeServer(pb_grpc.StreamcellServiceServicer):
+    """A real gRPC server on 127.0.0.1 over the fake model."""
+
+    def __init__(self):
+        self.sessions: dict[str, Held] = {}
+        self.calls: list[tuple[str, object]] = []
+        self.arrived: list[int] = []  # indexes of the steps read from streams
+        self.applied: list[tuple[str, int]] = []
+        self.before: Hook = _nothing
+        self.after: Hook = _nothing
+        self.before_call: dict[str, Hook] = {}  # by method
+        self.max_message_steps = 1 << 20
+        self.inputs = ("value",)
+        self.uses_time = True
+        self.port = 0
+        self.num_streams = 0
+        self._server: grpc.aio.Server | None = None
+        self._num_named = 0
+        self._changed = asyncio.Event()
+
+    @property
+    def target(self):
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self):
+        self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", 1 << 20)])
+        pb_grpc.add_StreamcellServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+
+    async def stop(self):
+        await self._server.stop(None)
+
+    async def until(self, condition):
+        """Returns once the condition on what arrived and was applied holds."""
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    def named(self, method):
+        """The requests of one method, in order."""
+        return [request for name, request in self.calls if name == method]
+
+    async def ListModels(self, request, context):
+        async with self._answering("ListModels", request, context):
+            model = pb.Model(
+                name="tiny", version="1", description="halves and adds", uses_time=self.uses_time,
+                inputs=[pb.Variable(name=name) for name in self.inputs],
+                outputs=[pb.Variable(name="h", target="value", role="mean"), pb.Variable(name="index")],
+                step_interval_seconds=60.0, state_bytes=4, manifest_json="{}", status=pb.MODEL_STATUS_SERVING,
+            )  # fmt: skip
+            return pb.ListModelsResponse(models=[model])
+
+    async def OpenSession(self, request, context):
+        async with self._answering("OpenSession", request, context):
+            if request.model.split("/")[0] not in ("", "tiny"):
+                raise Fault("NOT_FOUND", "MODEL_NOT_FOUND", f"no model {request.model}")
+            session_id = request.session_id or self._name()
+            created = session_id not in self.sessions
+            if created and request.mode == pb.OPEN_MODE_RESUME:
+                raise _no_session(session_id)
+            if not created and request.mode == pb.OPEN_MODE_CREATE:
+                raise Fault("ALREADY_EXISTS", "SESSION_EXISTS", f"{session_id} is in use")
+            held = self.sessions.setdefault(session_id, Held(session_id))
+            return pb.OpenSessionResponse(session=held.message(), created=created)
+
+    async def GetSession(self, request, context):
+        async with self._answering("GetSession", request, context):
+            return pb.GetSessionResponse(session=self._find(request.session_id).message())
+
+    async def ResetSession(self, request, context):
+        async with self._answering("ResetSession", request, context):
+            self._find(request.session_id)
+            held = self.sessions[request.session_id] = Held(request.session_id)
+            return pb.ResetSessionResponse(session=held.message())
+
+    async def CloseSession(self, request, context):
+        async with self._answering("CloseSession", request, context):
+            held = self.sessions.pop(request.session_id, None)
+            return pb.CloseSessionResponse(num_steps=len(held.applied) if held else 0)
+
+    async def Step(self, request, context):
+        async with self._answering("Step", request, context):
+            return await self._step(request)
+
+    async def Prime(self, request, context):
+        async with self._answering("Prime", request, context):
+            width = len(self.inputs)
+            values = struct.unpack(f"<{len(request.x_raw) // 4}f", request.x_raw)
+            num_steps = len(values) // width
+            times = struct.unpack(f"<{len(request.time_raw) // 8}q", request.time_raw)
+            if num_steps > self.max_message_steps:
+                raise Fault("INVALID_ARGUMENT", "TOO_MANY_STEPS", "too many steps")
+            for step in range(num_steps):
+                reply = await self._step(pb.StepRequest(
+                    session_id=request.session_id, x=values[step * width : (step + 1) * width],
+                    step_index=request.step_index + step, time_ns=times[step] if times else None,
+                ))  # fmt: skip
+            return pb.PrimeResponse(step_index=reply.step_index, y=reply.y)
+
+    async def Forecast(self, request, context):
+        async with self._answering("Forecast", request, context):
+            held = self._find(request.session_id)
+            y = [value for ahead in range(request.horizon_steps) for value in (held.h, ahead)]
+            return pb.ForecastResponse(next_step_index=len(held.applied), y=y)
+
+    async def Stream(self, request_iterator, context):
+        self.num_streams += 1
+        requests: asyncio.Queue = asyncio.Queue()
+        reader = asyncio.create_task(self._read(request_iterator, requests))
+        try:
+            while (message := await requests.get()) is not None:
+                response = pb.StreamResponse(request_id=message.request_id)
+                response.session_id = message.step.session_id
+                try:
+                    response.step.CopyFrom(await self._step(message.step))
+                except Fault as fault:
+                    if fault.breaks:
+                        await _abort(context, fault)
+                    response.error.CopyFrom(_stream_error(fault))
+                yield response
+        finally:
+            reader.cancel()
+
+    async def _read(self, request_iterator: AsyncIterator[pb.StreamRequest], requests: asyncio.Queue):
+        async for message in request_iterator:
+            self.arrived.append(message.step.step_index)
+            self._changed.set()
+            requests.put_nowait(message)
+        requests.put_nowait(None)
+
+    async def _step(self, request):
+        await self.before(request)
+        held = self.sessions.get(request.session_id)
+        if held is None and request.step_index == 0:  # as the API has it
+            held = self.sessions.setdefault(request.session_id, Held(request.session_id))
+        if held is None:
+            raise _no_session(request.session_id)
+        reply = self._apply(held, request)
+        await self.after(request)
+        return reply
+
+    def _apply(self, held, request):
+        x, time_ns = list(request.x), request.time_ns if request.HasField("time_ns") else None
+        index, count = request.step_index, len(held.applied)
+        if any(value != value for value in x):
+            raise Fault("INVALID_ARGUMENT", "INVALID_ARGUMENT", "x: not finite", {"field": "x"})
+        if index > count:
+            raise Fault("FAILED_PRECONDITION", "STEP_GAP", "gap", {"expected_step_index": str(count)})
+        if index == count:
+            held.h = held.h / 2 + sum(x)
+            held.last_time_ns = time_ns or held.last_time_ns
+            held.applied.append((x, time_ns, (held.h, float(index))))
+            self.applied.append((held.session_id, index))
+            self._changed.set()
+        kept_x, kept_time_ns, y = held.applied[index]
+        if (kept_x, kept_time_ns) != (x, time_ns):
+            raise Fault("ALREADY_EXISTS", "STEP_CONFLICT", "another input")
+        return pb.StepResponse(step_index=index, y=y)
+
+    def _find(self, session_id):
+        if session_id not in self.sessions:
+            raise _no_session(session_id)
+        return self.sessions[session_id]
+
+    def _name(self):
+        self._num_named += 1
+        return f"picked-{self._num_named}"
+
+    @contextlib.asynccontextmanager
+    async def _answering(self, method, request, context):
+        self.calls.append((method, request))
+        try:
+            await self.before_call.get(method, _nothing)(request)
+            yield
+        except Fault as fault:
+            await _abort(context, fault)
+
+
+def _no_session(session_id):
+    return Fault("NOT_FOUND", "SESSION_NOT_FOUND", f"no session {session_id}")
+
+
+async def _abort(context, fault):
+    code = getattr(grpc.StatusCode, fault.code)
+    if fault.reason:
+        details = grpc_details(fault)
+        context.set_trailing_metadata((("grpc-status-details-bin", details.SerializeToString()),))
+    await context.abort(code, fault.message)
+
+
+def grpc_details(fault, domain="streamcell"):
+    """The google.rpc.Status that stands for a fault."""
+    details = [any_pb2.Any(), any_pb2.Any()]
+    details[0].Pack(error_details_pb2.ErrorInfo(reason=fault.reason, domain=domain, metadata=fault.metadata))
+    delay = duration_pb2.Duration()
+    delay.FromMilliseconds(round(fault.retry_delay * 1000))
+    details[1].Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return status_pb2.Status(
+        code=code_pb2.Code.Value(fault.code), message=fault.message,
+        details=details if fault.retry_delay else details[:1],
+    )  # fmt: skip
+
+
+def _stream_error(fault):
+    return pb.StreamError(
+        code=code_pb2.Code.Value(fault.code), reason=fault.reason, message=fault.message,
+        metadata=fault.metadata, retry_delay_seconds=fault.retry_delay,
+    )  # fmt: skip
+
+
+def once(*faults):
+    """A hook that raises one fault a time, in order, and then none."""
+    left = list(faults)
+
+    async def hook(request):
+        fault = left.pop(0) if left else None
+        if fault is not None:
+            raise fault
+
+    return hook
+
+
+def at_step(index, *faults):
+    """A hook that raises its faults, one each time, when this step comes by."""
+    left = list(faults)
+
+    async def hook(request):
+        if request.step_index == index and left:
+            raise left.pop(0)
+
+    return hook
+
+
+class FakeTime:
+    """A clock that only sleeping moves; sleeps are recorded, and the draw is the upper end."""
+
+    def __init__(self):
+        self.now_seconds = 0.0
+        self.sleeps: list[float] = []
+        self.on_sleep: Callable[[], Awaitable[None]] | None = None
+
+    def now(self):
+        return self.now_seconds
+
+    async def sleep(self, seconds):
+        self.sleeps.append(seconds)
+        self.now_seconds += seconds
+        if self.on_sleep is not None:
+            await self.on_sleep()

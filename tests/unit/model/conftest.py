@@ -1,0 +1,85 @@
+"""Small series and networks that the tests of model/ share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.__main__ import main
+from model.datasets import Series
+
+HOUR_NS = 3600 * 10**9
+TINY = [
+    *("--hidden", "16", "--head-steps", "4", "--horizons", "1,4", "--max-epochs", "3", "--num-streams", "4"),
+    *("--window-steps", "12", "--burn-in-steps", "6", "--quiet"),
+]
+
+
+@pytest.fixture
+def tiny() -> list[str]:
+    """Options of `train` that make it take a second."""
+    return TINY
+
+
+def wave(num_rows: int, seed: int = 0) -> Series:
+    """An hourly series with a daily wave and noise."""
+    rows = np.arange(num_rows)
+    noise = np.random.default_rng(seed).normal(0, 0.1, num_rows)
+    values = (50 + 10 * (np.sin(2 * np.pi * rows / 24) + noise)).astype(np.float32)[:, None]
+    return Series(("value",), rows.astype(np.int64) * HOUR_NS, values, HOUR_NS, calendar=True)
+
+
+def write_csv(series: Series, path: Path) -> Path:
+    """Writes a series as a CSV file of dates."""
+    dates = series.times_ns.astype("datetime64[ns]").astype("datetime64[s]")
+    lines = [
+        ",".join([str(date), *map(repr, map(float, row))]) for date, row in zip(dates, series.values, strict=True)
+    ]
+    path.write_text("\n".join([",".join(["timestamp", *series.names]), *lines]) + "\n")
+    return path
+
+
+@pytest.fixture
+def wave_of() -> Callable[..., Series]:
+    """Makes an hourly series with a daily wave and noise."""
+    return wave
+
+
+@pytest.fixture
+def csv_writer() -> Callable[[Series, Path], Path]:
+    """Writes a series as a CSV file of dates."""
+    return write_csv
+
+
+@pytest.fixture
+def tiny_csv(tmp_path) -> Path:
+    """A file of 300 hourly rows."""
+    return write_csv(wave(300), tmp_path / "tiny.csv")
+
+
+@pytest.fixture
+def command(capsys) -> Callable[..., tuple[int, str, str]]:
+    """Runs one `python -m model` command in this process: status, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def refused(command) -> Callable[..., str]:
+    """Runs a command that must fail with status 2 and one line on standard error; returns that line."""
+
+    def run(*arguments: object) -> str:
+        status, out, err = command(*arguments)
+        assert (status, out) == (2, "")
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        return err
+
+    return run
