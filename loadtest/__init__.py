@@ -1,1 +1,1 @@
-"""A load generator for a Streamcell server: how many steps it takes, how long each one takes, and what it costs."""
+"""Loads a Streamcell server with steps: how many it takes, how long each takes, and what it costs."""

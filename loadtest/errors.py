@@ -21,7 +21,7 @@ def reason_of(error: grpc.aio.AioRpcError) -> tuple[str, bool]:
 
     Without one (no connection, a deadline, a proxy's refusal) it is the name of gRPC's status.
     """
-    status = rpc_status.from_call(error)
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it reads what both kinds of call have
     for detail in status.details if status is not None else ():
         info = ErrorInfo()
         if detail.Unpack(info):

@@ -40,7 +40,7 @@ class Latencies:
             return 0.0
         rank = max(1, math.ceil(total * percent / 100))
         bucket = int(np.searchsorted(np.cumsum(self._counts), rank))
-        middle = _LEAST_NS * _GROWTH ** (bucket + 0.5)
+        middle: float = _LEAST_NS * _GROWTH ** (bucket + 0.5)
         return min(middle, self._max_ns) * 1e-9
 
     @property

@@ -16,6 +16,11 @@ _MAX_CONNECTIONS = 8  # unless asked for: some more streams share a connection, 
 _STREAMS_PER_CONNECTION = 8
 _DEFAULT_FRAME_STEPS = {"stream": 1, "unary": 1, "frame": 256, "prime": 1000}
 _MAX_SESSIONS = 1_000_000
+_METAVARS = {
+    **{name: "N" for name in ("streams", "frame_steps", "connections", "max_steps", "processes")},
+    **{"target": "HOST:PORT", "metrics": "HOST:PORT", "model": "NAME", "json": "FILE", "server_pid": "PID"},
+    **{"seconds": "SECONDS", "warm_up": "SECONDS", "rate": "STEPS_PER_S"},
+}
 
 
 def _option(default: Any, text: str, least: float = 0, most: float = math.inf) -> Any:
@@ -42,7 +47,7 @@ class Options:
     connections: int = _option(0, "connections they share; 0: one per 8, and 8 at most", 0, 10_000)
     seconds: float = _option(10.0, "seconds measured", 0.05, 86_400)
     warm_up: float = _option(2.0, "seconds of the same load before that", 0, 3_600)
-    max_steps: int = _option(0, "stop after so many steps in all, those of the warm-up included; 0: no bound")
+    max_steps: int = _option(0, "stop after so many steps in all, the warm-up's aside; 0: no bound")
     rate: float = _option(
         0.0,
         "steps a second in all, sent by a plan and not when the last reply is there; latency then counts "
@@ -70,6 +75,10 @@ class Options:
             raise OptionError(f"--processes: {self.processes} of them cannot share {self.streams} streams")
         if self.frame_steps and self.mode not in ("frame", "prime"):
             raise OptionError(f"--frame-steps: goes with --mode frame or prime, not {self.mode}")
+        if self.max_steps and self.max_steps < self.steps_per_message * self.processes:
+            raise OptionError(
+                f"--max-steps: {self.max_steps} are less than one message of each process holds"
+            )
         if self.num_sessions > _MAX_SESSIONS:
             raise OptionError(f"--streams: {self.num_sessions:,} sessions are over {_MAX_SESSIONS:,}")
 
@@ -102,7 +111,7 @@ class Options:
             streams=streams,
             connections=max(1, _part(self.num_connections, number, self.processes)),
             rate=self.rate * streams / self.streams,
-            max_steps=max(1, _part(self.max_steps, number, self.processes)) if self.max_steps else 0,
+            max_steps=_part(self.max_steps, number, self.processes),
             processes=1,
             metrics="",
             server_pid=0,
@@ -135,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
             required=field.name == "target",
             default=field.default,
             choices=MODES if field.name == "mode" else None,
-            metavar=None if field.name == "mode" else field.name.rsplit("_", 1)[-1].upper(),
+            metavar=_METAVARS.get(field.name),
             help=field.metadata["help"] + (f" ({field.default})" if field.default else ""),
         )
     return parser

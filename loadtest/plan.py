@@ -33,7 +33,9 @@ class Schedule:
     interval: float
 
     @classmethod
-    def of_stream(cls, number: int, num_streams: int, messages_per_second: float, start_ns: int) -> "Schedule":
+    def of_stream(
+        cls, number: int, num_streams: int, messages_per_second: float, start_ns: int
+    ) -> "Schedule":
         """Returns the plan of stream `number`; the streams take turns at an even pace."""
         gap = 1e9 / messages_per_second
         return cls(start_ns + number * gap, num_streams * gap)

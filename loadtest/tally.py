@@ -12,8 +12,8 @@ from loadtest.latencies import Latencies
 class Tally:
     """Counts within the measured window; `errors` are of the whole run, by reason.
 
-    `cpu_seconds` is what each generator process spent in its window, and `unsent_steps` those an open loop had
-    planned for the window and not sent by its end.
+    `cpu_seconds` is what each generator process spent in its window, and `unsent_steps` those an open loop
+    had planned for the window and not sent by its end.
     """
 
     seconds: float = 0.0

@@ -1,4 +1,4 @@
-"""Owns how a series becomes an artifact: reading it, training a recurrent network on it, judging and exporting it.
+"""Owns how a series becomes an artifact: reading it, training a network on it, judging and exporting that.
 
-Knows nothing of the service: the artifact (one TorchScript file with its manifest) is all that passes between them.
+Knows nothing of the service: the artifact (one TorchScript file with its manifest) is all that passes.
 """

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 
 from model.errors import ModelError
@@ -29,10 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        print(modules[options.command].run(options))
+        print(modules[options.command].run(options), flush=True)
     except ModelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read, has read enough; nothing more can be said to them
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 

@@ -56,7 +56,7 @@ def load_artifact(path: Path) -> Artifact:
                 "ignore", message=".*torch.jit.*", category=DeprecationWarning
             )  # docs/adr/0001
             script = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError) as error:
         first_line = str(error).strip().split("\n", 1)[0]
         raise ArtifactError(f"{path}: not a TorchScript file, or damaged: {first_line[:200]}") from error
     if not extra[_MANIFEST]:

@@ -18,7 +18,7 @@ def persistence(values: Floats, targets: NDArray[np.int64], horizon: int) -> Flo
 
 
 def seasonal_naive(values: Floats, targets: NDArray[np.int64], horizon: int, period: int) -> Floats:
-    """Forecasts rows `targets` of values (N, O) by the latest value seen a whole number of periods earlier."""
+    """Forecasts rows `targets` of values (N, O) by the latest value seen whole periods earlier."""
     lag = period * -(-horizon // period)
     return values[targets - lag]
 
@@ -26,8 +26,8 @@ def seasonal_naive(values: Floats, targets: NDArray[np.int64], horizon: int, per
 def choose_period(series: Series) -> int:
     """Chooses the season, in rows, from the rows given, which must end before those forecast.
 
-    With dates: a day or a week, whichever forecasts these rows better. Otherwise, or where there are fewer than two
-    periods of either: the first peak of the autocorrelation that is as high as any (within a twentieth).
+    With dates: a day or a week, whichever forecasts these rows better. Otherwise, or where there are fewer
+    than two periods of either: the first peak of the autocorrelation as high as any (within a twentieth).
     """
     candidates: list[int] = []
     if series.calendar and series.interval_ns:
@@ -42,7 +42,7 @@ def choose_period(series: Series) -> int:
 
 
 def autocorrelation_period(values: Floats) -> int:
-    """Returns the lag of the first high peak of the autocorrelation of values (N, O), 1 where there is none."""
+    """Returns the lag of the first high peak of the autocorrelation of values (N, O), 1 where none is."""
     centred = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
     num_rows = len(centred)
     spectrum = np.abs(np.fft.rfft(centred, 2 * num_rows, axis=0)) ** 2
@@ -62,9 +62,9 @@ def autocorrelation_period(values: Floats) -> int:
 
 
 def figures(predicted: Floats, actual: Floats) -> dict[str, float | None]:
-    """Compares forecasts with what came, over all rows and columns: MAE, RMSE, altMAPE (mean |error| / mean |actual|).
+    """Compares forecasts with what came, over all rows and columns: MAE, RMSE and altMAPE.
 
-    altMAPE is None where all that came is zero.
+    altMAPE is mean |error| / mean |actual|, and None where all that came is zero.
     """
     error = predicted.astype(np.float64) - actual
     mean_size = float(np.abs(actual.astype(np.float64)).mean())

@@ -14,11 +14,11 @@ DAY_HARMONICS = 4
 WEEK_HARMONICS = 6
 NUM_FEATURES = 2 * (DAY_HARMONICS + WEEK_HARMONICS)
 FINEST_SLOT_NS = 300 * 10**9
-"""A finer table would be larger than the network, and five minutes move a daily wave by two per cent at most."""
+"""A finer table would outgrow the network, and five minutes move a daily wave by two per cent at most."""
 
 
 def slot_ns_of(interval_ns: int) -> int:
-    """Returns the width of a table's slot: the largest divisor of a day, five minutes or more, not over the interval."""
+    """Returns the width of a table's slot: a divisor of a day, no wider than the interval."""
     wanted = min(max(interval_ns, FINEST_SLOT_NS), DAY_NS)
     slots_per_day = -(-DAY_NS // wanted)
     while DAY_NS % slots_per_day:
@@ -27,7 +27,7 @@ def slot_ns_of(interval_ns: int) -> int:
 
 
 def calendar_table(slot_ns: int) -> NDArray[np.float32]:
-    """Returns sine and cosine of the first harmonics of the day and the week, (slots of a week, NUM_FEATURES).
+    """Returns sines and cosines of the day's and the week's first harmonics, (slots of a week, NUM_FEATURES).
 
     A slot stands for its beginning. Weeks count from 1970-01-01, a Thursday.
     """

@@ -1,7 +1,7 @@
 """Owns one time step of each recurrent cell, every gate written out and named as in the literature.
 
-Parameters carry the names, shapes and gate order of torch.nn.RNNCell, LSTMCell and GRUCell, so weights interchange.
-Knows nothing of layers, scaling or time.
+Parameters carry the names, shapes and gate order of torch.nn.RNNCell, LSTMCell and GRUCell, so weights
+interchange. Knows nothing of layers, scaling or time.
 
 Each cell works in two parts, so that the input's product can be taken for many time steps at once:
 `project(x)` gives the input's share of all gates, `forward(projected, h, c)` takes one step. A cell that is
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 
 def tanh(x: Tensor) -> Tensor:
-    """Returns tanh(x) as 2σ(2x) − 1, within 2e-7 of it: torch's vectorised sigmoid costs a sixth of its tanh."""
+    """Returns the hyperbolic tangent as 2σ(2x) − 1, within 2e-7, at a third of the cost."""
     return 2.0 * torch.sigmoid(2.0 * x) - 1.0
 
 
 class RecurrentCell(nn.Module):
-    """Holds the parameters that all cells share: one fused projection of the input, one of h, for all gates."""
+    """Holds what all cells share: one fused projection of the input, one of h, for all gates."""
 
     def __init__(self, num_inputs: int, hidden_size: int, num_gates: int) -> None:
         super().__init__()
@@ -55,7 +55,8 @@ class ElmanCell(RecurrentCell):
 class LSTMCell(RecurrentCell):
     """Steps long short-term memory with a forget gate.
 
-    Hochreiter & Schmidhuber 1997, "Long short-term memory"; Gers, Schmidhuber & Cummins 2000, "Learning to forget":
+    Hochreiter & Schmidhuber 1997, "Long short-term memory"; Gers, Schmidhuber & Cummins 2000, "Learning to
+    forget":
 
         i = σ(W_i x + U_i h)       input gate
         f = σ(W_f x + U_f h)       forget gate
@@ -87,8 +88,9 @@ class LSTMCell(RecurrentCell):
 class PeepholeLSTMCell(RecurrentCell):
     """Steps an LSTM whose gates also see the cell state.
 
-    Gers & Schmidhuber 2000, "Recurrent nets that time and count"; Gers, Schraudolph & Schmidhuber 2002, "Learning
-    precise timing with LSTM recurrent networks". As LSTMCell, with one weight per cell (p, element-wise):
+    Gers & Schmidhuber 2000, "Recurrent nets that time and count"; Gers, Schraudolph & Schmidhuber 2002,
+    "Learning precise timing with LSTM recurrent networks". As LSTMCell, with one weight per
+    cell (p, element-wise):
 
         i = σ(W_i x + U_i h + p_i c)
         f = σ(W_f x + U_f h + p_f c)
@@ -116,8 +118,8 @@ class PeepholeLSTMCell(RecurrentCell):
 class GRUCell(RecurrentCell):
     """Steps the gated recurrent unit.
 
-    Cho et al. 2014, "Learning phrase representations using RNN encoder-decoder", equations 5 to 8, with the reset
-    gate applied after the product with h, as torch and cuDNN do:
+    Cho et al. 2014, "Learning phrase representations using RNN encoder-decoder", equations 5 to 8, with the
+    reset gate applied after the product with h, as torch and cuDNN do:
 
         r = σ(W_r x + U_r h)                  reset gate
         z = σ(W_z x + U_z h)                  update gate

@@ -50,9 +50,10 @@ def read_csv(
 ) -> Series:
     """Reads a series from a CSV file with a header, one time column and one or more columns of numbers.
 
-    The time column is the one named, or one with a usual name, or the first whose first row is a date; its cells are
-    ISO 8601 (UTC where no offset is given) or Unix seconds. `columns` chooses and orders the values; by default all
-    others. Raises SeriesError, which names file, line and column, at the first cell that cannot be used.
+    The time column is the one named, or one with a usual name, or the first whose first row is a date; its
+    cells are ISO 8601 (UTC where no offset is given) or Unix seconds. `columns` chooses and orders the
+    values; by default all others. Raises SeriesError, which names file, line and column, at the first cell
+    that cannot be used.
     """
     path = Path(path)
     try:
@@ -80,7 +81,7 @@ def read_csv(
 
 
 def usual_interval_ns(times_ns: NDArray[np.int64]) -> int:
-    """Returns the commonest distance of two rows, or 0 where fewer than nine in ten distances are the same."""
+    """Returns the commonest distance of two rows, 0 where fewer than nine in ten are the same."""
     distances, counts = np.unique(np.diff(times_ns), return_counts=True)
     commonest = int(np.argmax(counts))
     return int(distances[commonest]) if counts[commonest] >= 0.9 * counts.sum() else 0
@@ -194,10 +195,10 @@ def mackey_glass(
     """Generates a chaotic series, one row per unit of time, counted as a second.
 
     dx/dt = β x(t−τ) / (1 + x(t−τ)^n) − γ x(t), equation 4b of Mackey & Glass 1977, "Oscillation and chaos in
-    physiological control systems". The history before time 0 is constant, drawn by `seed` from 0.5 to 1.5; the
-    first `discard` units of time are left out. Integrated by the classical Runge-Kutta method with `substeps`
-    steps per unit; half-way values of the delayed term come from cubic Hermite interpolation, of the same order.
-    Raises ValueError where tau is not a whole number of steps.
+    physiological control systems". The history before time 0 is constant, drawn by `seed` from 0.5 to 1.5;
+    the first `discard` units of time are left out. Integrated by the classical Runge-Kutta method with
+    `substeps` steps per unit; half-way values of the delayed term come from cubic Hermite interpolation,
+    of the same order. Raises ValueError where tau is not a whole number of steps.
     """
     delay = round(tau * substeps)
     if delay < 1 or not math.isclose(delay, tau * substeps) or num_rows < 1:

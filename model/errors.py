@@ -1,4 +1,4 @@
-"""Owns the errors that a person at the command line can mend: each message is one line and names what is wrong."""
+"""Owns the errors that a person at the command line can mend: each is one line and names what is wrong."""
 
 
 class ModelError(Exception):

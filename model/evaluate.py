@@ -1,7 +1,7 @@
 """Owns the `evaluate` command: an honest comparison of an artifact with simple forecasts on one series.
 
-Knows nothing of training. A forecast made after row t is compared with rows t + 1 and on; the state is carried
-through all rows from the first, as a session of the service would carry it.
+Knows nothing of training. A forecast made after row t is compared with rows t + 1 and on; the state is
+carried through all rows from the first, as a session of the service would carry it.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _FORECAST_ROWS = 512
 
 @dataclass(frozen=True)
 class Outlook:
-    """Holds the forecasts of one stream: predicted[i, h − 1] was made after row origins[i] for row origins[i] + h."""
+    """Holds a stream's forecasts: predicted[i, h − 1] was made after row origins[i] for h rows later."""
 
     predicted: Floats
     """(origins, H, O)."""
@@ -51,7 +51,7 @@ class Outlook:
         }
 
     def pairs(self, horizon: int) -> tuple[Floats, NDArray[np.int64]]:
-        """Returns the forecasts `horizon` steps ahead (n, O) and their target rows (n), all from `from_row` on."""
+        """Returns the forecasts `horizon` steps ahead (n, O) and their target rows (n)."""
         targets = np.arange(self.from_row, len(self.actual))
         return self.predicted[targets - horizon - self.origins[0], horizon - 1], targets
 
@@ -167,6 +167,7 @@ def as_text(table: dict[str, Any], period: int) -> str:
         for name, row in rivals.items():
             share = "-" if row["altmape"] is None else f"{row['altmape']:.4f}"
             lines.append(
-                f"{horizon:>7}  {name.replace('_', ' '):<16}{row['mae']:>14,.5g}{row['rmse']:>14,.5g}{share:>10}"
+                f"{horizon:>7}  {name.replace('_', ' '):<16}"
+                f"{row['mae']:>14,.5g}{row['rmse']:>14,.5g}{share:>10}"
             )
     return "\n".join(lines)

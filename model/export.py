@@ -1,4 +1,4 @@
-"""Owns the `export` command: an artifact from a training checkpoint, or the reference artifact for benchmarks.
+"""Owns the `export` command: an artifact from a checkpoint, or the reference artifact for benchmarks.
 
 Knows nothing of the training loop.
 """
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def from_checkpoint(path: Path) -> tuple[Network, Manifest]:
-    """Makes a network of a checkpoint's weights: the final ones, or the best so far of an unfinished training."""
+    """Makes a network of a checkpoint's weights: the final ones, or an unfinished training's best so far."""
     saved = load_checkpoint(path)
     weights = saved["final_weights"] or saved["best_weights"]
     if not weights:
@@ -52,7 +52,8 @@ def from_checkpoint(path: Path) -> tuple[Network, Manifest]:
 def reference(num_inputs: int, hidden_size: int, num_layers: int, seed: int) -> tuple[Network, Manifest]:
     """Makes the benchmark network: an LSTM, a dense layer of 16 with ReLU, one output, no scaling, no time.
 
-    Its state is h and c alone. A forecast feeds each prediction back as the first input and zeros as the others.
+    Its state is h and c alone. A forecast feeds each prediction back as the first input, with zeros as the
+    others.
     """
     try:
         architecture = Architecture(

@@ -1,7 +1,7 @@
-"""Owns the fitting of a network to rows of a series: streams, truncated back-propagation, averaging, early stopping.
+"""Owns the fitting of a network to rows of a series: streams, truncated back-propagation, averaged weights.
 
-Knows nothing of files or reports. Everything random follows from the recipe's seed and the epoch's number, so a fit
-that is taken up again from its saved state goes on as if it had never stopped.
+Knows nothing of files or reports. Everything random follows from the recipe's seed and the epoch's number, so
+a fit that is taken up again from its saved state goes on as if it had never stopped.
 """
 
 import copy
@@ -64,7 +64,7 @@ def set_scaling(network: Network, x: Tensor) -> None:
 
 
 def horizon_weights(network: Network, x: Tensor) -> Tensor:
-    """Weighs each direct step by how much the series changes over it, so that all count alike: (K, 1), mean one."""
+    """Weighs each step ahead by how much the series changes over it, so all count alike: (K, 1), mean one."""
     outputs = x[:, : network.num_outputs] / network.scale[: network.num_outputs]
     steps = range(1, network.head_steps + 1)
     changes = torch.stack(
@@ -80,7 +80,8 @@ class Fit:
     def __init__(self, network: Network, rows: Rows, recipe: Recipe) -> None:
         if len(rows) // recipe.num_streams <= recipe.burn_in_steps:
             raise ValueError(
-                f"{len(rows)} rows in {recipe.num_streams} streams leave nothing after {recipe.burn_in_steps} steps of burn-in"
+                f"{len(rows)} rows in {recipe.num_streams} streams leave nothing"
+                f" after {recipe.burn_in_steps} steps of burn-in"
             )
         self.recipe = recipe
         self.rows = rows
@@ -176,9 +177,10 @@ class Fit:
 def window_loss(
     network: Network, x: Tensor, index: Tensor, predicted: Tensor, counted: Tensor, weights: Tensor
 ) -> Tensor:
-    """Returns the mean absolute error, scaled, of predictions (T, B, K, O) made after rows index (T, B) of x (N, F).
+    """Returns the mean absolute error, scaled, of predictions made after some rows of x (N, F).
 
-    Only targets within x and steps where `counted` (T, 1, 1, 1) holds take part; weights (K, 1) weigh the steps ahead.
+    predicted (T, B, K, O) was made after rows index (T, B). Only targets within x and steps where `counted`
+    (T, 1, 1, 1) holds take part; weights (K, 1) weigh the steps ahead.
     """
     targets = index.unsqueeze(-1) + torch.arange(1, network.head_steps + 1)  # (T, B, K)
     within = (targets < len(x)).unsqueeze(-1) & counted  # (T, B, K, 1)
@@ -189,7 +191,7 @@ def window_loss(
 
 @torch.no_grad()
 def validation_loss(network: Network, rows: Rows, first: int, prime_steps: int, weights: Tensor) -> float:
-    """Returns the loss of forecasts made after rows `first` and later, the rows before them only priming the state."""
+    """Returns the loss of forecasts made after rows `first` and later; those before only prime."""
     network.eval()
     begin = max(0, first - prime_steps)
     x = rows.x[begin:].repeat_interleave(4, dim=0)  # one stream, as four rows: (T·4, F)

@@ -40,7 +40,8 @@ def describe(manifest: Manifest) -> str:
         *(f"  {column.name} {_unit(column.unit)}" for column in manifest.inputs),
         "outputs:",
         *(
-            f"  {output.name} {_unit(output.unit)}: {output.role} of {output.target}, {output.horizon_steps} ahead"
+            f"  {output.name} {_unit(output.unit)}: {output.role} of {output.target},"
+            f" {output.horizon_steps} ahead"
             for output in manifest.outputs
         ),
         "future inputs: " + (", ".join(column.name for column in manifest.future) or "none"),

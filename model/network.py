@@ -136,7 +136,7 @@ class Network(nn.Module):
     def step(self, x: Tensor, time: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Applies one time step to every row.
 
-        x (B, F), time (B) Unix ns, state (B, S) give the next step's prediction (B, O) and the new state (B, S).
+        x (B, F), time (B) Unix ns, state (B, S) give the next step's prediction (B, O) and the state (B, S).
         """
         num_rows = x.size(0)
         missing = _missing_rows(num_rows)
@@ -179,8 +179,9 @@ class Network(nn.Module):
     def forecast(self, state: Tensor, time: Tensor, horizon: int, future: Tensor) -> Tensor:
         """Predicts `horizon` steps ahead from the state alone, which stays as it was.
 
-        state (B, S) after at least one step, time (B) of the last step give (B, horizon, O). Past the steps that the
-        head predicts directly, the predictions are fed back as inputs; an input that is no output is fed its mean.
+        state (B, S) after at least one step, time (B) of the last step give (B, horizon, O). Past the steps
+        that the head predicts directly, the predictions are fed back as inputs; an input that is no output is
+        fed its mean.
         """
         num_rows = state.size(0)
         missing = _missing_rows(num_rows)
@@ -217,7 +218,7 @@ class Network(nn.Module):
         return h, state[:, end : end + self.hidden_size], end + self.hidden_size
 
     def unroll(self, z: Tensor, x: Tensor, lengths: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Runs the cells over features z (T·B, I) of inputs x (T·B, F): the top layer's h (T·B, H), the state (B, S)."""
+        """Runs the cells over features z (T·B, I) of x (T·B, F): the top h (T·B, H), the state (B, S)."""
         num_rows = state.size(0)
         num_steps = z.size(0) // num_rows
         shortest = int(lengths.min())
@@ -243,7 +244,7 @@ class Network(nn.Module):
         return z, torch.cat(parts, 1)
 
     def last_input(self, x: Tensor, lengths: Tensor, earlier: Tensor) -> Tensor:
-        """Picks each row's last applied input from x (T, B, F), or the earlier one (B, F) where none was: (B, F)."""
+        """Picks each row's last applied input from x (T, B, F), the earlier one where none was: (B, F)."""
         last = (lengths - 1).clamp(min=0).view(1, -1, 1).expand(1, x.size(1), x.size(2))
         return torch.where((lengths > 0).unsqueeze(1), x.gather(0, last).squeeze(0), earlier)
 

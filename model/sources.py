@@ -49,7 +49,7 @@ def read_source(options: argparse.Namespace, columns: list[str] | None) -> tuple
 
 
 def parse_range(text: str, num_rows: int) -> tuple[int, int]:
-    """Reads START:STOP, rows counted from 0, STOP excluded; either may be left out. OptionError where out of range."""
+    """Reads START:STOP, rows from 0, STOP excluded; either may be left out. OptionError where wrong."""
     start_text, colon, stop_text = text.partition(":")
     try:
         start, stop = int(start_text or 0), int(stop_text or num_rows)

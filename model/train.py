@@ -101,7 +101,8 @@ def run(options: argparse.Namespace) -> str:
     name = options.name or Path(source["name"]).stem
     if 2 * max(horizons[-1], options.head_steps) > stop - start - plan.num_validation:
         raise OptionError(
-            f"{stop - start - plan.num_validation} rows to learn from are too few for {horizons[-1]} steps ahead"
+            f"{stop - start - plan.num_validation} rows to learn from are too few"
+            f" for {max(horizons[-1], options.head_steps)} steps ahead"
         )
     folder = options.out / name / options.model_version
     about = describe(options, series, plan.source, name)

@@ -1,14 +1,13 @@
-"""Owns a whole training: the search for the best epoch on a validation part, the refit on all rows, its checkpoint.
+"""Owns a whole training: the search for the best epoch on a validation part, the refit, the checkpoint.
 
-Knows nothing of artifacts or reports. The checkpoint is written whole after every epoch, and a training that is
-taken up from it ends with the same weights as one that was never stopped.
+Knows nothing of artifacts or reports. The checkpoint is written whole after every epoch, and a training that
+is taken up from it ends with the same weights as one that was never stopped.
 """
 
 import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -85,7 +84,7 @@ class Training:
             on_epoch(epoch)
 
     def resume(self) -> None:
-        """Takes up the checkpoint; ArtifactError where there is none, OptionError where it follows another plan."""
+        """Takes up the checkpoint; ArtifactError where none is, OptionError where it follows another plan."""
         saved = load_checkpoint(self.checkpoint)
         if saved["plan"] != self.plan.to_dict():
             changed = _first_difference(saved["plan"], self.plan.to_dict())
@@ -164,7 +163,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path}: no such checkpoint")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged pickle fails in whatever way its bytes lead to
         raise ArtifactError(f"{path}: not a checkpoint, or damaged") from error
     if not isinstance(saved, dict) or saved.get("format") != CHECKPOINT_FORMAT:
         raise ArtifactError(f"{path}: not a checkpoint of format {CHECKPOINT_FORMAT}")

@@ -1,5 +1,6 @@
 """Fakes shared by the tests: a small scripted model, a clock that is held, and an engine driven by hand."""
 
+import asyncio
 import dataclasses
 import functools
 import json
@@ -10,14 +11,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.message import Message
+from google.rpc import status_pb2
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from streamcell.v1 import streamcell_pb2 as pb
 from torch import Tensor, nn
 
 from service import artifact
 from service.artifact import Artifact
+from service.catalog import Catalog
 from service.config import Config
 from service.engine import Engine
+from service.errors import StreamcellError
 from service.metrics import Metrics
+from service.rpc import Call, RefusedError, Router, Status, Stream, Streaming, Unary
 from service.runner import Runner
+from service.servicers import health, reflection, streamcell
 from service.sessions import TIME_ABSENT
 from service.work import INDEX_NEXT, Block, Control, Step
 
@@ -37,7 +47,7 @@ class Recurrence(nn.Module):
     def step(self, x: Tensor, time: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Row by row: level' = 0.7 level + x0, trend' = 0.3 trend + x1 level, clock' = seconds of time."""
         if bool((x == 31337.0).any()):
-            raise ValueError("the sealed words of the model")  # noqa: EM101
+            raise ValueError("the sealed words of the model")
         level = state[:, 0] * 0.7 + x[:, 0]  # (B,)
         trend = state[:, 1] * 0.3 + x[:, 1] * state[:, 0]  # (B,)
         clock = torch.div(time, 1_000_000_000, rounding_mode="floor").float()  # (B,)
@@ -76,7 +86,10 @@ def manifest_of(**changes: Any) -> dict[str, Any]:
         "version": "1",
         "description": "Two numbers in, two numbers out.",
         "inputs": [{"name": "flow", "unit": "l/s"}, {"name": "valve", "unit": ""}],
-        "outputs": [variable | {"horizon_steps": 1}, variable | {"name": "high", "role": "quantile", "quantile": 0.9}],
+        "outputs": [
+            variable | {"horizon_steps": 1},
+            variable | {"name": "high", "role": "quantile", "quantile": 0.9},
+        ],
         "future": [],
         "state": {
             "size": 3,
@@ -121,6 +134,7 @@ class HeldClock:
         self.now_ns = 1_000
 
     def __call__(self) -> int:
+        """Returns the time it holds."""
         return self.now_ns
 
 
@@ -173,7 +187,12 @@ class Rig:
         return [self.engine.open(f"\0{name}") for name in names]
 
     def step(
-        self, slot: int, x: Any, index: int = INDEX_NEXT, time: int = TIME_ABSENT, generation: int | None = None
+        self,
+        slot: int,
+        x: Any,
+        index: int = INDEX_NEXT,
+        time: int = TIME_ABSENT,
+        generation: int | None = None,
     ) -> Step:
         """Submits a step."""
         if generation is None:
@@ -260,3 +279,123 @@ class Alone:
 def bits(values: Any) -> bytes:
     """Returns float32 values as bytes, to compare without tolerance."""
     return np.asarray(values, np.float32).tobytes()
+
+
+class Served:
+    """A router over real engines and servicers, without a network; needs a running loop."""
+
+    def __init__(self, *models: Artifact, **changes: Any) -> None:
+        self.settings = settings(**changes)
+        self.clock = HeldClock()
+        self.metrics = Metrics()
+        call_soon = asyncio.get_running_loop().call_soon
+        self.engines = [
+            Engine(
+                Runner(model, self.settings.max_resident_sessions),
+                self.settings,
+                self.metrics.of_model(model.name, model.version),
+                call_soon,
+                self.clock,
+            )
+            for model in models or (recurrence(),)
+        ]
+        self.catalog = Catalog(self.engines)
+        self.health = health.HealthServicer([streamcell.SERVICE])
+        self.errors: list[tuple[str, StreamcellError]] = []
+        self.num_streams = 0
+        self.router = Router(
+            [
+                *streamcell.StreamcellServicer(self.catalog, self.settings).methods(),
+                *self.health.methods(),
+                *reflection.methods([streamcell.SERVICE, health.SERVICE]),
+            ],
+            self.settings.max_message_bytes,
+            self.settings.max_stream_messages,
+            lambda path, error: self.errors.append((path, error)),
+            lambda count: setattr(self, "num_streams", count),
+        )
+
+    async def ask(self, name: str, request: Message, principal: str = "") -> Any:
+        """Returns a unary response; a refusal is raised as RefusedError."""
+        path = name if "/" in name else f"/{streamcell.SERVICE}/{name}"
+        method = self.router.methods[path]
+        assert isinstance(method, Unary)
+        raw = await self.router.answer(method, request.SerializeToString(), Call(principal))
+        return _response_type(path).FromString(raw)
+
+    async def refused(self, name: str, request: Message, principal: str = "") -> "Refusal":
+        """Returns the refusal of a unary request."""
+        try:
+            found = await self.ask(name, request, principal)
+        except RefusedError as error:
+            return Refusal.of(error.status)
+        raise AssertionError(f"{name} was answered: {found}")
+
+    async def open(self, *session_ids: str, model: str = "", principal: str = "") -> None:
+        """Opens sessions."""
+        for session_id in session_ids:
+            request = pb.OpenSessionRequest(session_id=session_id, model=model, mode=pb.OPEN_MODE_CREATE)
+            await self.ask("OpenSession", request, principal)
+
+    def stream(self, path: str = f"/{streamcell.SERVICE}/Stream", principal: str = "") -> Stream:
+        """Opens a stream."""
+        method = self.router.methods[path]
+        assert isinstance(method, Streaming)
+        return self.router.open(method, Call(principal))
+
+
+@dataclasses.dataclass
+class Refusal:
+    """An error as a client decodes it from a status."""
+
+    code: int
+    reason: str
+    message: str
+    metadata: dict[str, str]
+    retry_delay_seconds: float = 0.0
+
+    @classmethod
+    def of(cls, status: Status) -> "Refusal":
+        """Decodes the status' details and checks that they agree with it."""
+        whole = status_pb2.Status.FromString(status.details)
+        assert (whole.code, whole.message) == (status.code, status.message)
+        info, delay = ErrorInfo(), RetryInfo()
+        assert whole.details[0].Unpack(info)
+        assert info.domain == "streamcell"
+        found = cls(status.code, info.reason, status.message, dict(info.metadata))
+        if len(whole.details) > 1:
+            assert whole.details[1].Unpack(delay)
+            found.retry_delay_seconds = delay.retry_delay.ToNanoseconds() / 1e9
+        return found
+
+
+def _response_type(path: str) -> type[Message]:
+    _, service, method = path.split("/")
+    described = descriptor_pool.Default().FindServiceByName(service).FindMethodByName(method)
+    return message_factory.GetMessageClass(described.output_type)
+
+
+async def talk(stream: Stream, *requests: Message) -> list[pb.StreamResponse]:
+    """Sends requests down a Stream and returns their answers, one each."""
+    for request in requests:
+        stream.receive(request.SerializeToString())
+    return [await answer(stream) for _ in requests]
+
+
+async def answer(stream: Stream) -> pb.StreamResponse:
+    """Returns a Stream's next message."""
+    raw = await asyncio.wait_for(stream.next_message(), 10)
+    assert raw is not None, f"the stream ended: {stream.status}"
+    return pb.StreamResponse.FromString(raw)
+
+
+async def ending(stream: Stream) -> "Refusal | None":
+    """Waits for a stream's end, past what it still sends; returns its error, None for OK."""
+    while await asyncio.wait_for(stream.next_message(), 10) is not None:
+        pass
+    return None if stream.status is None else Refusal.of(stream.status)
+
+
+async def turn() -> None:
+    """Lets the loop run what is due, once around."""
+    await asyncio.sleep(0)

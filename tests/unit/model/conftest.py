@@ -1,10 +1,11 @@
 """Small series and networks that the tests of model/ share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from model.__main__ import main
 from model.datasets import Series
@@ -14,6 +15,15 @@ TINY = [
     *("--hidden", "16", "--head-steps", "4", "--horizons", "1,4", "--max-epochs", "3", "--num-streams", "4"),
     *("--window-steps", "12", "--burn-in-steps", "6", "--quiet"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Lets small networks run on one thread; the number is put back afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -34,7 +44,8 @@ def write_csv(series: Series, path: Path) -> Path:
     """Writes a series as a CSV file of dates."""
     dates = series.times_ns.astype("datetime64[ns]").astype("datetime64[s]")
     lines = [
-        ",".join([str(date), *map(repr, map(float, row))]) for date, row in zip(dates, series.values, strict=True)
+        ",".join([str(date), *map(repr, map(float, row))])
+        for date, row in zip(dates, series.values, strict=True)
     ]
     path.write_text("\n".join([",".join(["timestamp", *series.names]), *lines]) + "\n")
     return path

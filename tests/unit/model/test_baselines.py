@@ -18,7 +18,7 @@ def hourly(values: np.ndarray, calendar: bool = True) -> Series:
 
 
 def test_forecasts_use_only_rows_already_seen():
-    """Row r at horizon h is forecast from rows up to r − h: the last of them, or the latest a season or more back."""
+    """Row r at horizon h is forecast from rows up to r − h: the last, or the latest whole seasons back."""
     values = np.arange(100, dtype=np.float32)[:, None]
     targets = np.array([50, 60])
     assert persistence(values, targets, 3)[:, 0].tolist() == [47, 57]

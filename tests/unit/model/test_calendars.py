@@ -13,7 +13,7 @@ MINUTE_NS = 60 * 10**9
     [(0.01, 5), (1, 5), (5, 5), (7, 6.6667), (30, 30), (60, 60), (1440, 1440), (10_000, 1440)],
 )
 def test_slots_divide_the_day(interval_minutes, slot_minutes):
-    """A slot is as wide as the interval where that divides a day, else a little narrower, within its bounds."""
+    """A slot is as wide as the interval where that divides a day, else a little narrower, within bounds."""
     slot_ns = slot_ns_of(int(interval_minutes * MINUTE_NS))
     assert DAY_NS % slot_ns == 0
     assert slot_ns / MINUTE_NS == pytest.approx(slot_minutes, rel=1e-4)

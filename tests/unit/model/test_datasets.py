@@ -51,7 +51,17 @@ def test_reads_times_and_values(csv_of):
         GOOD.replace(" ", "\u0020").replace("timestamp", "Date"),
         GOOD.replace("timestamp", "when"),
     ],
-    ids=["mark", "crlf", "blank lines", "T", "Z", "slashes", "offset", "name in capitals", "found by its dates"],
+    ids=[
+        "mark",
+        "crlf",
+        "blank lines",
+        "T",
+        "Z",
+        "slashes",
+        "offset",
+        "name in capitals",
+        "found by its dates",
+    ],
 )
 def test_reads_usual_variants(csv_of, text):
     """Usual ways of writing the same file read the same."""
@@ -87,15 +97,24 @@ def test_chooses_and_orders_columns(csv_of):
         (GOOD.replace("2.5", "nan"), "line 3, column 'value': 'nan' is not a finite"),
         (GOOD.replace("2.5", "-inf"), "line 3, column 'value': '-inf' is not a finite"),
         (GOOD.replace("2.5", "1e39"), "line 3, column 'value': '1e39' is not a finite"),
-        (GOOD.replace("00:30:00", "01:30:00"), "line 4, column 'timestamp': '2024-01-01 01:00:00' is earlier"),
+        (
+            GOOD.replace("00:30:00", "01:30:00"),
+            "line 4, column 'timestamp': '2024-01-01 01:00:00' is earlier",
+        ),
         (GOOD.replace("00:30:00", "00:00:00"), "line 3, column 'timestamp': '2024-01-01 00:00:00' repeats"),
-        (GOOD.replace("00:30:00", "25:30:00"), "line 3, column 'timestamp': '2024-01-01 25:30:00' is not a time"),
+        (
+            GOOD.replace("00:30:00", "25:30:00"),
+            "line 3, column 'timestamp': '2024-01-01 25:30:00' is not a time",
+        ),
         (GOOD.replace("2024-01-01 00:30:00", "9" * 30), "line 3, column 'timestamp'"),
         (GOOD.replace(",2.5", ",2.5,7"), "line 3: 3 cells, but the header has 2"),
         (GOOD.replace(",2.5", ""), "line 3: 1 cells, but the header has 2"),
         ("a,b\n1,2\n2,3\n3,4\n", "no time column"),
         ("timestamp\n2024-01-01\n2024-01-02\n2024-01-03\n", "no value column"),
-        ("timestamp,a,a\n2024-01-01,1,2\n2024-01-02,1,2\n2024-01-03,1,2\n", "column 'a' is there more than once"),
+        (
+            "timestamp,a,a\n2024-01-01,1,2\n2024-01-02,1,2\n2024-01-03,1,2\n",
+            "column 'a' is there more than once",
+        ),
     ],
 )
 def test_bad_files_are_refused_by_line_and_column(csv_of, text, said):

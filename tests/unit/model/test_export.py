@@ -42,7 +42,7 @@ def test_reference_is_seeded_and_bare(command, tmp_path):
 
 
 def test_loads_without_project_code(artifact_path):
-    """torch alone loads and steps the artifact, and finds the manifest inside."""
+    """Plain torch loads and steps the artifact, and finds the manifest inside."""
     extra = {"manifest.json": ""}
     script = torch.jit.load(io.BytesIO(artifact_path.read_bytes()), _extra_files=extra)
     size = json.loads(extra["manifest.json"])["state"]["size"]
@@ -62,7 +62,9 @@ def test_files_are_written_whole(tmp_path):
 def test_damaged_artifacts_are_refused(artifact_path, refused, damage):
     """A file that is no whole artifact is refused by name, in one line."""
     whole = artifact_path.read_bytes()
-    artifact_path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}.get(damage, b""))
+    artifact_path.write_bytes(
+        {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}.get(damage, b"")
+    )
     if damage == "zip":
         with zipfile.ZipFile(artifact_path, "w") as archive:
             archive.writestr("hello.txt", "hello")
@@ -70,7 +72,7 @@ def test_damaged_artifacts_are_refused(artifact_path, refused, damage):
 
 
 def test_other_formats_are_refused(artifact_path):
-    """A script without manifest, with another format_version or without the methods is refused with the reason."""
+    """A script without manifest, with another format_version or without the methods is refused."""
 
     class Nothing(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -112,14 +114,22 @@ def test_exports_a_checkpoint(command, refused, tiny_csv, tiny, tmp_path):
     assert "not a checkpoint" in refused(
         "export", "--checkpoint", folder / "checkpoint.pt", "--out", tmp_path / "x"
     )
-    assert "no such checkpoint" in refused("export", "--checkpoint", tmp_path / "none", "--out", tmp_path / "x")
+    assert "no such checkpoint" in refused(
+        "export", "--checkpoint", tmp_path / "none", "--out", tmp_path / "x"
+    )
 
 
 def test_inspect_tells_the_manifest(artifact_path, command):
-    """`inspect` names inputs, outputs and the state's layout; with --json it prints the manifest as stored."""
+    """`inspect` names inputs, outputs and the state's layout; --json prints the manifest as stored."""
     status, out, _ = command("inspect", "--artifact", artifact_path)
     assert status == 0
-    for part in ("reference, version 1", "input_2", "mean of input_0", "layers.1.c (16)", "does not use time"):
+    for part in (
+        "reference, version 1",
+        "input_2",
+        "mean of input_0",
+        "layers.1.c (16)",
+        "does not use time",
+    ):
         assert part in out
     _, out, _ = command("inspect", "--artifact", artifact_path, "--json")
     assert json.loads(out)["state"]["size"] == 64

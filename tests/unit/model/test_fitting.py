@@ -79,7 +79,7 @@ def test_same_seed_same_weights():
 
 
 def test_goes_on_where_it_stopped():
-    """A fit taken up from its saved state equals one that ran through, whatever random numbers came between."""
+    """A fit taken up from its saved state equals one that ran through, whatever came between."""
     through, stopped = fit_of(), fit_of()
     through.run_epoch(), through.run_epoch()
     stopped.run_epoch()

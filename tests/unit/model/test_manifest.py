@@ -54,8 +54,14 @@ def test_layout_is_contiguous():
     [
         ({"format_version": 2}, "format_version 2 is not 1"),
         ({"format_version": None}, "format_version None is not 1"),
-        ({"state": {"size": 256, "layout": [{"name": "h", "offset": 1, "size": 255}]}}, "starts at 1, not at 0"),
-        ({"state": {"size": 9, "layout": [{"name": "h", "offset": 0, "size": 8}]}}, "size is 9, its layout's 8"),
+        (
+            {"state": {"size": 256, "layout": [{"name": "h", "offset": 1, "size": 255}]}},
+            "starts at 1, not at 0",
+        ),
+        (
+            {"state": {"size": 9, "layout": [{"name": "h", "offset": 0, "size": 8}]}},
+            "size is 9, its layout's 8",
+        ),
         ({"inputs": [{"title": "x"}]}, "malformed"),
         ({"outputs": None}, "malformed"),
         ({"surprise": 1}, "malformed"),

@@ -13,7 +13,9 @@ from model.network import Architecture, Network, state_layout
 
 HALF_HOUR_NS = 1800 * 10**9
 TAXI_LIKE = Architecture(1, 1, HALF_HOUR_NS, uses_time=True, hidden_size=16, head_steps=6)
-MANY = Architecture(3, 3, HALF_HOUR_NS, uses_time=True, hidden_size=16, num_layers=2, head_steps=5, head_size=16)
+MANY = Architecture(
+    3, 3, HALF_HOUR_NS, uses_time=True, hidden_size=16, num_layers=2, head_steps=5, head_size=16
+)
 SOME = replace(MANY, num_outputs=2, offsets=False, uses_time=False, head_size=0)
 BARE = Architecture(4, 1, hidden_size=32, head_size=16, head_steps=1, scaled=False, offsets=False)
 ARCHITECTURES = {"taxi-like": TAXI_LIKE, "many": MANY, "some": SOME, "bare": BARE}
@@ -40,10 +42,14 @@ def stream_of(architecture: Architecture, rows: int, steps: int) -> tuple[Tensor
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors agree to the bit, NaN included."""
-    return a.shape == b.shape and torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
+    return a.shape == b.shape and torch.equal(
+        a.contiguous().view(torch.int32), b.contiguous().view(torch.int32)
+    )
 
 
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES.values(), *KINDS.values()], ids=[*ARCHITECTURES, *KINDS])
+@pytest.mark.parametrize(
+    "architecture", [*ARCHITECTURES.values(), *KINDS.values()], ids=[*ARCHITECTURES, *KINDS]
+)
 @torch.inference_mode()
 def test_scan_equals_folded_steps_and_script_equals_eager(architecture):
     """One scan leaves the bits of step after step, and so does the scripted network."""
@@ -71,12 +77,18 @@ def test_scan_equals_folded_steps_and_script_equals_eager(architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
 @torch.inference_mode()
 def test_first_forecast_is_the_steps_prediction(architecture):
-    """forecast's first column has the bits of step's y, whatever the horizon, and leaves the state alone."""
+    """The first column of `forecast` has the bits of step's y at any horizon, and leaves the state alone."""
     network = network_of(architecture)
     x, time = stream_of(architecture, rows=6, steps=3)
     y, state = network.scan(x, time, torch.full((6,), 3), torch.zeros(6, network.state_size))
     kept = state.clone()
-    for horizon in (1, 2, architecture.head_steps, architecture.head_steps + 1, 3 * architecture.head_steps + 2):
+    for horizon in (
+        1,
+        2,
+        architecture.head_steps,
+        architecture.head_steps + 1,
+        3 * architecture.head_steps + 2,
+    ):
         forecast = network.forecast(state, time[:, -1], horizon, torch.zeros(6, horizon, 0))
         assert forecast.shape == (6, horizon, architecture.num_outputs)
         assert same_bits(forecast[:, 0], y[:, -1])
@@ -118,8 +130,11 @@ def test_nothing_applied_changes_nothing():
 
 @torch.inference_mode()
 def test_scaling_is_inside():
-    """Inputs moved and stretched, with the statistics to match, give outputs moved and stretched the same way."""
-    plain, scaled = network_of(replace(TAXI_LIKE, uses_time=False)), network_of(replace(TAXI_LIKE, uses_time=False))
+    """Inputs moved and stretched, with statistics to match, give outputs moved and stretched alike."""
+    plain, scaled = (
+        network_of(replace(TAXI_LIKE, uses_time=False)),
+        network_of(replace(TAXI_LIKE, uses_time=False)),
+    )
     plain.mean.zero_(), plain.scale.fill_(1.0)
     scaled.mean.fill_(100.0), scaled.scale.fill_(10.0)
     x, time = stream_of(TAXI_LIKE, rows=4, steps=5)
@@ -131,7 +146,7 @@ def test_scaling_is_inside():
 
 @torch.inference_mode()
 def test_time_counts_only_where_used_and_repeats_weekly():
-    """A week later gives the same bits, three hours later others; without calendar the time is not looked at."""
+    """A week later gives the same bits, three hours later others; without calendar time is ignored."""
     x, time = stream_of(TAXI_LIKE, rows=4, steps=1)
     hour = 3600 * 10**9
     with_time, without = network_of(TAXI_LIKE), network_of(replace(TAXI_LIKE, uses_time=False))
@@ -140,7 +155,9 @@ def test_time_counts_only_where_used_and_repeats_weekly():
     assert same_bits(with_time.step(x[:, 0], time[:, 0] + 7 * 24 * hour, state)[0], y)
     assert same_bits(with_time.step(x[:, 0], time[:, 0] - 10_000 * 7 * 24 * hour, state)[0], y)
     assert not torch.equal(with_time.step(x[:, 0], time[:, 0] + 3 * hour, state)[0], y)
-    assert same_bits(without.step(x[:, 0], time[:, 0], state)[0], without.step(x[:, 0], 0 * time[:, 0], state)[0])
+    assert same_bits(
+        without.step(x[:, 0], time[:, 0], state)[0], without.step(x[:, 0], 0 * time[:, 0], state)[0]
+    )
 
 
 def test_dropout_only_while_training():

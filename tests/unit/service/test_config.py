@@ -103,7 +103,7 @@ def test_an_empty_variable_counts_as_unset():
     ],
 )
 def test_a_bad_value_names_its_flag(flag, text, says):
-    """A value that cannot be is a ConfigError of one line that begins with the flag and says what is wrong."""
+    """A value that cannot be is a ConfigError of one line: the flag, then what is wrong."""
     with pytest.raises(ConfigError) as caught:
         from_command([flag, text], {})
     message = str(caught.value)
@@ -127,11 +127,13 @@ def test_a_bad_count_names_its_flag(name, text):
 
 def test_a_lone_key_names_tls_cert():
     """A private key without its certificate is refused, too."""
-    with pytest.raises(ConfigError, match="^--tls-cert: "):
+    with pytest.raises(ConfigError, match=r"^--tls-cert: "):
         from_command(["--tls-key", "key.pem"], {})
 
 
-@pytest.mark.parametrize(("variable", "text"), [("LISTEN", "nonsense"), ("THREADS", "x"), ("REFLECTION", "yes")])
+@pytest.mark.parametrize(
+    ("variable", "text"), [("LISTEN", "nonsense"), ("THREADS", "x"), ("REFLECTION", "yes")]
+)
 def test_a_bad_variable_is_named_as_the_variable(variable, text):
     """Text that cannot be converted names where it came from: the variable, not the flag."""
     with pytest.raises(ConfigError, match=f"^{ENV_PREFIX}{variable}: "):

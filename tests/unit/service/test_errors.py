@@ -33,7 +33,9 @@ def test_the_table_is_the_protos():
 
 def test_codes_are_numbered_as_googles():
     """Each code has the number that google.rpc.Code gives its name."""
-    assert {code.name: int(code) for code in Code} == {code.name: code_pb2.Code.Value(code.name) for code in Code}
+    assert {code.name: int(code) for code in Code} == {
+        code.name: code_pb2.Code.Value(code.name) for code in Code
+    }
 
 
 LONG = "ü" * 100_000
@@ -74,7 +76,12 @@ def test_texts_of_callers_are_quoted():
         (errors.sessions_full(7), Reason.SESSIONS_FULL, {"max_resident_sessions": "7"}, "7 sessions"),
         (errors.too_many_steps(9, 8), Reason.TOO_MANY_STEPS, {"max_message_steps": "8"}, "the most is 8"),
         (errors.message_too_large(9, 8), Reason.MESSAGE_TOO_LARGE, {"max_message_bytes": "8"}, "9 bytes"),
-        (errors.model_changed("s", "b", "a/1"), Reason.MODEL_CHANGED, {"session_id": "s", "model": "a/1"}, "on a/1"),
+        (
+            errors.model_changed("s", "b", "a/1"),
+            Reason.MODEL_CHANGED,
+            {"session_id": "s", "model": "a/1"},
+            "on a/1",
+        ),
         (errors.model_not_found("b", "a"), Reason.MODEL_NOT_FOUND, {"model": "b"}, "served: a"),
         (errors.draining(), Reason.DRAINING, {}, "stopping"),
         (errors.not_implemented("Fork"), Reason.NOT_IMPLEMENTED, {}, "Fork"),

@@ -1,7 +1,9 @@
 """The log and faults: one JSON object a line, and a caller's id that the log has too."""
 
+import io
 import json
 import logging
+import sys
 import warnings
 
 import pytest
@@ -11,14 +13,15 @@ from service.errors import Reason
 
 
 @pytest.fixture
-def lines(capsys):
-    """Sets the log up on the captured standard error, and gives a reader of its lines."""
+def lines(monkeypatch):
+    """Sets the log up on a standard error of its own, and gives a reader of its lines."""
     root = logging.getLogger()
-    before, level = root.handlers[:], root.level
+    level, written = root.level, io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setattr(root, "handlers", [])
     log.set_up()
-    yield lambda: [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
     logging.captureWarnings(capture=False)
-    root.handlers[:] = before
     root.setLevel(level)
 
 

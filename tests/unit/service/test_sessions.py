@@ -149,7 +149,7 @@ def test_prints_tell_inputs_apart(sessions):
 
 
 def test_prints_do_not_depend_on_the_batch_or_the_machine(sessions):
-    """A row's print is the same alone, within a batch, and from a view; weights are splitmix64's, made odd."""
+    """A row's print is the same alone, in a batch, and from a view; weights are splitmix64's, made odd."""
     x = np.random.default_rng(3).standard_normal((40, 2)).astype(np.float32)
     times = np.arange(40)
     whole = sessions.fingerprints(x, times)

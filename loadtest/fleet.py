@@ -1,0 +1,161 @@
+"""Connections, sessions and senders of one generator process: made before the load, ended after it.
+
+Owns which session goes over which connection. Does not know the load.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+import grpc
+from streamcell.v1 import streamcell_pb2 as pb
+
+from loadtest.api import CallSender, Connection, Sender, StreamSender
+from loadtest.errors import LoadtestError, OptionError, one_line
+from loadtest.options import Options
+from loadtest.payloads import Payloads
+
+_CALLS_AT_ONCE = 64  # while opening and closing: quick, and no flood
+_CLOSE_SECONDS = 20.0
+
+
+class Fleet:
+    """What one process drives: `senders`, once `open` is done."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._connections = [Connection(options.target) for _ in range(options.num_connections)]
+        run = secrets.token_hex(6)
+        self._session_ids = [f"loadtest-{run}-{number}" for number in range(options.num_sessions)]
+        self._num_asked = 0  # sessions that may be open
+        self.senders: list[Sender] = []
+
+    async def open(self) -> None:
+        """Opens the sessions and whatever sends their steps.
+
+        Raises:
+            LoadtestError: there is no server, or no such model, or it does not open sessions.
+        """
+        model = await self._find_model()
+        payloads = Payloads(len(model.inputs), self._options.steps_per_message)
+        name = f"{model.name}/{model.version}"
+        try:
+            await self._open_first(name)
+            await _all_of(self._open_session(number, name) for number in range(1, len(self._session_ids)))
+            if model.uses_time:
+                await self._give_times(payloads)
+            self.senders = [self._sender(number, payloads) for number in range(self._options.streams)]
+            await _all_of(sender.open() for sender in self.senders)
+        except grpc.aio.AioRpcError as error:
+            raise LoadtestError(f"cannot open {len(self._session_ids)} sessions: {one_line(error)}") from None
+
+    async def close(self) -> None:
+        """Ends streams, sessions and connections; a server that is gone has none left to end."""
+        await _all_of(sender.close() for sender in self.senders)
+        with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await _all_of(self._close_session(number) for number in range(self._num_asked))
+        await _all_of(connection.close() for connection in self._connections)
+
+    async def _find_model(self) -> pb.Model:
+        try:
+            models = list((await self._connections[0].list_models()).models)
+        except grpc.aio.AioRpcError as error:
+            what = f"no Streamcell server answers at {self._options.target}"
+            raise LoadtestError(f"{what} ({one_line(error)})") from None
+        return choose_model(models, self._options.model)
+
+    async def _open_first(self, model: str) -> None:
+        limit = (await self._open_session(0, model)).limits.max_message_steps
+        if limit and self._options.steps_per_message > limit:
+            raise OptionError(f"--frame-steps: the server takes {limit:,} steps in a message at most")
+
+    async def _open_session(self, number: int, model: str) -> pb.OpenSessionResponse:
+        self._num_asked = max(self._num_asked, number + 1)
+        return await self._connection(number).open_session(self._session_ids[number], model)
+
+    async def _close_session(self, number: int) -> None:
+        await self._connection(number).close_session(self._session_ids[number])
+
+    async def _give_times(self, payloads: Payloads) -> None:
+        now = time.time_ns()
+
+        async def give(number: int) -> None:
+            await self._connection(number).step(payloads.first_step(self._session_ids[number], now))
+
+        await _all_of(give(number) for number in range(len(self._session_ids)))
+
+    def _connection(self, session: int) -> Connection:
+        stream = session // self._options.sessions_per_stream
+        return self._connections[stream % len(self._connections)]
+
+    def _sender(self, stream: int, payloads: Payloads) -> Sender:
+        per_stream = self._options.sessions_per_stream
+        first = stream * per_stream
+        ids, connection = self._session_ids[first : first + per_stream], self._connection(first)
+        senders: dict[str, Callable[[], Sender]] = {
+            "stream": lambda: StreamSender(connection.stream, payloads.stream_steps, ids),
+            "frame": lambda: StreamSender(connection.stream, payloads.stream_frames, ids),
+            "unary": lambda: CallSender(connection.step, payloads.steps(ids[0])),
+            "prime": lambda: CallSender(connection.prime, payloads.primes(ids[0])),
+        }
+        return senders[self._options.mode]()
+
+
+def choose_model(models: list[pb.Model], wanted: str) -> pb.Model:
+    """Returns the model of a name, "NAME" or "NAME/VERSION"; of the only name, where none is wanted.
+
+    Raises:
+        OptionError: there is no such model, or none is wanted and several names are served.
+    """
+    serving = [model for model in models if model.status != pb.MODEL_STATUS_RETIRING]
+    names = sorted({model.name for model in serving})
+    if not wanted and len(names) > 1:
+        raise OptionError(f"--model: the server has several: {', '.join(names)}")
+    wanted = wanted or "".join(names)
+    fitting = [model for model in serving if wanted in (model.name, f"{model.name}/{model.version}")]
+    if not fitting:
+        raise OptionError(f"--model: the server has no {wanted!r}; it has {', '.join(names) or 'none'}")
+    return fitting[-1]  # versions come in order: the newest
+
+
+@contextlib.asynccontextmanager
+async def opened(options: Options, stop: asyncio.Event) -> AsyncIterator[Fleet]:
+    """Opens a fleet for as long as the block lasts; it is closed whatever happens.
+
+    Raises:
+        LoadtestError: it cannot be opened, or `stop` was set before it was.
+    """
+    fleet = Fleet(options)
+    try:
+        opening = asyncio.ensure_future(fleet.open())
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not opening.done():
+            opening.cancel()
+            await asyncio.wait((opening,))
+            raise LoadtestError("interrupted before the load began")
+        opening.result()
+        yield fleet
+    finally:
+        await fleet.close()
+
+
+async def _all_of(calls: Iterable[Awaitable[object]]) -> None:
+    """Awaits many calls, some at a time; after a failure no more are begun, and it is raised."""
+    waiting = iter(calls)
+    failures: list[BaseException] = []
+
+    async def work() -> None:
+        while not failures and (call := next(waiting, None)) is not None:
+            try:
+                await call
+            except Exception as failure:
+                failures.append(failure)
+
+    await asyncio.gather(*(work() for _ in range(_CALLS_AT_ONCE)))
+    if failures:
+        raise failures[0]

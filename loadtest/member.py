@@ -1,0 +1,62 @@
+"""One generator process of several: hears its share on standard input and answers on standard output.
+
+`crowd` is the other end. When standard input ends, the load does too.
+"""
+
+import asyncio
+import contextlib
+import json
+import sys
+from typing import Any
+
+import uvloop
+
+from loadtest.errors import LoadtestError
+from loadtest.load import generate
+from loadtest.options import Options
+
+
+async def take_part() -> None:
+    """Runs a share of a load, from its options to its result."""
+    loop = asyncio.get_running_loop()
+    lines = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    options = Options(**json.loads(await lines.readline()))
+    stop = asyncio.Event()
+    listening: asyncio.Task[None] | None = None
+
+    async def begin() -> int:
+        nonlocal listening
+        say({"ready": True})
+        line = await lines.readline()
+        listening = asyncio.create_task(_stop_at_end(lines, stop))
+        if not line:
+            raise LoadtestError("interrupted before the load began")
+        start: int = json.loads(line)["start_ns"]
+        return start
+
+    try:
+        tally = await generate(options, begin, stop)
+        say({"tally": tally.to_json()})
+    except LoadtestError as error:
+        say({"error": str(error)})
+    finally:
+        if listening is not None:
+            listening.cancel()
+
+
+async def _stop_at_end(lines: asyncio.StreamReader, stop: asyncio.Event) -> None:
+    await lines.read()
+    stop.set()
+
+
+def say(message: dict[str, Any]) -> None:
+    """Sends a message to whoever started this process, if it is still there."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(json.dumps(message) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(take_part())

@@ -1,0 +1,42 @@
+"""The messages of a load test, serialised before it begins. Knows the API's messages, not who sends them."""
+
+import numpy as np
+from streamcell.v1 import streamcell_pb2 as pb
+
+_NUM_VARIANTS = 4  # messages that take turns, so that one input is not sent for ever
+
+
+class Payloads:
+    """Messages for a model: random values in [0, 1), whatever it predicts, and the same in every run.
+
+    Times are left out: the server then goes on by the model's interval.
+    """
+
+    def __init__(self, num_inputs: int, steps_per_message: int) -> None:
+        random = np.random.default_rng(0)
+        shape = (_NUM_VARIANTS, steps_per_message, num_inputs)
+        self._rows = random.random(shape, np.float32)  # (V, N, F)
+        packed = [rows.astype("<f4").tobytes() for rows in self._rows]
+        steps = [pb.StepRequest(x=rows[0].tolist()) for rows in self._rows]
+        self.stream_steps = [pb.StreamRequest(step=step).SerializeToString() for step in steps]
+        self.stream_frames = [
+            pb.StreamRequest(frame=pb.Frame(x_raw=raw)).SerializeToString() for raw in packed
+        ]
+        # The bytes of two messages one after the other are those of both merged: the id is put in front.
+        self._steps = [step.SerializeToString() for step in steps]
+        self._primes = [pb.PrimeRequest(x_raw=raw).SerializeToString() for raw in packed]
+
+    def steps(self, session_id: str) -> list[bytes]:
+        """Returns a session's requests of Step."""
+        prefix = pb.StepRequest(session_id=session_id).SerializeToString()
+        return [prefix + step for step in self._steps]
+
+    def primes(self, session_id: str) -> list[bytes]:
+        """Returns a session's requests of Prime."""
+        prefix = pb.PrimeRequest(session_id=session_id).SerializeToString()
+        return [prefix + prime for prime in self._primes]
+
+    def first_step(self, session_id: str, time_ns: int) -> bytes:
+        """Returns the request of Step that gives a session its time, for models that use it."""
+        request = pb.StepRequest(session_id=session_id, x=self._rows[0, 0].tolist(), time_ns=time_ns)
+        return request.SerializeToString()

@@ -1,0 +1,89 @@
+"""A whole load test, in this process or in several, with the server read meanwhile. Owns the order of it."""
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+
+from loadtest import crowd
+from loadtest.errors import LoadtestError
+from loadtest.load import generate
+from loadtest.options import Options
+from loadtest.plan import Window
+from loadtest.server_side import Observer, Reading, ServerCost, cost
+from loadtest.tally import Tally
+
+_LEAD_NS = 100_000_000  # from "all ready" to the start, so that every process hears of it before
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run counted; `server` where the options name a source for it."""
+
+    options: Options
+    tally: Tally
+    server: ServerCost | None
+    is_interrupted: bool
+
+
+async def run(options: Options, stop: asyncio.Event) -> Result:
+    """Runs a load test until its end, or until `stop` is set.
+
+    Raises:
+        LoadtestError: it could not begin; nothing was measured.
+    """
+    watch = _Watch(options)
+    await watch.check()
+    if options.processes == 1:
+        tally = await generate(options, watch.begin, stop)
+    else:
+        tally = await crowd.generate(options, watch.begin, stop)
+    return Result(options, tally, await watch.finish(tally.num_steps), stop.is_set())
+
+
+class _Watch:
+    """Names the start, and reads the server at both ends of the window that follows from it."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._observer = Observer(options.metrics, options.server_pid)
+        self._is_over = asyncio.Event()
+        self._reading: asyncio.Task[tuple[Reading, Reading]] | None = None
+
+    async def check(self) -> None:
+        """Reads once, so that a wrong address shows before the load."""
+        if self._observer.has_source:
+            await self._observer.read()
+
+    async def begin(self) -> int:
+        """Returns the start's monotonic ns."""
+        before = await self._observer.read() if self._observer.has_source else None
+        start = time.monotonic_ns() + _LEAD_NS
+        window = Window.after(start, self._options.warm_up, self._options.seconds)
+        if before is not None:
+            self._reading = asyncio.create_task(self._read(window, before))
+        return start
+
+    async def finish(self, num_steps: int) -> ServerCost | None:
+        """Returns the server's cost; None where there was nothing to read, or no window."""
+        self._is_over.set()
+        if self._reading is None:
+            return None
+        try:
+            before, after = await self._reading
+        except LoadtestError:  # the server went away meanwhile: the load's own errors say so
+            return None
+        return cost(before, after, num_steps)
+
+    async def _read(self, window: Window, before: Reading) -> tuple[Reading, Reading]:
+        if window.begin > window.start:  # else what was read before the start is exact
+            await self._until(window.begin)
+            before = await self._observer.read()
+        await self._until(window.end)
+        return before, await self._observer.read()
+
+    async def _until(self, instant_ns: int) -> None:
+        """Waits for an instant, or for the end of a load that ended before it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0, instant_ns - time.monotonic_ns()) * 1e-9):
+                await self._is_over.wait()

@@ -1,0 +1,152 @@
+"""What the server spent and saw meanwhile: its CPU, and its own latencies.
+
+Reads a metrics endpoint or /proc, before and after the measured window. Does not know the load.
+"""
+
+import asyncio
+import dataclasses
+import math
+import os
+import pathlib
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from loadtest.errors import LoadtestError
+
+_READ_SECONDS = 5.0
+_CPU = "process_cpu_seconds_total"
+_STEPS = "streamcell_steps_total"
+_BUCKETS = "streamcell_step_seconds_bucket"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reading:
+    """A server's counters at an instant; `buckets` counts its latencies up to each bound, in seconds."""
+
+    cpu_seconds: float
+    num_steps: float | None = None
+    buckets: Mapping[float, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServerCost:
+    """What happened between two readings; percentiles in seconds, None where the server tells none."""
+
+    cpu_seconds: float
+    cpu_us_per_step: float
+    p50_seconds: float | None
+    p99_seconds: float | None
+
+
+async def read_metrics(address: str) -> Reading:
+    """Returns the counters of a metrics endpoint, summed over its models.
+
+    Raises:
+        LoadtestError: there is none, or it is not a Streamcell server's.
+    """
+    try:
+        text = await asyncio.to_thread(_fetch, f"http://{address}/metrics")
+        return parse_metrics(text)
+    except (OSError, ValueError) as error:
+        why = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise LoadtestError(f"--metrics: cannot read http://{address}/metrics ({why})") from None
+
+
+def _fetch(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=_READ_SECONDS) as response:  # noqa: S310 (always http)
+        text: str = response.read().decode()
+        return text
+
+
+def parse_metrics(text: str) -> Reading:
+    """Returns the counters in Prometheus' text format.
+
+    Raises:
+        ValueError: it is not that format, or has no CPU time and steps.
+    """
+    totals: dict[str, float] = {}
+    buckets: dict[float, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == _BUCKETS:
+                bound = float(sample.labels["le"])
+                buckets[bound] = buckets.get(bound, 0.0) + sample.value
+            else:
+                totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
+    if _CPU not in totals or _STEPS not in totals:
+        raise ValueError(f"it has no {_CPU} and {_STEPS}")
+    return Reading(totals[_CPU], totals[_STEPS], buckets)
+
+
+def read_process(pid: int) -> Reading:
+    """Returns the CPU time of a process on this machine, from /proc.
+
+    Raises:
+        LoadtestError: there is no such process, or no /proc.
+    """
+    try:
+        text = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        raise LoadtestError(f"--server-pid: there is no process {pid}, or no /proc") from None
+    user, system = text.rpartition(")")[2].split()[11:13]  # the name before ")" may hold anything
+    return Reading((int(user) + int(system)) / os.sysconf("SC_CLK_TCK"))
+
+
+def cost(before: Reading, after: Reading, num_steps: int) -> ServerCost:
+    """Returns what happened between two readings.
+
+    Args:
+        num_steps: steps that the load counted; the server's own count goes before it, where there is one.
+    """
+    if before.num_steps is not None and after.num_steps is not None:
+        num_steps = round(after.num_steps - before.num_steps)
+    cpu_seconds = after.cpu_seconds - before.cpu_seconds
+    counts = {bound: count - before.buckets.get(bound, 0.0) for bound, count in after.buckets.items()}
+    return ServerCost(
+        cpu_seconds,
+        cpu_seconds / num_steps * 1e6 if num_steps else 0.0,
+        quantile(counts, 0.5),
+        quantile(counts, 0.99),
+    )
+
+
+def quantile(cumulative: Mapping[float, float], share: float) -> float | None:
+    """Returns a quantile from counts up to each bound, as Prometheus' histogram_quantile does.
+
+    None where nothing was counted; the last finite bound where it lies above that.
+    """
+    bounds = sorted(cumulative)
+    if not bounds or not cumulative[bounds[-1]]:
+        return None
+    rank = share * cumulative[bounds[-1]]
+    lower, below = 0.0, 0.0
+    for bound in bounds:
+        count = cumulative[bound]
+        if count >= rank:
+            return lower + (bound - lower) * (rank - below) / (count - below) if bound < math.inf else lower
+        lower, below = bound, count
+    return lower
+
+
+class Observer:
+    """Reads a server at the ends of the measured window; without a source it reads nothing."""
+
+    def __init__(self, metrics: str, server_pid: int) -> None:
+        self._metrics = metrics
+        self._pid = server_pid
+
+    @property
+    def has_source(self) -> bool:
+        """Whether there is anything to read."""
+        return bool(self._metrics or self._pid)
+
+    async def read(self) -> Reading:
+        """Returns the counters now.
+
+        Raises:
+            LoadtestError: they cannot be read.
+        """
+        return await read_metrics(self._metrics) if self._metrics else read_process(self._pid)

@@ -1,0 +1,86 @@
+"""Real processes: the server as it is started by a person or a container."""
+
+import json
+import os
+import pathlib
+import queue
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+BOUND_SECONDS = 120.0
+
+
+class ServerProcess:
+    """`python -m service` with its log; on free ports unless told otherwise."""
+
+    def __init__(self, *flags, environment=None):
+        free = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "service", *free, *flags],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
+        self.lines = []
+        self._queue = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        for line in self.process.stderr:
+            self._queue.put(line.rstrip("\n"))
+        self._queue.put(None)
+
+    def next_line(self):
+        """Returns the next line of the log, None at its end."""
+        line = self._queue.get(timeout=BOUND_SECONDS)
+        if line is not None:
+            self.lines.append(line)
+        return line
+
+    def event(self, name):
+        """Waits for an event in the log and returns it."""
+        while (line := self.next_line()) is not None:
+            if line.startswith("{") and json.loads(line)["event"] == name:
+                return json.loads(line)
+        raise AssertionError(f"the server ended before {name}: {self.lines}")
+
+    def signal(self, number=signal.SIGTERM):
+        """Sends a signal."""
+        self.process.send_signal(number)
+
+    def wait(self):
+        """Returns the exit status, once the process has ended; the log is then in `lines`."""
+        while self.next_line() is not None:
+            pass
+        return self.process.wait(BOUND_SECONDS)
+
+    def close(self):
+        """Ends it, however it is."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(BOUND_SECONDS)
+        self._reader.join(BOUND_SECONDS)
+        self.process.stderr.close()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def start_server():
+    """Starts server processes, and ends them after the test."""
+    running = []
+
+    def start(*flags, **options):
+        running.append(ServerProcess(*flags, **options))
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.close()

@@ -1,0 +1,151 @@
+"""The server as a process: how it starts, ends, and says what is wrong."""
+
+import pathlib
+import shutil
+import signal
+import socket
+
+import grpc
+import pytest
+from streamcell.v1 import streamcell_pb2 as pb
+from streamcell.v1 import streamcell_pb2_grpc as stubs
+
+from tests.e2e.conftest import BOUND_SECONDS, ROOT
+
+ARTIFACTS = ROOT / "model" / "artifacts"
+
+
+def test_it_says_where_it_serves_and_sigterm_drains_it(start_server):
+    """One JSON line when ready; SIGTERM ends it with status 0, its streams with UNAVAILABLE."""
+    server = start_server()
+    serving = server.event("serving")
+    with grpc.insecure_channel(serving["listen"]) as channel:
+        stub = stubs.StreamcellServiceStub(channel)
+        stub.OpenSession(pb.OpenSessionRequest(session_id="s", model="mackey-glass"))
+        step = pb.StreamRequest(step=pb.StepRequest(session_id="s", x=[0.5]))
+        asked = iter([step])
+
+        def requests():
+            yield from asked
+            server.process.wait(BOUND_SECONDS)  # a client that stays connected
+
+        replies = stub.Stream(requests())
+        assert next(replies).step.step_index == 0
+        server.signal()
+        with pytest.raises(grpc.RpcError) as caught:
+            next(replies)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert server.wait() == 0
+    assert '"clean": true' in server.lines[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_server_ends_at_once(start_server, number):
+    """Either signal ends it, with status 0 and nothing but its own lines in the log."""
+    server = start_server()
+    server.event("serving")
+    server.signal(number)
+    assert server.wait() == 0
+    assert all(line.startswith('{"event": ') for line in server.lines)
+
+
+def test_a_second_signal_ends_it_at_once(start_server):
+    """A client that does not let go holds up a drain; a second signal does not wait for it."""
+    server = start_server("--drain-timeout-seconds", "3600")
+    serving = server.event("serving")
+    with socket.create_connection(_address(serving["listen"])) as held:
+        with grpc.insecure_channel(serving["listen"]) as channel:
+            stub = stubs.StreamcellServiceStub(channel)
+            stub.OpenSession(pb.OpenSessionRequest(session_id="s", model="mackey-glass"))
+            # A slow reader: replies it never takes keep its stream open.
+            frame = pb.Frame(x_raw=bytes(4 * 60_000), num_steps_raw=(60_000).to_bytes(4, "little"))
+            config = pb.StreamConfig(session_ids=["s"])
+            messages = [pb.StreamRequest(config=config), *[pb.StreamRequest(frame=frame)] * 200]
+            call = stub.Stream(iter(messages))
+            next(call)
+            server.signal()
+            server.event("draining")
+            server.signal()
+            assert server.wait() == 1
+            call.cancel()
+        held.close()
+    assert '"clean": false' in server.lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--listen", "nowhere"], "--listen: 'nowhere' is not HOST:PORT"),
+        (["--max-batch-steps", "0"], "--max-batch-steps: must be a number of at least 1"),
+        (["--max-batch-steps", "many"], "--max-batch-steps: "),
+        (["--models", "/nonexistent"], "--models: /nonexistent is not a folder"),
+        (["--device", "tpu"], "--device: must be one of auto, cpu, cuda"),
+        (["--store", "redis://x"], "--store: "),
+        (["--front", "envoy"], "--front: "),
+        (["--workers", "2"], "--workers: "),
+        (["--tls-cert", "a.pem"], "--tls-cert: goes with --tls-key"),
+        (["--tls-cert", "/nonexistent.pem", "--tls-key", "/nonexistent.key"], "/nonexistent"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_status_2(start_server, flags, said):
+    """The line names the flag and what is wrong with it; there is no traceback."""
+    server = start_server(*flags)
+    assert server.wait() == 2
+    errors = [line for line in server.lines if not line.startswith("{")]
+    assert len(errors) == 1
+    assert errors[0].startswith("streamcell: ")
+    assert said in errors[0]
+
+
+def test_a_variable_is_a_setting_too(start_server):
+    """STREAMCELL_… sets what the flag would; a wrong one is named as such."""
+    server = start_server(environment={"STREAMCELL_THREADS": "none"})
+    assert server.wait() == 2
+    assert "STREAMCELL_THREADS" in server.lines[-1]
+
+
+@pytest.mark.parametrize("flag", ["--listen", "--metrics-listen"])
+def test_a_port_in_use_is_said(start_server, flag):
+    """A second server on a port does not share it silently."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        server = start_server(flag, f"127.0.0.1:{taken.getsockname()[1]}")
+        assert server.wait() == 2
+    assert f"streamcell: {flag}: cannot listen on" in server.lines[-1]
+
+
+def test_two_servers_do_not_share_a_port(start_server):
+    """The port of a server that runs is taken, for another server too."""
+    first = start_server()
+    listen = first.event("serving")["listen"]
+    second = start_server("--listen", listen)
+    assert second.wait() == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda content: content[:1000], "not a readable TorchScript file"),
+        (lambda content: b"", "not a readable TorchScript file"),
+        (lambda content: b"PK\x03\x04" + content[4:5000], "not a readable TorchScript file"),
+    ],
+)
+def test_a_damaged_artifact_is_one_line_that_names_it(start_server, tmp_path, damage, said):
+    """The server does not start on a file it cannot read."""
+    path = tmp_path / "broken" / "1" / "model.pt"
+    path.parent.mkdir(parents=True)
+    source = ARTIFACTS / "mackey-glass" / "1" / "model.pt"
+    shutil.copy(source, path)
+    path.write_bytes(damage(source.read_bytes()))
+    server = start_server("--models", str(tmp_path))
+    assert server.wait() == 2
+    errors = [line for line in server.lines if not line.startswith("{")]
+    assert len(errors) == 1
+    assert str(pathlib.Path("broken") / "1" / "model.pt") in errors[0]
+    assert said in errors[0]
+
+
+def _address(text):
+    host, _, port = text.rpartition(":")
+    return host, int(port)

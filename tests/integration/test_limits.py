@@ -1,0 +1,152 @@
+"""Bounds: what is too large, too many or too late is refused with its reason, and nobody else notices."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from grpc import aio
+from streamcell.v1 import streamcell_pb2 as pb
+
+from tests.integration.conftest import BOUND_SECONDS, answer, folded, inputs, refusal
+
+
+async def test_too_many_steps_in_a_message(start):
+    """The bound on steps is told, for primes and frames."""
+    peer = await start(max_message_steps=100)
+    session_id = await peer.open()
+    found = await refusal(peer.stub.Prime(pb.PrimeRequest(session_id=session_id, x_raw=bytes(4 * 101))))
+    assert (found.code, found.reason) == ("INVALID_ARGUMENT", "TOO_MANY_STEPS")
+    assert found.metadata["max_message_steps"] == "100"
+    call = await peer.stream(session_id)
+    frame = pb.Frame(x_raw=bytes(4 * 101), num_steps_raw=np.array([101], "<u4").tobytes())
+    await call.write(pb.StreamRequest(frame=frame))
+    assert (await answer(call)).error.reason == "TOO_MANY_STEPS"
+
+
+async def test_a_message_too_large(start):
+    """Over the bound the reason is told; far over it gRPC itself refuses, with the same code."""
+    peer = await start(max_message_bytes=10_000)
+    session_id = await peer.open()
+    for size, reason in ((12_000, "MESSAGE_TOO_LARGE"), (100_000, "")):
+        found = await refusal(peer.stub.Prime(pb.PrimeRequest(session_id=session_id, x_raw=bytes(size))))
+        assert (found.code, found.reason) == ("RESOURCE_EXHAUSTED", reason)
+    call = await peer.stream(session_id)
+    await call.write(pb.StreamRequest(frame=pb.Frame(x_raw=bytes(12_000))))
+    assert await asyncio.wait_for(call.code(), BOUND_SECONDS) == aio.grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (await peer.stub.Step(pb.StepRequest(session_id=session_id, x=[0.5]))).step_index == 0
+
+
+async def test_sessions_are_bounded(start):
+    """A session too many is refused, and finds room when another ends."""
+    peer = await start(max_resident_sessions=2)
+    first, _ = await peer.open(), await peer.open()
+    found = await refusal(peer.open())
+    assert (found.code, found.reason) == ("RESOURCE_EXHAUSTED", "SESSIONS_FULL")
+    await peer.stub.CloseSession(pb.CloseSessionRequest(session_id=first))
+    await peer.open()
+
+
+async def test_a_reused_slot_starts_clean(start, mackey_glass):
+    """The session that takes the place of a closed one begins at zero."""
+    peer = await start(max_resident_sessions=1)
+    x = inputs(seed=1, num_steps=10)
+    for _ in range(2):
+        session_id = await peer.open()
+        y = [(await peer.stub.Step(pb.StepRequest(session_id=session_id, x=row))).y for row in x]
+        assert np.array_equal(np.array(y, np.float32), folded(mackey_glass, x))
+        await peer.stub.CloseSession(pb.CloseSessionRequest(session_id=session_id))
+
+
+async def test_an_idle_session_expires_and_says_so(start):
+    """After its time a session is SESSION_EXPIRED, not unknown; it is not begun anew by itself."""
+    peer = await start(session_ttl_seconds=0.05)
+    session_id = await peer.open()
+    engine = next(engine for engine in peer.server.catalog.engines if engine.name == "mackey-glass")
+    async with asyncio.timeout(BOUND_SECONDS):
+        while len(engine.sessions):
+            await asyncio.sleep(0.01)
+    found = await refusal(peer.stub.Step(pb.StepRequest(session_id=session_id, x=[0.5])))
+    assert (found.code, found.reason) == ("NOT_FOUND", "SESSION_EXPIRED")
+    resumed = pb.OpenSessionRequest(session_id=session_id, mode=pb.OPEN_MODE_RESUME)
+    assert (await refusal(peer.stub.OpenSession(resumed))).reason == "SESSION_EXPIRED"
+
+
+async def test_a_full_queue_says_so_at_once_and_when_to_come_again(start):
+    """Beyond the bound steps are OVERLOADED with a retry delay; what was taken is served."""
+    peer = await start(max_queue_steps=64, max_batch_steps=8, max_piece_steps=1)
+    sessions = [await peer.open() for _ in range(4)]
+    x = inputs(seed=1, num_steps=60)
+    primes = [
+        peer.stub.Prime(pb.PrimeRequest(session_id=session_id, x_raw=x.tobytes())) for session_id in sessions
+    ]
+    outcomes = await asyncio.gather(*primes, return_exceptions=True)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, aio.AioRpcError)]
+    assert 1 <= len(refused) < 4
+    for error in refused:
+        found = await refusal(_raise(error))
+        assert (found.code, found.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+        assert found.retry_delay_seconds > 0
+
+
+async def _raise(error):
+    raise error
+
+
+async def test_one_callers_cancellation_touches_nobody_else(peer, mackey_glass):
+    """Many callers go away in the middle; those who stay get what they would get alone."""
+    x = inputs(seed=2, num_steps=30)
+    staying, leaving = [await peer.open() for _ in range(5)], [await peer.open() for _ in range(20)]
+
+    async def stay(session_id):
+        return [(await peer.stub.Step(pb.StepRequest(session_id=session_id, x=row))).y for row in x]
+
+    async def leave(session_id):
+        for row in x:
+            call = peer.stub.Step(pb.StepRequest(session_id=session_id, x=row))
+            await asyncio.sleep(0)
+            call.cancel()
+
+    replies = await asyncio.gather(*map(stay, staying), *map(leave, leaving))
+    for y in replies[:5]:
+        assert np.array_equal(np.array(y, np.float32), folded(mackey_glass, x))
+    for session_id in leaving:  # each lives on, wherever it stands
+        stands = await peer.stub.GetSession(pb.GetSessionRequest(session_id=session_id))
+        again = await peer.stub.Step(pb.StepRequest(session_id=session_id, x=[0.5]))
+        assert again.step_index == stands.session.next_step_index
+
+
+async def test_a_deadline_that_passed_leaves_the_session_where_it_stands(peer):
+    """A step whose caller is out of time is applied or not, never half; the next one goes on."""
+    session_id = await peer.open()
+    found = await refusal(peer.stub.Step(pb.StepRequest(session_id=session_id, x=[0.5]), timeout=0))
+    assert found.code == "DEADLINE_EXCEEDED"
+    stands = (await peer.stub.GetSession(pb.GetSessionRequest(session_id=session_id))).session
+    assert stands.next_step_index in (0, 1)
+    assert (await peer.stub.Step(pb.StepRequest(session_id=session_id, x=[0.5]))).step_index in (0, 1)
+
+
+async def test_a_huge_input_is_refused_if_the_model_has_no_answer_to_it(peer, mackey_glass):
+    """A finite input that drives the model to infinity leaves its session and its batchmates as they were."""
+    huge, normal = await peer.open(), await peer.open()
+    x = inputs(seed=3, num_steps=1)
+    steps = [
+        peer.stub.Step(pb.StepRequest(session_id=huge, x=[3.4e38])),
+        peer.stub.Step(pb.StepRequest(session_id=normal, x=x[0])),
+    ]
+    outcomes = await asyncio.gather(*steps, return_exceptions=True)
+    assert np.float32(outcomes[1].y[0]) == folded(mackey_glass, x)[0, 0]
+    stands = (await peer.stub.GetSession(pb.GetSessionRequest(session_id=huge))).session
+    if isinstance(outcomes[0], aio.AioRpcError):
+        assert stands.next_step_index == 0
+    else:
+        assert np.isfinite(outcomes[0].y[0])
+
+
+@pytest.mark.parametrize("session_id", ["with space", "ü", "x" * 129, "nul\0"])
+async def test_an_id_that_is_none_is_refused(peer, session_id):
+    """Ids are printable ASCII of bounded length; the error is short whatever was sent."""
+    found = await refusal(peer.open(session_id))
+    assert (found.reason, found.metadata["field"]) == ("INVALID_ARGUMENT", "session_id")
+    long = await refusal(peer.stub.GetSession(pb.GetSessionRequest(session_id="y" * 100_000)))
+    assert long.reason == "SESSION_NOT_FOUND"
+    assert len(long.message) < 500

@@ -1,0 +1,168 @@
+"""What those who run the server see: health, reflection, metrics, TLS, draining."""
+
+import asyncio
+import subprocess
+import urllib.request
+
+import grpc
+import pytest
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+from streamcell.v1 import streamcell_pb2 as pb
+from streamcell.v1 import streamcell_pb2_grpc as stubs
+
+from service.server import Server
+from tests.integration.conftest import BOUND_SECONDS, answer, refusal, refusal_of, settings
+
+SERVICE = "streamcell.v1.StreamcellService"
+
+
+async def scrape(server):
+    """Returns the samples of the metrics endpoint, by name and labels."""
+    url = f"http://{server.metrics_listen}/metrics"
+
+    def read():
+        with urllib.request.urlopen(url, timeout=BOUND_SECONDS) as response:
+            return response.read().decode()
+
+    text = await asyncio.to_thread(read)
+    families = text_string_to_metric_families(text)
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+
+
+async def test_health_answers_for_the_server_and_its_service(peer):
+    """Check knows "" and the service; others are NOT_FOUND."""
+    health = health_pb2_grpc.HealthStub(peer.channel)
+    for name in ("", SERVICE):
+        response = await health.Check(health_pb2.HealthCheckRequest(service=name))
+        assert response.status == health_pb2.HealthCheckResponse.SERVING
+    assert (await refusal(health.Check(health_pb2.HealthCheckRequest(service="x")))).code == "NOT_FOUND"
+
+
+async def test_watch_tells_of_the_drain_and_then_ends(start):
+    """Who watches hears SERVING, then NOT_SERVING, then the end; an unknown service is SERVICE_UNKNOWN."""
+    server = Server(settings())
+    await server.start()
+    async with aio.insecure_channel(str(server.listen)) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        unknown = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="x"))
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        assert (await unknown.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        assert await asyncio.wait_for(server.drain(), BOUND_SECONDS)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await watch.code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_reflection_lists_the_services_and_can_be_turned_off(start):
+    """A client without the proto learns it from the server, unless the server should not tell."""
+    request = reflection_pb2.ServerReflectionRequest
+    peer = await start()
+    call = reflection_pb2_grpc.ServerReflectionStub(peer.channel).ServerReflectionInfo()
+    await call.write(request(list_services=""))
+    names = {service.name for service in (await call.read()).list_services_response.service}
+    assert {SERVICE, "grpc.health.v1.Health"} <= names
+    await call.write(request(file_containing_symbol=SERVICE))
+    assert (await call.read()).file_descriptor_response.file_descriptor_proto
+    silent = await start(reflection=False)
+    call = reflection_pb2_grpc.ServerReflectionStub(silent.channel).ServerReflectionInfo()
+    assert await call.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_metrics_count_what_happened(peer):
+    """Steps, batches, latencies, sessions and errors are there, to the count."""
+    session_id = await peer.open()
+    for _ in range(7):
+        await peer.stub.Step(pb.StepRequest(session_id=session_id, x=[0.5]))
+    await peer.stub.Step(pb.StepRequest(session_id=session_id, x=[0.5], step_index=6))
+    await peer.stub.Prime(pb.PrimeRequest(session_id=session_id, x=[0.5] * 20))
+    await peer.stub.Forecast(pb.ForecastRequest(session_id=session_id, horizon_steps=2))
+    await refusal(peer.stub.Step(pb.StepRequest(session_id=session_id, x=[0.5], step_index=99)))
+    samples = await scrape(peer.server)
+    model = (("model", "mackey-glass"), ("version", "1"))
+    expected = {
+        "streamcell_steps_total": 27,
+        "streamcell_repeated_steps_total": 1,
+        "streamcell_forecasts_total": 1,
+        "streamcell_step_seconds_count": 7,
+        "streamcell_step_queue_seconds_count": 7,
+        "streamcell_step_compute_seconds_count": 7,
+        "streamcell_batch_steps_sum": 27,
+        "streamcell_sessions_open": 1,
+        "streamcell_sessions_opened_total": 1,
+        "streamcell_queued_steps": 0,
+    }
+    assert {name: samples[name, model] for name in expected} == expected
+    assert samples["streamcell_step_seconds_bucket", (("le", "+Inf"), *model)] == 7
+    assert ("streamcell_step_seconds_bucket", (("le", "5e-05"), *model)) in samples
+    method = f"/{SERVICE}/Step"
+    error = (("code", "FAILED_PRECONDITION"), ("method", method), ("reason", "STEP_GAP"))
+    assert samples["streamcell_errors_total", error] == 1
+    names = {name for name, _ in samples}
+    assert {"streamcell_build_info", "streamcell_model_info", "process_cpu_seconds_total"} <= names
+
+
+async def test_draining_finishes_what_is_in_flight_and_sends_clients_elsewhere(start):
+    """Steps taken are answered, streams end with DRAINING, new work is refused; the drain is clean."""
+    server = Server(settings())
+    await server.start()
+    channel = aio.insecure_channel(str(server.listen))
+    stub = stubs.StreamcellServiceStub(channel)
+    await stub.OpenSession(pb.OpenSessionRequest(session_id="s", model="mackey-glass"))
+    call = stub.Stream()
+    for _ in range(20):
+        await call.write(pb.StreamRequest(step=pb.StepRequest(session_id="s", x=[0.5])))
+    assert (await answer(call)).step.step_index == 0
+    assert await asyncio.wait_for(server.drain(), BOUND_SECONDS)
+    rest = []
+    with pytest.raises(aio.AioRpcError) as caught:
+        while (message := await call.read()) is not aio.EOF:
+            rest.append(message.step.step_index)
+        await call
+    assert rest == list(range(1, 1 + len(rest)))
+    found = refusal_of(caught.value)
+    assert (found.code, found.reason) == ("UNAVAILABLE", "DRAINING")
+    await channel.close()
+
+
+async def test_sessions_belong_to_the_certificate_that_opened_them(start, tmp_path):
+    """With client certificates, another principal's session is not found."""
+    make_certificates(tmp_path)
+    peer = await start(
+        tls_cert=str(tmp_path / "server.pem"),
+        tls_key=str(tmp_path / "server.key"),
+        tls_client_ca=str(tmp_path / "ca.pem"),
+    )
+    stands = {}
+    for name in ("alice", "bob"):
+        credentials = grpc.ssl_channel_credentials(
+            (tmp_path / "ca.pem").read_bytes(),
+            (tmp_path / f"{name}.key").read_bytes(),
+            (tmp_path / f"{name}.pem").read_bytes(),
+        )
+        stands[name] = aio.secure_channel(f"localhost:{peer.server.listen.port}", credentials)
+    alice, bob = (stubs.StreamcellServiceStub(channel) for channel in stands.values())
+    await alice.OpenSession(pb.OpenSessionRequest(session_id="mine", model="mackey-glass"))
+    await alice.Step(pb.StepRequest(session_id="mine", x=[0.5]))
+    found = await refusal(bob.Step(pb.StepRequest(session_id="mine", x=[0.5])))
+    assert (found.code, found.reason) == ("NOT_FOUND", "SESSION_NOT_FOUND")
+    opened = await bob.OpenSession(pb.OpenSessionRequest(session_id="mine", model="mackey-glass"))
+    assert opened.created
+    for channel in stands.values():
+        await channel.close()
+
+
+def make_certificates(folder):
+    """Makes an authority, and certificates of it for localhost, alice and bob."""
+
+    def openssl(*arguments):
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca", "-days", "2")
+    for file, name in (("server", "localhost"), ("alice", "alice"), ("bob", "bob")):
+        (folder / "names").write_text(f"subjectAltName=DNS:{name}")
+        openssl("req", *key, "-keyout", f"{file}.key", "-out", f"{file}.csr", "-subj", f"/CN={name}")
+        signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names", "-days", "2")
+        openssl("x509", "-req", "-in", f"{file}.csr", "-out", f"{file}.pem", *signing)

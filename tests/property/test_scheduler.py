@@ -1,0 +1,167 @@
+"""The scheduler under any sequence of events: order kept, nothing lost, nothing twice, everything ends."""
+
+from collections import deque
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from service.errors import Reason, StreamcellError
+from service.scheduler import Batch, Scheduler
+from service.work import INDEX_NEXT, Block, Control, Phase, Step
+
+CAPACITY, QUEUE, BATCH, PIECE = 6, 30, 4, 3
+SLOTS = st.integers(0, CAPACITY - 1)
+
+
+class WatchedScheduler(Scheduler):
+    """Tells of all that it ends: what the test finished, and withdrawn work that it passed over."""
+
+    def __init__(self, on_end):
+        super().__init__(CAPACITY, QUEUE, BATCH, PIECE)
+        self.on_end = on_end
+
+    def finish(self, work):
+        """Ends work."""
+        self.on_end(work)
+        super().finish(work)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Submits, withdraws, schedules and finishes at random against lanes kept as plain lists."""
+
+    def __init__(self):
+        super().__init__()
+        self.policy = WatchedScheduler(self.ended)
+        self.lanes = {
+            slot: deque() for slot in range(CAPACITY)
+        }  # work of each session, in order, until it ends
+        self.works = []  # all that was taken and has not ended
+        self.rows = {}  # block -> entry -> rows run, in order
+        self.batch = None  # the one that runs
+
+    # -- What may happen -------------------------------------------------------------------------
+
+    def submit(self, work, slots):
+        """Submits work, expecting a refusal exactly where the queue has no room."""
+        queued = sum(one.num_steps for one in self.works)
+        if queued and queued + work.num_steps > QUEUE:
+            with pytest.raises(StreamcellError) as caught:
+                self.policy.submit(work)
+            assert caught.value.reason is Reason.OVERLOADED
+            return
+        self.policy.submit(work)
+        self.works.append(work)
+        for slot in slots:
+            self.lanes[slot].append(work)
+
+    @rule(slot=SLOTS)
+    def submit_step(self, slot):
+        """A step comes."""
+        self.submit(Step(slot, 0, b"", 0, INDEX_NEXT, 0, print), [slot])
+
+    @rule(slot=SLOTS)
+    def submit_control(self, slot):
+        """A control comes."""
+        self.submit(Control(slot, 0, print, 0, print), [slot])
+
+    @rule(counts=st.dictionaries(SLOTS, st.integers(1, 9), min_size=1))
+    def submit_block(self, counts):
+        """A block over some sessions comes."""
+        slots, steps = np.array(list(counts)), np.array(list(counts.values()))
+        x = np.zeros((int(steps.sum()), 1), np.float32)
+        work = Block(slots, slots * 0, steps, x, None, slots * 0 - 1, 1, True, 0, print)
+        self.rows[work] = [[] for _ in counts]
+        self.submit(work, counts)
+
+    @precondition(lambda self: self.works)
+    @rule(data=st.data())
+    def withdraw(self, data):
+        """A caller goes away."""
+        work = data.draw(st.sampled_from(self.works))
+        could = work.phase is Phase.QUEUED or (work.phase is Phase.STARTED and isinstance(work, Block))
+        assert self.policy.withdraw(work) == could
+
+    @precondition(lambda self: self.batch is None)
+    @rule()
+    def schedule(self):
+        """An iteration begins."""
+        self.batch = self.policy.schedule()
+        self.check_batch(self.batch)
+
+    @precondition(lambda self: self.batch is not None)
+    @rule(data=st.data())
+    def finish(self, data):
+        """The batch has run; entries of its blocks may have failed."""
+        for piece in self.batch.pieces:
+            if data.draw(st.booleans()):
+                entry = data.draw(st.sampled_from(piece.entries.tolist()))
+                piece.block.totals[entry] = 0
+        self.finish_batch()
+
+    def finish_batch(self):
+        """Does what the engine does after a call."""
+        batch, self.batch = self.batch, None
+        for work in [*batch.controls, *batch.steps]:
+            self.policy.finish(work)
+        for piece in batch.pieces:
+            if not self.policy.advance(piece.block):
+                self.policy.finish(piece.block)
+
+    # -- What must hold --------------------------------------------------------------------------
+
+    def check_batch(self, batch: Batch):
+        """No session twice, only firsts, bounded, and rows of blocks end to end."""
+        works = [*batch.controls, *batch.steps, *(piece.block for piece in batch.pieces)]
+        assert len(batch.steps) <= BATCH
+        taken = []
+        for work in works:
+            slots = work.slots.tolist() if isinstance(work, Block) else [work.slot]
+            assert all(self.lanes[slot][0] is work for slot in slots), "overtaken within a session"
+            taken += slots
+            assert work.phase is Phase.STARTED
+        assert len(taken) == len(set(taken)), "a session twice in a batch"
+        for piece in batch.pieces:
+            assert 1 <= piece.length <= PIECE
+            assert len(piece.entries)
+            assert piece.length == 1 or len(piece.entries) * piece.length <= BATCH
+            for entry in piece.entries.tolist():
+                rows = self.rows[piece.block][entry]
+                assert len(rows) == piece.offset, "a row lost or run twice"
+                left = int(piece.block.totals[entry]) - piece.offset
+                rows += range(piece.offset, piece.offset + min(left, piece.length))
+
+    def ended(self, work):
+        """Takes ended work off our lanes; a block that was not withdrawn has run every row that it should."""
+        if isinstance(work, Block) and work.phase is not Phase.WITHDRAWN:
+            for total, rows in zip(work.totals.tolist(), self.rows[work], strict=True):
+                assert not total or rows == list(range(total))
+        self.works.remove(work)
+        for slot in work.slots.tolist() if isinstance(work, Block) else [work.slot]:
+            assert self.lanes[slot].popleft() is work, "ended before its turn"
+
+    @invariant()
+    def the_queue_counts_right(self):
+        """The scheduler counts the steps that we do, and knows which sessions are busy."""
+        assert self.policy.num_queued_steps == sum(work.num_steps for work in self.works)
+        for slot, lane in self.lanes.items():
+            assert self.policy.is_busy(slot) == bool(lane)
+
+    def teardown(self):
+        """Left alone, everything ends within as many iterations as there are rows."""
+        for _ in range(1000):
+            if self.batch is not None:
+                self.finish_batch()
+            if not self.policy.has_ready:
+                break
+            self.batch = self.policy.schedule()
+            self.check_batch(self.batch)
+        assert self.works == []
+        assert self.policy.num_queued_steps == 0
+        assert not any(self.policy.is_busy(slot) for slot in range(CAPACITY))
+
+
+SchedulerMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestScheduler = SchedulerMachine.TestCase

@@ -1,0 +1,192 @@
+"""Short real runs, in this process, against a real server: bounded by count, and clean behind them."""
+
+import asyncio
+import contextlib
+import json
+import pathlib
+import time
+
+import pytest
+
+from loadtest.api import CallSender, Connection, OverError, StreamSender
+from loadtest.errors import LoadtestError, OptionError
+from loadtest.load import generate
+from loadtest.options import Options
+from loadtest.payloads import Payloads
+from loadtest.run import run
+from service.config import Address, Config
+from service.server import serving
+
+ROOT = pathlib.Path(__file__).parents[3]
+LOOPBACK = Address("127.0.0.1", 0)
+BOUND_SECONDS = 60.0
+
+
+@contextlib.asynccontextmanager
+async def real_server(**changes):
+    """Serves the shipped models on free ports."""
+    models = ROOT / "model" / "artifacts"
+    async with serving(Config(listen=LOOPBACK, metrics_listen=LOOPBACK, models=models, **changes)) as server:
+        yield server
+
+
+async def load(server, stop=None, **changes):
+    """Runs a load that ends by count, long before its time."""
+    counted = {
+        "streams": 4,
+        "seconds": BOUND_SECONDS,
+        "warm_up": 0.0,
+        "model": "mackey-glass",
+        "max_steps": 40,
+    }
+    options = Options(target=str(server.listen), **{**counted, **changes})
+    return await asyncio.wait_for(run(options, stop or asyncio.Event()), BOUND_SECONDS)
+
+
+def open_sessions(server):
+    """Returns how many sessions the server holds."""
+    return sum(len(engine.sessions) for engine in server.catalog.engines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"mode": "stream"}, 40),
+        ({"mode": "unary"}, 40),
+        ({"mode": "frame", "frame_steps": 5, "streams": 2}, 40),
+        ({"mode": "prime", "frame_steps": 20, "streams": 2}, 40),
+        ({"mode": "stream", "rate": 4000.0}, 40),
+        ({"mode": "stream", "model": "nyc-taxi/1"}, 40),
+        ({"mode": "unary", "processes": 2}, 40),
+    ],
+)
+async def test_every_mode_sends_as_many_steps_as_it_may(changes, steps):
+    """All answered without an error, each message timed, and no session left."""
+    async with real_server() as server:
+        result = await load(server, **changes)
+        assert result.tally.num_steps == steps
+        assert result.tally.num_errors == 0
+        assert len(result.tally.latencies) == result.tally.num_messages
+        assert 0 < result.tally.seconds < BOUND_SECONDS
+        assert open_sessions(server) == 0
+
+
+async def test_server_is_read_through_its_metrics():
+    """The steps it counted between the two readings are those that were sent."""
+    async with real_server() as server:
+        result = await load(server, metrics=str(server.metrics_listen))
+        assert result.server is not None
+        assert result.server.p50_seconds is not None
+        steps = result.server.cpu_seconds / result.server.cpu_us_per_step * 1e6
+        assert steps == pytest.approx(40)
+
+
+@contextlib.asynccontextmanager
+async def connected(server):
+    """Connects, with a session open and its messages ready."""
+    connection = Connection(str(server.listen))
+    await connection.open_session("mine", "mackey-glass")
+    try:
+        yield connection, Payloads(1, 1)
+    finally:
+        await connection.close()
+
+
+async def test_error_of_a_call_is_the_servers_reason():
+    """Its session is not there: a reason, and the caller may go on."""
+    async with real_server() as server, connected(server) as (connection, payloads):
+        assert await CallSender(connection.step, payloads.steps("mine")).send(0) == ""
+        assert await CallSender(connection.step, payloads.steps("other")).send(0) == "SESSION_NOT_FOUND"
+
+
+async def test_error_on_a_stream_is_the_servers_reason():
+    """Its session ended meanwhile: a reason, for a step and for a frame's entry, and the stream goes on."""
+    async with real_server() as server, connected(server) as (connection, payloads):
+        messages = [payloads.stream_steps[0], payloads.stream_steps[0], payloads.stream_frames[0]]
+        sender = StreamSender(connection.stream, messages, ["mine"])
+        await sender.open()
+        assert await sender.send(0) == ""
+        await connection.close_session("mine")
+        assert [await sender.send(1), await sender.send(2)] == ["SESSION_NOT_FOUND"] * 2
+        await sender.close()
+
+
+async def test_stream_to_a_missing_session_does_not_open():
+    """In the server's words."""
+    async with real_server() as server, connected(server) as (connection, payloads):
+        sender = StreamSender(connection.stream, payloads.stream_steps, ["other"])
+        with pytest.raises(LoadtestError, match="cannot bind sessions to a stream: "):
+            await sender.open()
+        await sender.close()
+
+
+async def test_senders_are_over_when_the_server_is_gone():
+    """So that nobody calls a dead server in a tight loop."""
+    async with real_server() as server, connected(server) as (connection, payloads):
+        sender = StreamSender(connection.stream, payloads.stream_steps, ["mine"])
+        await sender.open()
+        await server.abandon()
+        for each in (sender, CallSender(connection.step, payloads.steps("mine"))):
+            with pytest.raises(OverError):
+                await asyncio.wait_for(each.send(0), BOUND_SECONDS)
+
+
+async def test_stopped_load_closes_its_sessions():
+    """As after an interrupt at the terminal, the moment all of them are open."""
+    async with real_server() as server:
+        stop, seen = asyncio.Event(), []
+
+        async def begin():
+            seen.append(open_sessions(server))
+            stop.set()
+            return time.monotonic_ns()
+
+        options = Options(target=str(server.listen), model="mackey-glass", streams=5, seconds=BOUND_SECONDS)
+        tally = await asyncio.wait_for(generate(options, begin, stop), BOUND_SECONDS)
+        assert seen == [5]
+        assert tally.num_errors == 0
+        assert open_sessions(server) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "nope"}, "--model: the server has no 'nope'; it has mackey-glass, nyc-taxi"),
+        ({"model": ""}, "--model: the server has several: mackey-glass, nyc-taxi"),
+        ({"mode": "prime", "frame_steps": 100, "max_steps": 0}, "--frame-steps: the server takes 64 steps"),
+    ],
+)
+async def test_what_this_server_cannot_take_is_refused_before_the_load(changes, message):
+    """By the option's name."""
+    async with real_server(max_message_steps=64) as server:
+        with pytest.raises(OptionError, match=message):
+            await load(server, **changes)
+        assert open_sessions(server) == 0
+
+
+async def test_no_metrics_there_is_said_before_the_load():
+    """Port 1 of the loopback has none."""
+    async with real_server() as server:
+        with pytest.raises(LoadtestError, match="--metrics: cannot read"):
+            await load(server, metrics="127.0.0.1:1")
+
+
+async def test_stop_before_the_load_measures_nothing():
+    """And opens nothing that stays."""
+    async with real_server() as server:
+        stop = asyncio.Event()
+        stop.set()
+        with pytest.raises(LoadtestError, match="interrupted before the load began"):
+            await load(server, stop)
+        assert open_sessions(server) == 0
+
+
+def test_json_file_that_cannot_be_written_is_named(tmp_path):
+    """The folder is not there."""
+    from loadtest.__main__ import _show
+    from tests.unit.loadtest.test_loadtest_report import result
+
+    with pytest.raises(LoadtestError, match="--json: cannot write"):
+        _show(result(json=str(tmp_path / "none" / "out.json")))
+    _show(result(json=str(tmp_path / "out.json")))
+    assert json.loads((tmp_path / "out.json").read_text())["steps"] == 1000

@@ -1,0 +1,108 @@
+"""The evaluate command: its figures by hand, and that it never looks ahead."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from model.artifact import load_artifact
+from model.evaluate import look_ahead
+
+
+@pytest.fixture
+def trained(command, tiny, tiny_csv, tmp_path):
+    """A tiny artifact trained on the first 200 rows of the tiny file."""
+    status, _, err = command(
+        "train", "--csv", tiny_csv, "--rows", "0:200", "--out", tmp_path / "out", "--name", "tiny", *tiny
+    )
+    assert status == 0, err
+    return tmp_path / "out" / "tiny" / "1" / "model.pt"
+
+
+@torch.no_grad()
+def by_hand(artifact, series, horizon):
+    """Returns the forecasts [row][h] made after each row, by stepping the artifact row by row."""
+    x, time = torch.from_numpy(series.values), torch.from_numpy(series.times_ns)
+    state, ahead = artifact.zero_state(1), {}
+    for row in range(len(series) - 1):
+        now = time[row : row + 1]
+        _, state = artifact.script.step(x[row : row + 1], now, state)
+        forecast = artifact.script.forecast(state, now, horizon, torch.zeros(1, horizon, 0))
+        ahead[row] = forecast[0, :, 0].numpy()
+    return ahead
+
+
+def test_the_figures_are_those_of_forecasts_made_by_hand(command, trained, tiny_csv, wave_of, tmp_path):
+    """MAE, RMSE and altMAPE per horizon equal a loop that steps the artifact row by row."""
+    status, table, _ = command(
+        "evaluate",
+        "--artifact",
+        trained,
+        "--csv",
+        tiny_csv,
+        "--horizons",
+        "1,4",
+        "--from-row",
+        200,
+        "--json",
+        tmp_path / "f.json",
+    )
+    assert status == 0
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert found["rows"] == 100
+    series = wave_of(300)
+    ahead = by_hand(load_artifact(trained), series, 4)
+    for horizon in (1, 4):
+        actual = series.values[200:, 0].astype(np.float64)
+        rivals = {
+            "model": np.array([ahead[row - horizon][horizon - 1] for row in range(200, 300)]),
+            "persistence": series.values[200 - horizon : 300 - horizon, 0],
+            "seasonal_naive": series.values[200 - 24 : 300 - 24, 0],
+        }
+        for name, predicted in rivals.items():
+            error = predicted - actual
+            figures = found["horizons"][str(horizon)][name]
+            assert figures["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-5)
+            assert figures["rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
+            assert figures["altmape"] == pytest.approx(np.abs(error).mean() / np.abs(actual).mean(), rel=1e-5)
+    assert {line.split()[1] for line in table.splitlines()[3:]} == {"model", "persistence", "seasonal"}
+
+
+def test_it_never_looks_ahead(trained, wave_of):
+    """Other values from row 250 on change no forecast made before it."""
+    artifact, series = load_artifact(trained), wave_of(300)
+    before = look_ahead(artifact, series, 200, 4)
+    spoilt = wave_of(300)
+    spoilt.values[250:] = 1e6
+    after = look_ahead(artifact, spoilt, 200, 4)
+    made_before = before.origins < 250
+    assert np.array_equal(before.predicted[made_before], after.predicted[made_before])
+    assert not np.array_equal(before.predicted[~made_before], after.predicted[~made_before])
+    assert before.period == after.period
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--from-row", 0], "row 0"),
+        (["--from-row", 300], "row 300"),
+        (["--horizons", "0"], "horizon"),
+        (["--horizons", "x"], "horizon"),
+        (["--horizons", "240", "--from-row", 200], "horizon 240"),
+        (["--csv", "missing.csv"], "missing.csv"),
+        (["--artifact", "missing.pt"], "missing.pt"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(refused, trained, tiny_csv, options, said):
+    """Rows, horizons and files that are not there are named."""
+    assert said in refused("evaluate", "--artifact", trained, "--csv", tiny_csv, *options)
+
+
+def test_a_file_with_other_columns_is_refused(refused, trained, tmp_path):
+    """The artifact's columns are looked for by name."""
+    path = tmp_path / "other.csv"
+    path.write_text(
+        "timestamp,speed\n" + "".join(f"2020-01-01 {hour:02}:00:00,{hour}\n" for hour in range(24))
+    )
+    assert "value" in refused("evaluate", "--artifact", trained, "--csv", path, "--from-row", 12)

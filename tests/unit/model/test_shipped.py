@@ -1,0 +1,52 @@
+"""The artifacts that are shipped: small, and better than simple forecasts on what they never saw."""
+
+import json
+import pathlib
+
+import pytest
+
+from model.artifact import load_artifact
+from model.datasets import mackey_glass, read_csv
+from model.evaluate import look_ahead
+
+ROOT = pathlib.Path(__file__).parents[3]
+ARTIFACTS = ROOT / "model" / "artifacts"
+TAXI = ROOT.parent / "shared" / "data" / "nab" / "nyc_taxi.csv"
+PATHS = sorted(ARTIFACTS.glob("*/*/model.pt"))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.parent.parent.name)
+def test_it_is_small_and_says_how_it_was_made(path):
+    """Under 2 MB, with the command and without a machine's path."""
+    assert path.stat().st_size < 2_000_000
+    manifest = load_artifact(path).manifest
+    text = json.dumps(manifest.training)
+    assert "python -m model train" in text
+    assert "/root" not in text
+    assert "/work" not in text
+
+
+def beats_both(figures):
+    """Whether the model's mean error is below both baselines'."""
+    return figures["model"]["mae"] < min(figures["persistence"]["mae"], figures["seasonal_naive"]["mae"])
+
+
+@pytest.mark.skipif(not TAXI.exists(), reason="needs ../shared/data/nab/nyc_taxi.csv")
+def test_nyc_taxi_on_the_rows_after_those_it_learnt_from():
+    """It beats both baselines, and errs no more than a plain LSTM was seen to: .049, .118 and .139."""
+    artifact = load_artifact(ARTIFACTS / "nyc-taxi" / "1" / "model.pt")
+    outlook = look_ahead(artifact, read_csv(TAXI), 8640, 48)
+    assert beats_both(outlook.at(1))
+    assert beats_both(outlook.at(5))
+    found = {horizon: outlook.at(horizon)["model"]["altmape"] for horizon in (1, 5, 48)}
+    assert found[1] <= 0.049
+    assert found[5] <= 0.118
+    assert found[48] <= 0.139
+
+
+def test_mackey_glass_on_a_series_of_another_beginning():
+    """It beats both baselines on a series from a history it never saw."""
+    artifact = load_artifact(ARTIFACTS / "mackey-glass" / "1" / "model.pt")
+    outlook = look_ahead(artifact, mackey_glass(2000, seed=77), 1000, 5)
+    assert beats_both(outlook.at(1))
+    assert beats_both(outlook.at(5))
