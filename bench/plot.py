@@ -96,7 +96,7 @@ def _colours() -> list[str]:
 
 def _dress(axes: "Axes", title: str) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axes.set_title(title, fontsize=10, color=_INK, loc="left")
     axes.grid(visible=True, axis="x", color=_GRID, linewidth=0.8, zorder=0)
     axes.tick_params(axis="y", length=0, labelsize=9)

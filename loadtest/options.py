@@ -17,7 +17,7 @@ _STREAMS_PER_CONNECTION = 8
 _DEFAULT_FRAME_STEPS = {"stream": 1, "unary": 1, "frame": 256, "prime": 1000}
 _MAX_SESSIONS = 1_000_000
 _METAVARS = {
-    **{name: "N" for name in ("streams", "frame_steps", "connections", "max_steps", "processes")},
+    **dict.fromkeys(("streams", "frame_steps", "connections", "max_steps", "processes"), "N"),
     **{"target": "HOST:PORT", "metrics": "HOST:PORT", "model": "NAME", "json": "FILE", "server_pid": "PID"},
     **{"seconds": "SECONDS", "warm_up": "SECONDS", "rate": "STEPS_PER_S"},
 }

@@ -274,7 +274,7 @@ class Router:
         self._count_streams(len(self._streams))
 
     def drain(self) -> None:
-        """Ends every stream, once what it was asked is answered, with a status that sends clients elsewhere."""
+        """Ends every stream, once what it was asked is answered, with what sends clients elsewhere."""
         for stream in list(self._streams):
             if stream.conversation is not None:
                 stream.conversation.stop(errors.draining())

@@ -157,7 +157,9 @@ async def run(options: argparse.Namespace) -> None:
         _server() as (listen, metrics),
         Client(listen, retry=retry, timeout=timeout) as client,
     ):
-        _say(f"ready after {time.monotonic() - began:.1f} s: gRPC on {listen}, metrics on http://{metrics}/metrics")
+        _say(
+            f"ready after {time.monotonic() - began:.1f} s: gRPC on {listen}, metrics on http://{metrics}/metrics"
+        )
         async with client.session(model=name) as session:
             model = await _model_of(client, session)
             target = _target(model, series)

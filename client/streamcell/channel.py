@@ -133,9 +133,7 @@ def service_config(retry: RetryPolicy) -> str:
 def _open_channel(target: str, tls: Tls | None, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
     if tls is None:
         return grpc.aio.insecure_channel(target, options=options)
-    credentials = grpc.ssl_channel_credentials(
-        tls.root_certificates, tls.private_key, tls.certificate_chain
-    )
+    credentials = grpc.ssl_channel_credentials(tls.root_certificates, tls.private_key, tls.certificate_chain)
     return grpc.aio.secure_channel(target, credentials, options=options)
 
 

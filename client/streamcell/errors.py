@@ -306,9 +306,7 @@ def _typed(
     code: grpc.StatusCode, reason: str, message: str, metadata: Mapping[str, str], retry_delay_seconds: float
 ) -> StreamcellError:
     kind = _BY_REASON.get(reason) or _BY_CODE.get(code, StreamcellError)
-    return kind(
-        message, code=code, reason=reason, metadata=metadata, retry_delay_seconds=retry_delay_seconds
-    )
+    return kind(message, code=code, reason=reason, metadata=metadata, retry_delay_seconds=retry_delay_seconds)
 
 
 def _plain(code: grpc.StatusCode, message: str) -> StreamcellError:

@@ -1,6 +1,7 @@
 """The house's rules: which module imports which, who knows torch, grpc and asyncio, how long code may be."""
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -50,11 +51,13 @@ def modules_of_service():
     return {name: path for name, path in sources("service").items() if not name.endswith("__init__")}
 
 
+@functools.cache
 def parsed(path):
     """Returns a file's syntax tree."""
     return ast.parse(path.read_text(), str(path))
 
 
+@functools.cache
 def imports(path):
     """Returns the dotted names that a file imports, wherever in it; `from a import b` as a and a.b."""
     found = set()
@@ -75,7 +78,7 @@ def packages(path):
 def within_service(path):
     """Returns the modules of service/ that a file imports."""
     names = {name.removeprefix("service.") for name in imports(path) if name.startswith("service.")}
-    return names & set(modules_of_service())
+    return names & set(SERVICE)
 
 
 SERVICE = modules_of_service()

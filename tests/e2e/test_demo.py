@@ -67,7 +67,9 @@ def test_the_demo_streams_the_taxi_series():
 def test_a_file_that_is_no_series_is_one_line(tmp_path):
     """A bad number is named by line; no server is left behind."""
     path = tmp_path / "bad.csv"
-    path.write_text("timestamp,value\n2020-01-01 00:00:00,1\n2020-01-01 00:30:00,two\n2020-01-01 01:00:00,3\n")
+    path.write_text(
+        "timestamp,value\n2020-01-01 00:00:00,1\n2020-01-01 00:30:00,two\n2020-01-01 01:00:00,3\n"
+    )
     done = make_demo(f"CSV={path}")
     assert done.returncode != 0
     assert "line 3" in done.stderr

@@ -14,7 +14,7 @@ from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as stubs
 
 from service.server import Server
-from tests.integration.conftest import BOUND_SECONDS, answer, refusal, refusal_of, settings
+from tests.integration.conftest import BOUND_SECONDS, refusal, refusal_of, settings
 
 SERVICE = "streamcell.v1.StreamcellService"
 
@@ -113,13 +113,12 @@ async def test_draining_finishes_what_is_in_flight_and_sends_clients_elsewhere(s
     call = stub.Stream()
     for _ in range(20):
         await call.write(pb.StreamRequest(step=pb.StepRequest(session_id="s", x=[0.5])))
-    assert (await answer(call)).step.step_index == 0
+    first = await anext(aiter(call))
+    assert first.step.step_index == 0
     assert await asyncio.wait_for(server.drain(), BOUND_SECONDS)
     rest = []
     with pytest.raises(aio.AioRpcError) as caught:
-        while (message := await call.read()) is not aio.EOF:
-            rest.append(message.step.step_index)
-        await call
+        rest.extend([message.step.step_index async for message in call])
     assert rest == list(range(1, 1 + len(rest)))
     found = refusal_of(caught.value)
     assert (found.code, found.reason) == ("UNAVAILABLE", "DRAINING")

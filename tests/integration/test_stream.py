@@ -106,7 +106,6 @@ async def test_bytes_that_are_no_message_end_the_stream_with_a_reason(peer):
     assert await asyncio.wait_for(call.code(), BOUND_SECONDS)
     with pytest.raises(aio.AioRpcError) as caught:
         await call.read()
-        await call
     assert refusal_of(caught.value).reason == "INVALID_ARGUMENT"
     await other.write(step([0.5]))
     assert (await answer(other)).step.step_index == 0

@@ -97,7 +97,9 @@ async def test_a_repeated_prime_applies_only_what_is_new(peer, mackey_glass):
     x = inputs(seed=3, num_steps=40)
     session_id = await peer.open()
     await peer.stub.Prime(pb.PrimeRequest(session_id=session_id, x_raw=x[:30].tobytes(), step_index=0))
-    again = await peer.stub.Prime(pb.PrimeRequest(session_id=session_id, x_raw=x[:30].tobytes(), step_index=0))
+    again = await peer.stub.Prime(
+        pb.PrimeRequest(session_id=session_id, x_raw=x[:30].tobytes(), step_index=0)
+    )
     longer = await peer.stub.Prime(pb.PrimeRequest(session_id=session_id, x_raw=x.tobytes(), step_index=0))
     expected = folded(mackey_glass, x)
     assert (again.step_index, longer.step_index) == (29, 39)
@@ -126,7 +128,9 @@ async def test_reset_starts_the_session_again(peer, mackey_glass):
             (await peer.stub.Step(pb.StepRequest(session_id=session_id, x=row))).y[0]
             for row in inputs(seed=5, num_steps=5)
         ]
-        assert np.array_equal(np.array(y, np.float32), folded(mackey_glass, inputs(seed=5, num_steps=5))[:, 0])
+        assert np.array_equal(
+            np.array(y, np.float32), folded(mackey_glass, inputs(seed=5, num_steps=5))[:, 0]
+        )
         session = (await peer.stub.ResetSession(pb.ResetSessionRequest(session_id=session_id))).session
         assert session.next_step_index == 0
 

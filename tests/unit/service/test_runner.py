@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from service import artifact
 from service.runner import Runner, pick_device
 from tests import fakes
-from tests.fakes import FAULT, Alone, bits
+from tests.fakes import CPU, FAULT, Alone, Recurrence, bits, save
 
 HUGE = 3e38  # twice in a row overflows the Recurrence's level
 
@@ -153,10 +155,23 @@ def test_times_reach_the_script():
     assert y[0, 1] == pytest.approx(0.001 * 1_700_000_000)
 
 
-def test_a_warm_up_leaves_the_pool_clean(runner):
-    """After it every session starts as if there had been none, for batches up to the whole pool."""
-    runner.warm_up(8, 4)
-    assert states(runner, *range(8)) == [[0, 0]] * 8
+class Counter(Recurrence):
+    """Counts its steps in the state, whatever the input."""
+
+    @torch.jit.export
+    def step(self, x: Tensor, time: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds one."""
+        return state[:, :2] + 1.0, state + 1.0
+
+
+@pytest.mark.parametrize(("max_batch", "max_piece"), [(8, 4), (5, 1), (1, 32)])
+def test_a_warm_up_leaves_the_pool_clean(tmp_path, max_batch, max_piece):
+    """After it every session starts as if there had been none."""
+    path = save(tmp_path / "model.pt", Counter())
+    runner = Runner(artifact.load("counter", "1", path, CPU), 8)
+    runner.warm_up(max_batch, max_piece)
+    y, _ = step(runner, range(8), np.zeros((8, 2)))
+    assert (y == 1).all()
 
 
 def test_devices():

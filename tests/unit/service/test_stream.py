@@ -225,9 +225,12 @@ async def test_a_drain_finishes_what_is_in_flight(served):
     served.catalog.is_draining = True
     served.router.drain()
     stream.receive(step(2).SerializeToString())
+    stream.receive(step(3, "a").SerializeToString())
     found = [await answer(stream) for _ in X]
     assert [one.step.step_index for one in found] == list(range(40))
+    assert await stream.next_message() is None
     assert (await ending(stream)).reason == "DRAINING"
+    assert served.engines[0].sessions.next_step[0] == 40
     assert served.engines[0].is_idle
 
 
