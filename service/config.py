@@ -62,7 +62,7 @@ class Config:
     )
     workers: int = _flag(1, "server processes on the port")
     front: str = _flag("grpcio", "the server technology", ("grpcio", "envoy"))
-    threads: int = _flag(1, "CPU threads of one cell call")
+    threads: int = _flag(1, "CPU threads of one cell call; from 3 on a prediction's last bits may change")
     max_resident_sessions: int = _flag(100_000, "sessions open at once, per model")
     session_ttl_seconds: float = _flag(3600.0, "idle seconds after which a session expires; 0: never")
     replies_kept: int = _flag(8, "replies kept per session for repeated steps")
