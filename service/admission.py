@@ -11,7 +11,7 @@ from service import errors
 from service.errors import Reason, StreamcellError
 from service.manifest import Manifest
 from service.scheduler import Piece
-from service.sessions import TIME_ABSENT, Float32s, Int64s, Prints, Sessions
+from service.sessions import MAX_TIME_NS, TIME_ABSENT, Float32s, Int64s, Prints, Sessions
 from service.work import INDEX_NEXT, Block, Step
 
 
@@ -41,7 +41,7 @@ class Admission:
         step.step_index = expected
         step.run_time = step.time
         if step.time == TIME_ABSENT:
-            step.run_time = self._following_time(slot, expected, "time_ns")
+            step.run_time = self._time_after(slot, 1, "time_ns")
         return True
 
     def admit_group(self, piece: Piece) -> None:
@@ -57,7 +57,8 @@ class Admission:
         block.step_indexes[entries] = asked
         unusual = gone | (asked != expected)
         if self._uses_time and block.times is None:
-            unusual |= expected == 0
+            last = self._sessions.last_time[slots] + block.totals[entries] * float(self._interval_ns)
+            unusual |= (expected == 0) | (last > MAX_TIME_NS)
         for at in np.flatnonzero(unusual).tolist():
             entry = int(entries[at])
             try:
@@ -83,12 +84,14 @@ class Admission:
         times: Int64s = self._sessions.last_time[block.slots[entries]][:, None] + ahead
         return times
 
-    def _following_time(self, slot: int, next_step: int, field: str) -> int:
-        if next_step == 0:
-            raise errors.invalid_argument(
-                field, "this model uses time, so a session's first step must give it"
-            )
-        return int(self._sessions.last_time[slot]) + self._interval_ns
+    def _time_after(self, slot: int, num_steps: int, field: str) -> int:
+        """Returns the time that so many steps without one lead to."""
+        if not self._sessions.next_step[slot]:
+            raise first_time_missing(field)
+        time = int(self._sessions.last_time[slot]) + num_steps * self._interval_ns
+        if time > MAX_TIME_NS:
+            raise errors.invalid_argument(field, f"{time} would follow, beyond {MAX_TIME_NS}: give the time")
+        return time
 
     def _answer_repeat(self, step: Step, expected: int) -> None:
         x = np.frombuffer(step.x, np.float32)[None]  # (1, F)
@@ -127,8 +130,8 @@ class Admission:
                 block.y[start + row] = reply
         block.starts[entry] += num_known
         block.totals[entry] -= num_known
-        if self._uses_time and block.times is None and expected == 0:
-            self._following_time(slot, expected, "time_raw")
+        if self._uses_time and block.times is None:
+            self._time_after(slot, int(block.totals[entry]), "time_raw")
 
     def _prints(self, block: Block, start: int, count: int) -> Prints:
         rows = np.arange(start, start + count)

@@ -81,7 +81,7 @@ def load(name: str, version: str, path: pathlib.Path, device: torch.device) -> A
     files = {_MANIFEST_FILE: b""}
     try:
         script = torch.jit.load(path, map_location=device, _extra_files=files)  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError) as error:  # a text that is not UTF-8 among them
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{path}: not a readable TorchScript file ({first_line})") from None
     try:
@@ -100,7 +100,12 @@ def _text(content: bytes | str) -> str:
     # torch gives back text where the file had one, and what went in where it had none.
     if not content:
         raise manifest.ManifestError(f"no {_MANIFEST_FILE} inside: it was not exported as an artifact")
-    return content if isinstance(content, str) else content.decode()
+    if isinstance(content, str):
+        return content
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise manifest.ManifestError(f"{_MANIFEST_FILE} inside is not UTF-8") from None
 
 
 def _try_out(artifact: Artifact, path: pathlib.Path) -> None:
@@ -118,12 +123,17 @@ def _try_out(artifact: Artifact, path: pathlib.Path) -> None:
             y, after = artifact.step(x[:, 0], time[:, 0], state)
             ys, scanned = artifact.scan(x, time, lengths, state)
             ahead = artifact.forecast(after, time[:, 0], h, future)
-    except RuntimeError as error:
-        last_line = str(error).strip().splitlines()[-1]
+    except Exception as error:  # a script may raise whatever it likes
+        last_line = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise ConfigError(
             f"{path}: the script fails on an input of its manifest's shape ({last_line})"
         ) from None
-    found = [tuple(tensor.shape) for tensor in (y, after, ys, scanned, ahead)]
+    results = (y, after, ys, scanned, ahead)
+    if any(tensor.dtype != torch.float32 for tensor in results):
+        raise ConfigError(
+            f"{path}: the script gives {', '.join(str(t.dtype) for t in results)}; all must be float32"
+        )
+    found = [tuple(tensor.shape) for tensor in results]
     wanted = [(b, num_outputs), (b, size), (b, t, num_outputs), (b, size), (b, h, num_outputs)]
     if found != wanted:
         raise ConfigError(f"{path}: the script gives shapes {found} where its manifest says {wanted}")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from service.errors import ConfigError
 
 ENV_PREFIX = "STREAMCELL_"
+_LARGEST = 2**31 - 1  # of what gRPC takes as a size, and far above every sensible setting
 
 
 class Address(NamedTuple):
@@ -67,7 +68,7 @@ class Config:
     session_ttl_seconds: float = _flag(3600.0, "idle seconds after which a session expires; 0: never")
     replies_kept: int = _flag(8, "replies kept per session for repeated steps")
     max_queue_steps: int = _flag(262_144, "steps waiting, per model; more are refused as OVERLOADED")
-    max_batch_steps: int = _flag(1024, "sessions in one cell call")
+    max_batch_steps: int = _flag(1024, "steps in one cell call; long inputs have a call of their own")
     max_piece_steps: int = _flag(32, "time steps of a long input run before single steps get in between")
     max_message_steps: int = _flag(65_536, "steps in one message")
     max_message_bytes: int = _flag(4 << 20, "bytes in one message")
@@ -97,6 +98,8 @@ class Config:
         least = 0 if name in ("session_ttl_seconds", "drain_timeout_seconds") else 1
         if not least <= value < float("inf"):
             raise _wrong(name, f"must be a number of at least {least}, not {value}")
+        if value > _LARGEST:
+            raise _wrong(name, f"must be at most {_LARGEST}, not {value}")
 
     def _check_available(self) -> None:
         if self.store != "memory:":

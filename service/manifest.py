@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 FORMAT_VERSION = 1
+_MAX_INTERVAL_SECONDS = 366 * 86400.0
 
 
 class ManifestError(ValueError):
@@ -75,7 +76,7 @@ def parse(text: str) -> Manifest:
         )
     try:
         return _build(raw, text)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         if isinstance(error, ManifestError):
             raise
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -90,12 +91,12 @@ def _build(raw: dict[str, Any], text: str) -> Manifest:
         inputs=_variables(raw, "inputs"),
         outputs=_variables(raw, "outputs"),
         future=_variables(raw, "future"),
-        state_size=int(raw["state"]["size"]),
+        state_size=_whole(raw["state"]["size"]),
         state_layout=tuple(
-            StateField(str(part["name"]), int(part["offset"]), int(part["size"]))
+            StateField(str(part["name"]), _whole(part["offset"]), _whole(part["size"]))
             for part in raw["state"]["layout"]
         ),
-        uses_time=bool(raw["uses_time"]),
+        uses_time=_truth(raw["uses_time"]),
         step_interval_seconds=float(raw["step_interval_seconds"]),
         text=text,
     )
@@ -119,11 +120,25 @@ def _variables(raw: dict[str, Any], key: str) -> tuple[Variable, ...]:
     return rows
 
 
+def _whole(number: object) -> int:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise ValueError(f"{number!r} stands where a whole number belongs")
+    return number
+
+
+def _truth(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"uses_time is {value!r}, not true or false")
+    return value
+
+
 def _check(manifest: Manifest) -> None:
     if not manifest.inputs or not manifest.outputs:
         raise ManifestError("the manifest has no inputs or no outputs")
     if manifest.step_interval_seconds < 0:
         raise ManifestError("step_interval_seconds is negative")
+    if not manifest.step_interval_seconds <= _MAX_INTERVAL_SECONDS:  # NaN is not
+        raise ManifestError(f"step_interval_seconds is {manifest.step_interval_seconds}, more than a year")
     offset = 0
     for part in manifest.state_layout:
         if part.offset != offset or part.size < 1:

@@ -31,7 +31,8 @@ class Runner:
     """The artifact over its pool of state rows.
 
     A row whose prediction is not finite is not scattered: its session stays as it was. Everything is
-    computed before anything is written, so an exception leaves every state as it was.
+    computed before anything is written, so an exception leaves every state as it was. A state that is not
+    finite behind a finite prediction is the script's own doing, and harms that session alone.
     """
 
     def __init__(self, artifact: Artifact, capacity: int) -> None:

@@ -29,6 +29,8 @@ class Piece:
     length: int
     is_first: bool
     """Whether it opens its group of entries: the moment to check their step indexes."""
+    is_long: bool
+    """Whether its group has more than one step to a session: such pieces have a cell call of their own."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -98,7 +100,7 @@ class Scheduler:
     Args:
         capacity: slots there are.
         max_queue_steps: steps that may wait; more are refused.
-        max_batch_steps: steps in one cell call, single ones and long inputs' each.
+        max_batch_steps: steps in one cell call; single steps and frames share one, long inputs have another.
         max_piece_steps: time steps of a long input in one iteration.
     """
 
@@ -157,10 +159,11 @@ class Scheduler:
         batch = Batch([], [], [])
         while self._controls:
             self._start(self._controls.popleft(), batch.controls)
-        steps = self._steps
-        while steps and len(batch.steps) < self._max_batch_steps:
-            self._start(steps.popleft(), batch.steps)
-        self._schedule_blocks(batch)
+        # Neither single steps nor frames can keep the other out: whoever waits gets half at least.
+        half = min(len(self._steps), self._max_batch_steps // 2)
+        num_taken = self._schedule_blocks(batch, self._max_batch_steps - half)
+        while self._steps and len(batch.steps) + num_taken < self._max_batch_steps:
+            self._start(self._steps.popleft(), batch.steps)
         return batch
 
     def finish(self, work: AnyWork) -> None:
@@ -193,37 +196,45 @@ class Scheduler:
         work.phase = Phase.STARTED
         into.append(work)
 
-    def _schedule_blocks(self, batch: Batch) -> None:
-        single_room = self._max_batch_steps - len(batch.steps)
+    def _schedule_blocks(self, batch: Batch, frame_room: int) -> int:
+        """Takes pieces of blocks, in turn, while there is room; returns how many sessions step once."""
         long_room = self._max_batch_steps
+        num_taken = 0
         for _ in range(len(self._blocks)):
             block = self._blocks.popleft()
             if block.phase is Phase.WITHDRAWN:
                 self.finish(block)
                 continue
-            room = min(single_room, long_room)
-            if room <= 0:
+            piece = self._cut(block, frame_room - num_taken, long_room)
+            if piece is None:
                 self._blocks.append(block)
                 continue
-            piece = self._cut(block, room)
             block.phase = Phase.STARTED
             batch.pieces.append(piece)
-            if piece.length == 1:
-                single_room -= len(piece.entries)
-            else:
+            if piece.is_long:
                 long_room -= len(piece.entries) * piece.length
+            else:
+                num_taken += len(piece.entries)
+        return num_taken
 
-    def _cut(self, block: Block, room: int) -> Piece:
-        """Cuts the next piece from a block; a new group of entries is as large as fits."""
+    def _cut(self, block: Block, frame_room: int, long_room: int) -> Piece | None:
+        """Cuts the next piece from a block, None where it does not fit; a new group is as large as fits."""
         is_first = block.stop <= block.cursor
         if is_first:
+            is_long = bool(block.totals[block.cursor :].max() > 1)
+            room = long_room if is_long else frame_room
+            if room <= 0:
+                return None
             block.stop = min(block.cursor + room, len(block.slots))
             block.rows_done = 0
+        elif block.stop - block.cursor > long_room:  # only groups of several steps come again
+            return None
         totals = block.totals[block.cursor : block.stop]
         offset = block.rows_done
         entries = block.cursor + np.flatnonzero(totals > offset)
         length = min(int(totals.max()) - offset, self._max_piece_steps)
-        if length > 1:
-            length = max(1, min(length, room // len(entries)))
+        if len(entries):
+            length = max(1, min(length, long_room // len(entries))) if length > 1 else length
         block.rows_done += length
-        return Piece(block, entries, offset, length, is_first)
+        is_long = not is_first or int(totals.max()) > 1
+        return Piece(block, entries, offset, length, is_first, is_long)

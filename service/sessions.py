@@ -14,6 +14,7 @@ Float32s = npt.NDArray[np.float32]
 Prints = npt.NDArray[np.uint64]
 
 TIME_ABSENT = -(1 << 63)  # in a column of times: the request gave none
+MAX_TIME_NS = 1 << 62  # the year 2116; and the same before 1970
 _MAX_REMEMBERED = 10_000  # expired ids remembered, to tell SESSION_EXPIRED from SESSION_NOT_FOUND
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from service import errors
+from service.admission import session_ended
 from service.catalog import Catalog
 from service.engine import Engine
 from service.errors import StreamcellError
@@ -77,10 +78,25 @@ class Bindings:
         if len(numbers) and int(numbers.max()) >= len(self):
             raise _not_bound("session_raw", int(numbers.max()), len(self))
         engines = {id(self._engines[number]): self._engines[number] for number in numbers.tolist()}
+        slots, generations = self._slots[numbers], self._generations[numbers]
+        missing: dict[int, StreamcellError] = {}
+        found = np.arange(len(numbers))
+        if len(engines) == 1:
+            (engine,) = engines.values()
+            ended = engine.sessions.generation[slots] != generations
+            missing = {at: session_ended() for at in np.flatnonzero(ended).tolist()}
+            found = np.flatnonzero(~ended)
+        if len(missing) == len(numbers) and missing:
+            raise missing[0]
         return _select(
-            list(engines.values()), len(numbers), np.arange(len(numbers)), self._slots[numbers],
-            self._generations[numbers], {},
-        )  # fmt: skip
+            list(engines.values()),
+            len(numbers),
+            found,
+            slots[found],
+            generations[found],
+            missing,
+            field="session_raw",
+        )
 
     def named(self, session_ids: list[str]) -> Selection:
         """Returns sessions by id; those that cannot be found are told in `missing`.
@@ -117,6 +133,7 @@ def _select(
     slots: Int64s,
     generations: Int64s,
     missing: dict[int, StreamcellError],
+    field: str = "session_ids",
 ) -> Selection:
     if not count:
         raise errors.invalid_argument(
@@ -124,9 +141,9 @@ def _select(
         )
     if len(engines) > 1:
         names = ", ".join(sorted(f"{engine.name}/{engine.version}" for engine in engines))
-        raise errors.invalid_argument("session_ids", f"the sessions run on {names}: one model a frame")
+        raise errors.invalid_argument(field, f"the sessions run on {names}: one model a frame")
     if len(np.unique(slots)) < len(slots):
-        raise errors.invalid_argument("session_ids", "a session stands twice: give its steps in one entry")
+        raise errors.invalid_argument(field, "a session stands twice: give its steps in one entry")
     return Selection(engines[0], count, found, slots, generations, missing)
 
 

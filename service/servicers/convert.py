@@ -14,7 +14,7 @@ from service.catalog import session_id_of
 from service.engine import Engine
 from service.errors import StreamcellError
 from service.manifest import Variable
-from service.sessions import TIME_ABSENT, Float32s, Int64s
+from service.sessions import MAX_TIME_NS, TIME_ABSENT, Float32s, Int64s
 from service.work import INDEX_NEXT, Block, Step
 
 _LARGEST_INDEX = (1 << 63) - 1
@@ -28,7 +28,7 @@ def step(
         slot,
         int(engine.sessions.generation[slot]),
         x,
-        request.time_ns if request.HasField("time_ns") else TIME_ABSENT,
+        _time(request.time_ns) if request.HasField("time_ns") else TIME_ABSENT,
         request.step_index if request.HasField("step_index") else INDEX_NEXT,
         engine.now(),
         on_done,
@@ -114,6 +114,8 @@ def times(field: str, raw: bytes, values: Sequence[int], num_rows: int) -> Int64
     column = _column(field, raw, "<i8", num_rows) if raw else np.array(values, np.int64)
     if len(column) != num_rows:
         raise errors.invalid_argument(field, f"{len(column)} times for {num_rows} steps")
+    for extreme in (column.min(), column.max()) if num_rows else ():
+        _time(int(extreme), field)
     return column.astype(np.int64)
 
 
@@ -212,6 +214,12 @@ def column(field: str, raw: bytes, kind: str, count: int) -> npt.NDArray[np.int6
     if len(found) and int(found.max()) > _LARGEST_INDEX:
         raise errors.invalid_argument(field, "a number is beyond 2**63 - 1")
     return found.astype(np.int64)
+
+
+def _time(time_ns: int, field: str = "time_ns") -> int:
+    if not -MAX_TIME_NS <= time_ns <= MAX_TIME_NS:
+        raise errors.invalid_argument(field, f"{time_ns} is beyond {MAX_TIME_NS} ns before or after 1970")
+    return time_ns
 
 
 def _column(field: str, raw: bytes, kind: str, count: int) -> npt.NDArray[np.int64]:

@@ -78,8 +78,9 @@ class StepStream:
 
     def stop(self, error: StreamcellError | None) -> None:
         """Ends the stream once everything received is answered."""
+        if not self._is_stopping:  # a client that was done before a drain is not sent elsewhere
+            self._last_error = error
         self._is_stopping = True
-        self._last_error = error
         self._end_if_done()
 
     def cancel(self) -> None:

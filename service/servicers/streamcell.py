@@ -65,11 +65,13 @@ class StreamcellServicer:
             raise errors.invalid_argument("durable", "this server has no store; leave it out")
         existing = self._existing(request, call)
         if existing is None:
+            # Nothing has been asked of it yet, so it need not wait in the queue, which may be full.
             engine, slot = self._catalog.open(call.principal, request.session_id, request.model)
+            session = convert.session(engine, slot, self._settings.session_ttl_seconds)
         else:
             engine, slot = existing
             self._catalog.check_model(engine, request.session_id, request.model)
-        session = await self._stand(engine, slot)
+            session = await self._stand(engine, slot)
         return pb.OpenSessionResponse(session=session, created=existing is None, limits=self._limits)
 
     def _existing(self, request: pb.OpenSessionRequest, call: Call) -> tuple[Engine, int] | None:

@@ -184,7 +184,7 @@ async def test_a_frame_sent_again_gets_its_earlier_replies(peer):
         (pb.Frame(x_raw=bytes(8), num_steps_raw=bytes(3)), "num_steps_raw"),
         (pb.Frame(x_raw=bytes(8), time_raw=bytes(8)), "time_raw"),
         (pb.Frame(x_raw=bytes(8), step_index_raw=b"\xff" * 16), "step_index_raw"),
-        (pb.Frame(x_raw=bytes(8), session_raw=bytes(8)), "session_ids"),  # number 0 twice
+        (pb.Frame(x_raw=bytes(8), session_raw=bytes(8)), "session_raw"),  # number 0 twice
         (pb.Frame(x_raw=bytes(8), session_raw=b"\x09\0\0\0" * 2), "session_raw"),
         (pb.Frame(x_raw=bytes(8), session_ids=["a"], session_raw=bytes(4)), "session_raw"),
     ],
