@@ -1,5 +1,6 @@
 """The server as a process: how it starts, ends, and says what is wrong."""
 
+import contextlib
 import pathlib
 import shutil
 import signal
@@ -121,6 +122,27 @@ def test_two_servers_do_not_share_a_port(start_server):
     listen = first.event("serving")["listen"]
     second = start_server("--listen", listen)
     assert second.wait() == 2
+
+
+def test_garbage_on_either_port_disturbs_nobody(start_server):
+    """Bytes that are no HTTP end that connection; a client beside it goes on, and the log stays quiet."""
+    server = start_server()
+    serving = server.event("serving")
+    with grpc.insecure_channel(serving["listen"]) as channel:
+        stub = stubs.StreamcellServiceStub(channel)
+        stub.OpenSession(pb.OpenSessionRequest(session_id="s", model="mackey-glass"))
+        for port in ("listen", "metrics"):
+            with (
+                socket.create_connection(_address(serving[port]), BOUND_SECONDS) as garbage,
+                contextlib.suppress(OSError),  # the server may hang up in the middle of it
+            ):
+                garbage.sendall(bytes(range(256)) * 40)
+                garbage.shutdown(socket.SHUT_WR)
+                while garbage.recv(65536):
+                    pass
+            assert stub.Step(pb.StepRequest(session_id="s", x=[0.5])).y
+    server.signal()
+    assert server.wait() == 0
 
 
 @pytest.mark.parametrize(
