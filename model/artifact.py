@@ -3,9 +3,11 @@
 Knows nothing of how the network was trained or what it is used for.
 """
 
+import contextlib
 import io
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +35,18 @@ class Artifact:
         return torch.zeros(num_rows, self.manifest.state_size)
 
 
+@contextlib.contextmanager
+def _torchscript_is_meant() -> Iterator[None]:
+    """Silences torch's warning that TorchScript is deprecated: see docs/adr/0001."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        yield
+
+
 def save_artifact(network: Network, manifest: Manifest, path: Path) -> None:
     """Writes the network, scripted, with its manifest to `path`, whole or not at all."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*torch.jit.*", category=DeprecationWarning
-        )  # docs/adr/0001
+    with _torchscript_is_meant():
         script = torch.jit.script(network.eval())
         torch.jit.save(script, buffer, _extra_files={_MANIFEST: manifest.to_json().encode()})
     write_atomically(path, buffer.getvalue())
@@ -51,10 +58,7 @@ def load_artifact(path: Path) -> Artifact:
         raise ArtifactError(f"{path}: no such file")
     extra: dict[str, Any] = {_MANIFEST: ""}
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=".*torch.jit.*", category=DeprecationWarning
-            )  # docs/adr/0001
+        with _torchscript_is_meant():
             script = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
     except (RuntimeError, OSError, ValueError) as error:
         first_line = str(error).strip().split("\n", 1)[0]

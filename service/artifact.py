@@ -81,7 +81,7 @@ def load(name: str, version: str, path: pathlib.Path, device: torch.device) -> A
     files = {_MANIFEST_FILE: b""}
     try:
         script = torch.jit.load(path, map_location=device, _extra_files=files)  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError, OSError) as error:  # a text that is not UTF-8 among them
+    except (RuntimeError, ValueError, OSError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{path}: not a readable TorchScript file ({first_line})") from None
     try:

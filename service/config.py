@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from service.errors import ConfigError
 
 ENV_PREFIX = "STREAMCELL_"
-_LARGEST = 2**31 - 1  # of what gRPC takes as a size, and far above every sensible setting
+LARGEST = 2**31 - 1  # what gRPC takes as a size at most, and far above every sensible setting
 
 
 class Address(NamedTuple):
@@ -98,8 +98,8 @@ class Config:
         least = 0 if name in ("session_ttl_seconds", "drain_timeout_seconds") else 1
         if not least <= value < float("inf"):
             raise _wrong(name, f"must be a number of at least {least}, not {value}")
-        if value > _LARGEST:
-            raise _wrong(name, f"must be at most {_LARGEST}, not {value}")
+        if value > LARGEST:
+            raise _wrong(name, f"must be at most {LARGEST}, not {value}")
 
     def _check_available(self) -> None:
         if self.store != "memory:":

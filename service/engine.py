@@ -153,8 +153,8 @@ class Engine:
         self._run_controls(batch.controls)
         steps = [step for step in batch.steps if self._admit(step, now)]
         self._admit_groups(batch.pieces, now)
-        self._run_call(steps, [piece for piece in batch.pieces if not piece.is_long])
-        self._run_call([], [piece for piece in batch.pieces if piece.is_long])
+        self._run_call(steps, [piece for piece in batch.pieces if not piece.block.is_long])
+        self._run_call([], [piece for piece in batch.pieces if piece.block.is_long])
         self._finish(batch)
         self._metrics.queued_steps.set(self._scheduler.num_queued_steps)
         if self._scheduler.has_ready:

@@ -29,8 +29,6 @@ class Piece:
     length: int
     is_first: bool
     """Whether it opens its group of entries: the moment to check their step indexes."""
-    is_long: bool
-    """Whether its group has more than one step to a session: such pieces have a cell call of their own."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -211,7 +209,7 @@ class Scheduler:
                 continue
             block.phase = Phase.STARTED
             batch.pieces.append(piece)
-            if piece.is_long:
+            if block.is_long:
                 long_room -= len(piece.entries) * piece.length
             else:
                 num_taken += len(piece.entries)
@@ -220,21 +218,15 @@ class Scheduler:
     def _cut(self, block: Block, frame_room: int, long_room: int) -> Piece | None:
         """Cuts the next piece from a block, None where it does not fit; a new group is as large as fits."""
         is_first = block.stop <= block.cursor
-        if is_first:
-            is_long = bool(block.totals[block.cursor :].max() > 1)
-            room = long_room if is_long else frame_room
-            if room <= 0:
-                return None
+        room = long_room if block.is_long else frame_room
+        if is_first and room > 0:
             block.stop = min(block.cursor + room, len(block.slots))
             block.rows_done = 0
-        elif block.stop - block.cursor > long_room:  # only groups of several steps come again
+        elif is_first or block.stop - block.cursor > room:
             return None
         totals = block.totals[block.cursor : block.stop]
         offset = block.rows_done
         entries = block.cursor + np.flatnonzero(totals > offset)
-        length = min(int(totals.max()) - offset, self._max_piece_steps)
-        if len(entries):
-            length = max(1, min(length, long_room // len(entries))) if length > 1 else length
+        length = min(int(totals.max()) - offset, self._max_piece_steps, max(1, room // len(entries)))
         block.rows_done += length
-        is_long = not is_first or int(totals.max()) > 1
-        return Piece(block, entries, offset, length, is_first, is_long)
+        return Piece(block, entries, offset, length, is_first)

@@ -97,8 +97,8 @@ class Block(Work):
     """
 
     __slots__ = (
-        "cursor", "errors", "generations", "indexes", "num_applied", "rows_done", "slots", "starts",
-        "step_indexes", "stop", "times", "totals", "wants_replies", "x", "y",
+        "cursor", "errors", "generations", "indexes", "is_long", "num_applied", "rows_done", "slots",
+        "starts", "step_indexes", "stop", "times", "totals", "wants_replies", "x", "y",
     )  # fmt: skip
 
     def __init__(
@@ -123,6 +123,7 @@ class Block(Work):
         self.x = x
         self.times = times
         self.indexes = indexes
+        self.is_long = bool(counts.max() > 1)  # several steps of a session: runs in a cell call of its own
         self.wants_replies = wants_replies
         self.y = np.full((len(x), num_outputs), np.nan, np.float32)
         self.step_indexes = np.zeros_like(slots)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import grpc
 from grpc import aio
 
-from service.config import Address, Config
+from service.config import LARGEST, Address, Config
 from service.errors import ConfigError
 from service.rpc import Call, RefusedError, Router, Status, Stream, Streaming, Unary
 
@@ -18,7 +18,6 @@ _DETAILS_KEY = "grpc-status-details-bin"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 # Messages somewhat over the bound still arrive, to be refused with their reason; gRPC itself stops the rest.
 _HARD_LIMIT_FACTOR = 4
-_LARGEST = 2**31 - 1  # of gRPC's options
 
 
 class GrpcioFront:
@@ -132,7 +131,7 @@ def _credentials(settings: Config) -> grpc.ServerCredentials:
 def _options(settings: Config) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", 0),  # else a second server would silently share the port
-        ("grpc.max_receive_message_length", min(_HARD_LIMIT_FACTOR * settings.max_message_bytes, _LARGEST)),
+        ("grpc.max_receive_message_length", min(_HARD_LIMIT_FACTOR * settings.max_message_bytes, LARGEST)),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),

@@ -77,26 +77,12 @@ class Bindings:
         """
         if len(numbers) and int(numbers.max()) >= len(self):
             raise _not_bound("session_raw", int(numbers.max()), len(self))
-        engines = {id(self._engines[number]): self._engines[number] for number in numbers.tolist()}
+        engine = _only({self._engines[number] for number in numbers.tolist()}, "session_raw")
         slots, generations = self._slots[numbers], self._generations[numbers]
-        missing: dict[int, StreamcellError] = {}
-        found = np.arange(len(numbers))
-        if len(engines) == 1:
-            (engine,) = engines.values()
-            ended = engine.sessions.generation[slots] != generations
-            missing = {at: session_ended() for at in np.flatnonzero(ended).tolist()}
-            found = np.flatnonzero(~ended)
-        if len(missing) == len(numbers) and missing:
-            raise missing[0]
-        return _select(
-            list(engines.values()),
-            len(numbers),
-            found,
-            slots[found],
-            generations[found],
-            missing,
-            field="session_raw",
-        )
+        ended = engine.sessions.generation[slots] != generations
+        found = np.flatnonzero(~ended)
+        missing = {at: session_ended() for at in np.flatnonzero(ended).tolist()}
+        return _select(engine, len(numbers), found, slots[found], generations[found], missing, "session_raw")
 
     def named(self, session_ids: list[str]) -> Selection:
         """Returns sessions by id; those that cannot be found are told in `missing`.
@@ -104,7 +90,7 @@ class Bindings:
         Raises:
             StreamcellError: an id stands twice, the sessions run on several models, or none is found.
         """
-        engines: dict[int, Engine] = {}
+        engines: set[Engine] = set()
         found, slots, missing = [], [], {}
         for at, session_id in enumerate(session_ids):
             try:
@@ -112,39 +98,44 @@ class Bindings:
             except StreamcellError as error:
                 missing[at] = error
                 continue
-            engines[id(engine)] = engine
+            engines.add(engine)
             found.append(at)
             slots.append(slot)
         if not found:
             raise missing[0]
+        engine = _only(engines, "session_ids")
         column = np.array(slots, np.int64)
-        generations = (
-            next(iter(engines.values())).sessions.generation[column] if len(engines) == 1 else column
-        )
-        return _select(
-            list(engines.values()), len(session_ids), np.array(found, np.int64), column, generations, missing
-        )
+        generations = engine.sessions.generation[column]
+        places = np.array(found, np.int64)
+        return _select(engine, len(session_ids), places, column, generations, missing, "session_ids")
 
 
-def _select(
-    engines: list[Engine],
-    count: int,
-    found: Int64s,
-    slots: Int64s,
-    generations: Int64s,
-    missing: dict[int, StreamcellError],
-    field: str = "session_ids",
-) -> Selection:
-    if not count:
+def _only(engines: set[Engine], field: str) -> Engine:
+    """Returns the engine that all sessions of a frame run on."""
+    if not engines:
         raise errors.invalid_argument(
             "session_ids", "the frame names no session, and none is bound to the stream"
         )
     if len(engines) > 1:
         names = ", ".join(sorted(f"{engine.name}/{engine.version}" for engine in engines))
         raise errors.invalid_argument(field, f"the sessions run on {names}: one model a frame")
+    return next(iter(engines))
+
+
+def _select(
+    engine: Engine,
+    count: int,
+    found: Int64s,
+    slots: Int64s,
+    generations: Int64s,
+    missing: dict[int, StreamcellError],
+    field: str,
+) -> Selection:
+    if not len(found):
+        raise missing[0]
     if len(np.unique(slots)) < len(slots):
         raise errors.invalid_argument(field, "a session stands twice: give its steps in one entry")
-    return Selection(engines[0], count, found, slots, generations, missing)
+    return Selection(engine, count, found, slots, generations, missing)
 
 
 def _not_bound(field: str, number: int, count: int) -> StreamcellError:

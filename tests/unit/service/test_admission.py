@@ -46,7 +46,7 @@ class House:
     def group(self, x, index=INDEX_NEXT, times=None, wants_replies=True, generation=0):
         """Returns a block of one entry, checked."""
         block = block_of(self.model, [generation], [SLOT], [x], [index], times, wants_replies, 0, None)
-        self.admission.admit_group(Piece(block, np.array([0]), 0, len(block.x), is_first=True, is_long=False))
+        self.admission.admit_group(Piece(block, np.array([0]), 0, len(block.x), is_first=True))
         return block
 
     @property
@@ -240,7 +240,7 @@ def test_a_refused_entry_leaves_the_others_alone(house):
     """Entries of one block are judged each on its own."""
     house.sessions.open("other", 1, 0)
     block = block_of(house.model, [0, 0], [SLOT, 1], [[[9, 9]], [[1, 1]]], [7, 0], None, True, 0, None)
-    house.admission.admit_group(Piece(block, np.array([0, 1]), 0, 1, is_first=True, is_long=False))
+    house.admission.admit_group(Piece(block, np.array([0, 1]), 0, 1, is_first=True))
     assert list(block.errors) == [0]
     assert block.totals.tolist() == [0, 1]
 
@@ -249,7 +249,7 @@ def test_only_the_groups_entries_are_checked(house):
     """Entries of later groups are judged when their turn has come."""
     house.sessions.open("other", 1, 0)
     block = block_of(house.model, [0, 5], [SLOT, 1], [[[9, 9]], [[1, 1]]], None, None, True, 0, None)
-    house.admission.admit_group(Piece(block, np.array([0]), 0, 1, is_first=True, is_long=False))
+    house.admission.admit_group(Piece(block, np.array([0]), 0, 1, is_first=True))
     assert block.errors == {}
 
 

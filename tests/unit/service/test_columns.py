@@ -36,7 +36,7 @@ def block(slots, xs, times=None):
 
 def piece(work, entries, offset, length):
     """Returns a piece of a block."""
-    return Piece(work, np.array(entries), offset, length, is_first=False, is_long=False)
+    return Piece(work, np.array(entries), offset, length, is_first=False)
 
 
 def rows(*numbers):

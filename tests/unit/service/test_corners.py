@@ -197,5 +197,5 @@ def test_a_cell_call_has_max_batch_steps_at_most():
     for slot in slots[4:7]:
         rig.step(slot, [0, 0])
     batch = rig.engine._scheduler.schedule()
-    rows = len(batch.steps) + sum(len(piece.entries) for piece in batch.pieces if not piece.is_long)
+    rows = len(batch.steps) + sum(len(piece.entries) for piece in batch.pieces if not piece.block.is_long)
     assert rows <= 4
