@@ -31,6 +31,7 @@ class Connection:
         )
         self.step: Any = self._unary("Step")
         self.prime: Any = self._unary("Prime")
+        self.forecast: Any = self._unary("Forecast")
         self.stream: Any = self._channel.stream_stream(_SERVICE + "Stream", None, None)
         self._list_models: Any = self._unary("ListModels")
         self._open_session: Any = self._unary("OpenSession")
@@ -110,8 +111,24 @@ class CallSender:
         """Leaves nothing open."""
 
 
+async def bind(call: Any, session_ids: list[str]) -> None:
+    """Binds sessions to a stream that has just begun.
+
+    Raises:
+        LoadtestError: the server does not.
+    """
+    config = pb.StreamRequest(config=pb.StreamConfig(session_ids=session_ids))
+    await call.write(config.SerializeToString())
+    raw = await call.read()
+    if not isinstance(raw, bytes):
+        raise LoadtestError("the server ended a stream as soon as it began")
+    response = pb.StreamResponse.FromString(raw)
+    if response.WhichOneof("response") != "config":
+        raise LoadtestError(f"cannot bind sessions to a stream: {response.error.message}")
+
+
 class StreamSender:
-    """Sends its messages on one bidirectional stream, to the sessions bound to it."""
+    """Sends its messages on one bidirectional stream, to the sessions bound to it, one at a time."""
 
     def __init__(self, method: Any, messages: list[bytes], session_ids: list[str]) -> None:
         self._method = method
@@ -122,14 +139,7 @@ class StreamSender:
     async def open(self) -> None:
         """Begins the stream and binds its sessions."""
         self._call = self._method()
-        config = pb.StreamRequest(config=pb.StreamConfig(session_ids=self._session_ids))
-        await self._call.write(config.SerializeToString())
-        raw = await self._call.read()
-        if not isinstance(raw, bytes):
-            raise LoadtestError("the server ended a stream as soon as it began")
-        response = pb.StreamResponse.FromString(raw)
-        if response.WhichOneof("response") != "config":
-            raise LoadtestError(f"cannot bind sessions to a stream: {response.error.message}")
+        await bind(self._call, self._session_ids)
 
     async def send(self, k: int) -> str:
         """Sends the k-th message and reads its answer."""
@@ -142,7 +152,7 @@ class StreamSender:
             raise OverError((await self._call.code()).name) from None
         if not isinstance(raw, bytes):
             raise OverError("STREAM_ENDED")
-        return _stream_error(raw)
+        return stream_error(pb.StreamResponse.FromString(raw))
 
     async def close(self) -> None:
         """Ends the stream."""
@@ -150,8 +160,8 @@ class StreamSender:
             self._call.cancel()
 
 
-def _stream_error(raw: bytes) -> str:
-    response = pb.StreamResponse.FromString(raw)
+def stream_error(response: pb.StreamResponse) -> str:
+    """Returns the reason of the error that an answer holds, "" for none."""
     kind = response.WhichOneof("response")
     if kind == "step":
         return ""

@@ -5,6 +5,7 @@ Owns which session goes over which connection. Does not know the load.
 
 import asyncio
 import contextlib
+import functools
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -15,7 +16,8 @@ from streamcell.v1 import streamcell_pb2 as pb
 from loadtest.api import CallSender, Connection, Sender, StreamSender
 from loadtest.errors import LoadtestError, OptionError, one_line
 from loadtest.options import Options
-from loadtest.payloads import Payloads
+from loadtest.payloads import Payloads, forecasts
+from loadtest.pipelined import PipelinedSender
 
 _CALLS_AT_ONCE = 64  # while opening and closing: quick, and no flood
 _CLOSE_SECONDS = 20.0
@@ -46,7 +48,10 @@ class Fleet:
             await _all_of(self._open_session(number, name) for number in range(1, len(self._session_ids)))
             if model.uses_time:
                 await self._give_times(payloads)
-            self.senders = [self._sender(number, payloads) for number in range(self._options.streams)]
+            if self._options.mode == "forecast":
+                await self._give_histories(payloads)
+            make = functools.partial(self._sender, payloads=payloads, num_future=len(model.future))
+            self.senders = [make(number) for number in range(self._options.streams)]
             await _all_of(sender.open() for sender in self.senders)
         except grpc.aio.AioRpcError as error:
             raise LoadtestError(f"cannot open {len(self._session_ids)} sessions: {one_line(error)}") from None
@@ -87,17 +92,26 @@ class Fleet:
 
         await _all_of(give(number) for number in range(len(self._session_ids)))
 
+    async def _give_histories(self, payloads: Payloads) -> None:
+        async def give(number: int) -> None:
+            await self._connection(number).prime(payloads.history(self._session_ids[number]))
+
+        await _all_of(give(number) for number in range(len(self._session_ids)))
+
     def _connection(self, session: int) -> Connection:
         stream = session // self._options.sessions_per_stream
         return self._connections[stream % len(self._connections)]
 
-    def _sender(self, stream: int, payloads: Payloads) -> Sender:
+    def _sender(self, stream: int, payloads: Payloads, num_future: int) -> Sender:
         per_stream = self._options.sessions_per_stream
         first = stream * per_stream
         ids, connection = self._session_ids[first : first + per_stream], self._connection(first)
+        on_stream = StreamSender if self._options.in_flight == 1 else PipelinedSender
+        horizon = self._options.horizon_steps
         senders: dict[str, Callable[[], Sender]] = {
-            "stream": lambda: StreamSender(connection.stream, payloads.stream_steps, ids),
-            "frame": lambda: StreamSender(connection.stream, payloads.stream_frames, ids),
+            "stream": lambda: on_stream(connection.stream, payloads.stream_steps, ids),
+            "frame": lambda: on_stream(connection.stream, payloads.stream_frames, ids),
+            "forecast": lambda: CallSender(connection.forecast, forecasts(ids[0], horizon, num_future)),
             "unary": lambda: CallSender(connection.step, payloads.steps(ids[0])),
             "prime": lambda: CallSender(connection.prime, payloads.primes(ids[0])),
         }

@@ -5,7 +5,9 @@ Owns the loops, closed and open. Knows senders and a clock, not the API behind t
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
+import itertools
 import time
 from collections.abc import Awaitable, Callable
 
@@ -17,7 +19,7 @@ from loadtest.tally import Tally
 
 Begin = Callable[[], Awaitable[int]]
 _LAST_REPLIES_SECONDS = 10.0  # for what is under way at the end
-_PAUSE_SECONDS = 0.1  # after a refused message: an overloaded server asks for that
+_PAUSE_SECONDS = 0.1  # after a refused message: a server asks for that; an open loop goes by its plan
 
 
 async def generate(options: Options, begin: Begin, stop: asyncio.Event) -> Tally:
@@ -66,25 +68,30 @@ class Load:
         return self._tally
 
     async def _drive(self, number: int, sender: Sender) -> None:
-        """Sends one sender's messages, each when the last is answered and, in an open loop, it is due."""
-        schedule = self._schedule(number)
-        k = 0
+        """Sends one sender's messages, as many at once as it may have outstanding."""
+        turns = _Turns(self._schedule(number))
+        await asyncio.gather(*(self._take_turns(turns, sender) for _ in range(self._options.in_flight)))
+        if turns.schedule is not None and self._messages_left is None:
+            unsent = turns.schedule.planned_before(self._window.end) - turns.num_sent
+            self._tally.unsent_steps += max(0, unsent) * self._per_message
+
+    async def _take_turns(self, turns: "_Turns", sender: Sender) -> None:
+        """Sends messages, each when the last is answered and, in an open loop, it is due."""
         while self._may_send():
-            due = await _turn(schedule, k)
+            k = next(turns.numbers)
+            due = await _turn(turns.schedule, k)
             if due >= self._window.end:
                 break
+            turns.num_sent += 1
+            self._count_sent(due if turns.schedule is None else time.monotonic_ns())
             try:
                 reason = await sender.send(k)
             except OverError as error:
                 self._tally.errors[error.reason] += 1
                 return
-            k += 1
             self._count(reason, due, time.monotonic_ns())
-            if reason:
+            if reason and turns.schedule is None:
                 await asyncio.sleep(_PAUSE_SECONDS)
-        if schedule is not None and self._messages_left is None:
-            unsent = schedule.planned_before(self._window.end) - k
-            self._tally.unsent_steps += max(0, unsent) * self._per_message
 
     def _schedule(self, number: int) -> Schedule | None:
         if not self._options.rate:
@@ -101,6 +108,10 @@ class Load:
         self._messages_left -= 1
         return self._messages_left >= 0
 
+    def _count_sent(self, now_ns: int) -> None:
+        if self._window.begin <= now_ns < self._window.end:
+            self._tally.num_sent_steps += self._per_message
+
     def _count(self, reason: str, due_ns: int, now_ns: int) -> None:
         if reason:
             self._tally.errors[reason] += 1
@@ -116,6 +127,15 @@ class Load:
             await sleep_until(self._window.end)
         finally:
             self._tally.cpu_seconds = [time.process_time() - before]
+
+
+@dataclasses.dataclass
+class _Turns:
+    """The messages of one sender, numbered in the order in which they are due; no schedule: closed loop."""
+
+    schedule: Schedule | None
+    num_sent: int = 0
+    numbers: "itertools.count[int]" = dataclasses.field(default_factory=itertools.count)
 
 
 async def sleep_until(instant_ns: int) -> None:

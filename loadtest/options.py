@@ -11,13 +11,15 @@ from typing import Any
 
 from loadtest.errors import OptionError
 
-MODES = ("stream", "unary", "frame", "prime")
+MODES = ("stream", "unary", "frame", "prime", "forecast")
 _MAX_CONNECTIONS = 8  # unless asked for: some more streams share a connection, as a gateway's would
 _STREAMS_PER_CONNECTION = 8
-_DEFAULT_FRAME_STEPS = {"stream": 1, "unary": 1, "frame": 256, "prime": 1000}
+_DEFAULT_FRAME_STEPS = {"stream": 1, "unary": 1, "frame": 256, "prime": 1000, "forecast": 1}
+_DEFAULT_HORIZON_STEPS = 48
 _MAX_SESSIONS = 1_000_000
 _METAVARS = {
     **dict.fromkeys(("streams", "frame_steps", "connections", "max_steps", "processes"), "N"),
+    **dict.fromkeys(("in_flight", "horizon"), "N"),
     **{"target": "HOST:PORT", "metrics": "HOST:PORT", "model": "NAME", "json": "FILE", "server_pid": "PID"},
     **{"seconds": "SECONDS", "warm_up": "SECONDS", "rate": "STEPS_PER_S"},
 }
@@ -40,10 +42,13 @@ class Options:
     mode: str = _option(
         "stream",
         "stream: single steps on bidirectional streams; unary: a call per step; frame: streams of messages "
-        "that hold one step of each of --frame-steps sessions; prime: a call per history of --frame-steps",
+        "that hold one step of each of --frame-steps sessions; prime: a call per history of --frame-steps; "
+        "forecast: a call per forecast, which counts as one step whatever its --horizon",
     )
-    streams: int = _option(64, "streams, or callers, with one message outstanding each", 1, 100_000)
+    streams: int = _option(64, "streams, or callers", 1, 100_000)
+    in_flight: int = _option(1, "messages that each of them may have outstanding", 1, 10_000)
     frame_steps: int = _option(0, "steps in a message of frame (0: 256) or prime (0: 1000)", 0, 1_000_000)
+    horizon: int = _option(0, "steps ahead in a forecast (0: 48)", 0, 1_000_000)
     connections: int = _option(0, "connections they share; 0: one per 8, and 8 at most", 0, 10_000)
     seconds: float = _option(10.0, "seconds measured", 0.05, 86_400)
     warm_up: float = _option(2.0, "seconds of the same load before that", 0, 3_600)
@@ -75,6 +80,8 @@ class Options:
             raise OptionError(f"--processes: {self.processes} of them cannot share {self.streams} streams")
         if self.frame_steps and self.mode not in ("frame", "prime"):
             raise OptionError(f"--frame-steps: goes with --mode frame or prime, not {self.mode}")
+        if self.horizon and self.mode != "forecast":
+            raise OptionError(f"--horizon: goes with --mode forecast, not {self.mode}")
         if self.max_steps and self.max_steps < self.steps_per_message * self.processes:
             raise OptionError(
                 f"--max-steps: {self.max_steps} are less than one message of each process holds"
@@ -86,6 +93,11 @@ class Options:
     def steps_per_message(self) -> int:
         """Steps that one message holds."""
         return self.frame_steps or _DEFAULT_FRAME_STEPS[self.mode]
+
+    @property
+    def horizon_steps(self) -> int:
+        """Steps ahead that one forecast holds."""
+        return self.horizon or _DEFAULT_HORIZON_STEPS
 
     @property
     def sessions_per_stream(self) -> int:

@@ -3,6 +3,7 @@
 import numpy as np
 from streamcell.v1 import streamcell_pb2 as pb
 
+_HISTORY_STEPS = 8  # that a session has before it is asked for forecasts
 _NUM_VARIANTS = 4  # messages that take turns, so that one input is not sent for ever
 
 
@@ -22,6 +23,7 @@ class Payloads:
         self.stream_frames = [
             pb.StreamRequest(frame=pb.Frame(x_raw=raw)).SerializeToString() for raw in packed
         ]
+        self._history_raw = random.random((_HISTORY_STEPS, num_inputs), np.float32).astype("<f4").tobytes()
         # The bytes of two messages one after the other are those of both merged: the id is put in front.
         self._steps = [step.SerializeToString() for step in steps]
         self._primes = [pb.PrimeRequest(x_raw=raw).SerializeToString() for raw in packed]
@@ -36,7 +38,18 @@ class Payloads:
         prefix = pb.PrimeRequest(session_id=session_id).SerializeToString()
         return [prefix + prime for prime in self._primes]
 
+    def history(self, session_id: str) -> bytes:
+        """Returns the request of Prime that gives a session a few steps."""
+        return pb.PrimeRequest(session_id=session_id, x_raw=self._history_raw).SerializeToString()
+
     def first_step(self, session_id: str, time_ns: int) -> bytes:
         """Returns the request of Step that gives a session its time, for models that use it."""
         request = pb.StepRequest(session_id=session_id, x=self._rows[0, 0].tolist(), time_ns=time_ns)
         return request.SerializeToString()
+
+
+def forecasts(session_id: str, horizon_steps: int, num_future: int) -> list[bytes]:
+    """Returns a session's requests of Forecast: one, with future values in [0, 1) where a model has some."""
+    future = np.random.default_rng(0).random(horizon_steps * num_future, np.float32)  # (H * K)
+    request = pb.ForecastRequest(session_id=session_id, horizon_steps=horizon_steps, future=future.tolist())
+    return [request.SerializeToString()]

@@ -19,6 +19,7 @@ def to_json(result: Result) -> dict[str, Any]:
         "steps": tally.num_steps,
         "messages": tally.num_messages,
         "steps_per_second": tally.steps_per_second,
+        "sent_steps_per_second": tally.sent_steps_per_second,
         "errors": dict(tally.errors),
         "num_errors": tally.num_errors,
         "unsent_steps": tally.unsent_steps,
@@ -67,12 +68,13 @@ def table(result: Result) -> str:
 
 def _headline(result: Result) -> str:
     options = result.options
-    size = f" of {options.steps_per_message:,} steps" if options.mode in ("frame", "prime") else ""
+    size = f" of {options.steps_per_message:,} steps"
     what = {
         "stream": "single steps on streams",
         "unary": "unary steps",
         "frame": "frames" + size,
         "prime": "priming calls" + size,
+        "forecast": f"forecasts of {options.horizon_steps:,} steps, each counted as one",
     }[options.mode]
     pace = f"open loop at {options.rate:,.0f} steps/s" if options.rate else "closed loop"
     return (
@@ -83,16 +85,19 @@ def _headline(result: Result) -> str:
 
 def _rows(result: Result) -> list[tuple[str, str]]:
     tally, options = result.tally, result.options
-    rows = [("steps", f"{tally.num_steps:,}"), ("steps/s", f"{tally.steps_per_second:,.0f}")]
+    what = "forecast" if options.mode == "forecast" else "step"
+    rows = [(f"{what}s", f"{tally.num_steps:,}"), (f"{what}s/s", f"{tally.steps_per_second:,.0f}")]
     if options.steps_per_message > 1:
         rows.insert(1, ("messages", f"{tally.num_messages:,}"))
+    if options.rate:
+        rows.append(("sent", f"{tally.sent_steps_per_second:,.0f} {what}s/s"))
     rows.append(("errors", _errors(result)))
     whose = "planned time to reply" if options.rate else "of a message"
     rows += [(f"latency {name}", milliseconds(value)) for name, value in _latencies(result).items()]
     rows[-5] = (rows[-5][0], f"{rows[-5][1]}   ({whose})")
     rows.append(("generator", f"{tally.busiest_core:.0%} of a core" + _several(options.processes)))
     if result.server is not None:
-        rows.append(("server CPU", f"{result.server.cpu_us_per_step:,.1f} µs a step"))
+        rows.append(("server CPU", f"{result.server.cpu_us_per_step:,.1f} µs a {what}"))
         if result.server.p50_seconds is not None and result.server.p99_seconds is not None:
             own = (result.server.p50_seconds, result.server.p99_seconds)
             rows.append(("server's own p50, p99", ", ".join(milliseconds(value).strip() for value in own)))

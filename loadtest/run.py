@@ -73,6 +73,8 @@ class _Watch:
             before, after = await self._reading
         except LoadtestError:  # the server went away meanwhile: the load's own errors say so
             return None
+        if self._options.mode == "forecast":  # the server's own counts and latencies are of steps
+            before, after = Reading(before.cpu_seconds), Reading(after.cpu_seconds)
         return cost(before, after, num_steps)
 
     async def _read(self, window: Window, before: Reading) -> tuple[Reading, Reading]:

@@ -39,6 +39,7 @@ class ServerCost:
     cpu_us_per_step: float
     p50_seconds: float | None
     p99_seconds: float | None
+    num_steps: int = 0
 
 
 async def read_metrics(address: str) -> Reading:
@@ -110,6 +111,7 @@ def cost(before: Reading, after: Reading, num_steps: int) -> ServerCost:
         cpu_seconds / num_steps * 1e6 if num_steps else 0.0,
         quantile(counts, 0.5),
         quantile(counts, 0.99),
+        num_steps,
     )
 
 

@@ -12,8 +12,8 @@ from loadtest.latencies import Latencies
 class Tally:
     """Counts within the measured window; `errors` are of the whole run, by reason.
 
-    `cpu_seconds` is what each generator process spent in its window, and `unsent_steps` those an open loop
-    had planned for the window and not sent by its end.
+    `cpu_seconds` is what each generator process spent in its window, `num_sent_steps` those sent in it,
+    whatever became of them, and `unsent_steps` those an open loop had planned and not sent by its end.
     """
 
     seconds: float = 0.0
@@ -23,11 +23,17 @@ class Tally:
     errors: Counter[str] = dataclasses.field(default_factory=Counter)
     latencies: Latencies = dataclasses.field(default_factory=Latencies)
     cpu_seconds: list[float] = dataclasses.field(default_factory=list)
+    num_sent_steps: int = 0
 
     @property
     def steps_per_second(self) -> float:
         """Steps answered in the window, per second of it."""
         return self.num_steps / self.seconds if self.seconds else 0.0
+
+    @property
+    def sent_steps_per_second(self) -> float:
+        """Steps sent in the window, per second of it: what the server was really offered."""
+        return self.num_sent_steps / self.seconds if self.seconds else 0.0
 
     @property
     def busiest_core(self) -> float:
@@ -61,6 +67,7 @@ def together(tallies: Iterable[Tally]) -> Tally:
         total.seconds = max(total.seconds, tally.seconds)
         total.num_steps += tally.num_steps
         total.num_messages += tally.num_messages
+        total.num_sent_steps += tally.num_sent_steps
         total.unsent_steps += tally.unsent_steps
         total.errors.update(tally.errors)
         total.latencies.add(tally.latencies)

@@ -9,6 +9,7 @@ from loadtest.options import Options
 from loadtest.plan import Window
 
 BOUND_SECONDS = 60.0
+PAUSE_SECONDS = 0.1  # of a closed loop after a refusal
 
 
 class FakeSender:
@@ -79,6 +80,32 @@ async def test_bound_on_steps_is_for_all_senders_together():
     assert tally.num_messages == 7
     assert tally.num_steps == 70
     assert sum(len(sender.sent) for sender in senders) == 7
+
+
+async def test_open_loop_goes_on_while_messages_are_outstanding():
+    """As many as it may have: those that are due are sent although no reply has come."""
+    stop = asyncio.Event()
+
+    class Unanswered(FakeSender):
+        async def send(self, k):
+            self.sent.append(k)
+            if len(self.sent) == 3:
+                stop.set()
+            return await asyncio.Future()
+
+    sender = Unanswered([])
+    tally = await load([sender], stop, rate=1e6, in_flight=3)
+    assert sender.sent == [0, 1, 2]
+    assert (tally.num_steps, tally.num_sent_steps) == (0, 3)
+
+
+async def test_open_loop_does_not_pause_after_a_refusal():
+    """Its plan says when to send, not the server; what was refused was sent."""
+    stop = asyncio.Event()
+    tally = await load([FakeSender(["OVERLOADED"] * 1000, then=stop.set)], stop, rate=1e6)
+    assert tally.errors == {"OVERLOADED": 1000}
+    assert tally.num_sent_steps == 1001
+    assert tally.seconds < 1000 * PAUSE_SECONDS
 
 
 async def test_open_loop_counts_latency_from_the_planned_time():

@@ -21,6 +21,9 @@ TARGET = ["--target", "127.0.0.1:50051"]
         (["--target", "host:0"], "--target: 'host:0' is not HOST:PORT"),
         (["--metrics", "host:port"], "--metrics: 'host:port' is not HOST:PORT"),
         (["--frame-steps", "16"], "--frame-steps: goes with --mode frame or prime"),
+        (["--horizon", "5"], "--horizon: goes with --mode forecast, not stream"),
+        (["--mode", "forecast", "--frame-steps", "5"], "--frame-steps: goes with --mode frame or prime"),
+        (["--in-flight", "0"], "--in-flight: must be at least 1"),
         (["--streams", "2", "--processes", "3"], "--processes: 3 of them cannot share 2 streams"),
         (["--mode", "frame", "--streams", "5000"], "--streams: 1,280,000 sessions are over"),
         (["--mode", "frame", "--max-steps", "100"], "--max-steps: 100 are less than one message"),
@@ -55,6 +58,8 @@ def test_sizes_follow_from_the_mode():
     assert (frame.steps_per_message, frame.num_sessions) == (16, 48)
     prime = parse([*TARGET, "--mode", "prime", "--streams", "3"])
     assert (prime.steps_per_message, prime.num_sessions) == (1000, 3)
+    forecast = parse([*TARGET, "--mode", "forecast", "--streams", "3"])
+    assert (forecast.steps_per_message, forecast.horizon_steps, forecast.num_sessions) == (1, 48, 3)
 
 
 @pytest.mark.parametrize(

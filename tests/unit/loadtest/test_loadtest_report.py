@@ -94,6 +94,22 @@ def test_an_open_loop_that_kept_its_rate_warns_of_nothing():
     assert "(planned time to reply)" in table
 
 
+def test_forecasts_are_called_forecasts():
+    """One counts as one, whatever its horizon, and the table says so."""
+    table = report.table(result(cost(Reading(1.0), Reading(1.2), 1000), mode="forecast", horizon=7))
+    assert "forecasts of 7 steps, each counted as one, 64 at a time" in table
+    assert "forecasts/s           500" in table
+    assert "200.0 µs a forecast" in table
+
+
+def test_what_an_open_loop_sent_is_shown_beside_what_was_answered():
+    """An overloaded server refuses some: they were offered all the same."""
+    shown = result(rate=500.0)
+    shown.tally.num_sent_steps = 4000
+    assert "sent                  2,000 steps/s" in report.table(shown)
+    assert report.to_json(shown)["sent_steps_per_second"] == 2000
+
+
 def test_metrics_are_summed_over_models():
     """CPU, steps, and buckets by bound."""
     reading = parse_metrics(METRICS)

@@ -13,6 +13,7 @@ from loadtest.errors import LoadtestError, OptionError
 from loadtest.load import generate
 from loadtest.options import Options
 from loadtest.payloads import Payloads
+from loadtest.pipelined import PipelinedSender
 from loadtest.run import run
 from service.config import Address, Config
 from service.server import serving
@@ -56,6 +57,11 @@ def open_sessions(server):
         ({"mode": "frame", "frame_steps": 5, "streams": 2}, 40),
         ({"mode": "prime", "frame_steps": 20, "streams": 2}, 40),
         ({"mode": "stream", "rate": 4000.0}, 40),
+        ({"mode": "stream", "rate": 4000.0, "in_flight": 5}, 40),
+        ({"mode": "frame", "frame_steps": 5, "streams": 2, "in_flight": 3}, 40),
+        ({"mode": "unary", "in_flight": 3}, 40),
+        ({"mode": "forecast", "horizon": 3}, 40),
+        ({"mode": "forecast", "model": "nyc-taxi"}, 40),
         ({"mode": "stream", "model": "nyc-taxi/1"}, 40),
         ({"mode": "unary", "processes": 2}, 40),
     ],
@@ -69,6 +75,14 @@ async def test_every_mode_sends_as_many_steps_as_it_may(changes, steps):
         assert len(result.tally.latencies) == result.tally.num_messages
         assert 0 < result.tally.seconds < BOUND_SECONDS
         assert open_sessions(server) == 0
+
+
+async def test_cost_of_a_forecast_is_per_forecast():
+    """The server's own counts are of steps, and are left aside."""
+    async with real_server() as server:
+        result = await load(server, mode="forecast", metrics=str(server.metrics_listen))
+        assert result.server is not None
+        assert (result.server.num_steps, result.server.p50_seconds) == (40, None)
 
 
 async def test_server_is_read_through_its_metrics():
@@ -111,6 +125,18 @@ async def test_error_on_a_stream_is_the_servers_reason():
         await sender.close()
 
 
+async def test_answers_find_their_messages_whatever_their_order():
+    """Many are outstanding on one stream; a session's error belongs to the messages that met it."""
+    async with real_server() as server, connected(server) as (connection, payloads):
+        sender = PipelinedSender(connection.stream, payloads.stream_steps, ["mine"])
+        await sender.open()
+        assert await asyncio.gather(*(sender.send(k) for k in range(20))) == [""] * 20
+        await connection.close_session("mine")
+        found = await asyncio.gather(*(sender.send(k) for k in range(20)))
+        assert found == ["SESSION_NOT_FOUND"] * 20
+        await sender.close()
+
+
 async def test_stream_to_a_missing_session_does_not_open():
     """In the server's words."""
     async with real_server() as server, connected(server) as (connection, payloads):
@@ -123,10 +149,12 @@ async def test_stream_to_a_missing_session_does_not_open():
 async def test_senders_are_over_when_the_server_is_gone():
     """So that nobody calls a dead server in a tight loop."""
     async with real_server() as server, connected(server) as (connection, payloads):
-        sender = StreamSender(connection.stream, payloads.stream_steps, ["mine"])
-        await sender.open()
+        stream = StreamSender(connection.stream, payloads.stream_steps, ["mine"])
+        pipelined = PipelinedSender(connection.stream, payloads.stream_steps, ["mine"])
+        await stream.open()
+        await pipelined.open()
         await server.abandon()
-        for each in (sender, CallSender(connection.step, payloads.steps("mine"))):
+        for each in (stream, pipelined, CallSender(connection.step, payloads.steps("mine"))):
             with pytest.raises(OverError):
                 await asyncio.wait_for(each.send(0), BOUND_SECONDS)
 
