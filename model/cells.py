@@ -35,7 +35,13 @@ class RecurrentCell(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """Returns the input's share of all gates: (B, I) gives (B, gates·H)."""
-        return torch.addmm(self.bias_ih + self.bias_hh, x, self.weight_ih.t())
+        return torch.mm(x, self.weight_ih.t()).add_(self.bias_ih + self.bias_hh)
+
+    def gates(self, projected: Tensor, h: Tensor) -> Tensor:
+        """Adds the share of h to the input's: (B, gates·H), in the memory of `projected` if no gradient is due."""
+        if torch.is_grad_enabled():
+            return torch.addmm(projected, h, self.weight_hh.t())
+        return projected.addmm_(h, self.weight_hh.t())
 
 
 class ElmanCell(RecurrentCell):
@@ -49,7 +55,7 @@ class ElmanCell(RecurrentCell):
 
     def forward(self, projected: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Takes one time step: projected (B, H), h (B, H); c passes through."""
-        return tanh(torch.addmm(projected, h, self.weight_hh.t())), c
+        return tanh(self.gates(projected, h)), c
 
 
 class LSTMCell(RecurrentCell):
@@ -75,14 +81,11 @@ class LSTMCell(RecurrentCell):
 
     def forward(self, projected: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Takes one time step: projected (B, 4H), h and c (B, H)."""
-        gates = torch.addmm(projected, h, self.weight_hh.t())  # (B, 4H)
         # The candidate's tanh(x) is 2σ(2x) − 1: with its columns doubled, one sigmoid serves all four gates.
-        input_gate, forget_gate, candidate, output_gate = torch.sigmoid(gates * self.slope).chunk(
-            4, 1
-        )  # (B, H) each
-        candidate = 2.0 * candidate - 1.0
-        c = forget_gate * c + input_gate * candidate
-        return output_gate * tanh(c), c
+        gates = self.gates(projected, h).mul_(self.slope).sigmoid_()  # (B, 4H)
+        input_gate, forget_gate, candidate, output_gate = gates.chunk(4, 1)  # (B, H) each
+        c = (forget_gate * c).sub_(input_gate).addcmul_(input_gate, candidate, value=2.0)
+        return torch.addcmul(-output_gate, output_gate, torch.sigmoid(c + c), value=2.0), c
 
 
 class PeepholeLSTMCell(RecurrentCell):
@@ -105,7 +108,7 @@ class PeepholeLSTMCell(RecurrentCell):
 
     def forward(self, projected: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Takes one time step: projected (B, 4H), h and c (B, H)."""
-        gates = torch.addmm(projected, h, self.weight_hh.t())  # (B, 4H)
+        gates = self.gates(projected, h)  # (B, 4H)
         to_input, to_forget, to_candidate, to_output = gates.chunk(4, 1)  # (B, H) each
         input_gate = torch.sigmoid(to_input + self.weight_ci * c)
         forget_gate = torch.sigmoid(to_forget + self.weight_cf * c)
@@ -132,7 +135,7 @@ class GRUCell(RecurrentCell):
 
     def project(self, x: Tensor) -> Tensor:
         """Returns the input's share of all gates: (B, I) gives (B, 3H)."""
-        return torch.addmm(self.bias_ih, x, self.weight_ih.t())
+        return torch.mm(x, self.weight_ih.t()).add_(self.bias_ih)
 
     def forward(self, projected: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Takes one time step: projected (B, 3H), h (B, H); c passes through."""

@@ -1,4 +1,4 @@
-"""Owns the `export` command: an artifact from a checkpoint, or the reference artifact for benchmarks.
+"""Owns the `export` command: an artifact from a checkpoint or an older artifact, or the one for benchmarks.
 
 Knows nothing of the training loop.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from model.artifact import save_artifact
+from model.artifact import load_artifact, save_artifact
 from model.errors import ArtifactError, OptionError
 from model.manifest import Column, Manifest, Output, layout_of
 from model.network import Architecture, Network, state_layout
@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--reference", action="store_true", help="random seeded weights, for benchmarks")
     source.add_argument("--checkpoint", type=Path, help="a checkpoint that `train` wrote")
+    source.add_argument(
+        "--artifact", type=Path, help="an older artifact: the same weights, scripted anew by this version"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the artifact to write")
     parser.add_argument("--inputs", type=int, default=8, help="reference: input columns (default 8)")
     parser.add_argument("--hidden", type=int, default=128, help="reference: hidden size (default 128)")
@@ -32,6 +35,8 @@ def run(options: argparse.Namespace) -> str:
     """Writes the artifact and says where."""
     if options.checkpoint is not None:
         network, manifest = from_checkpoint(options.checkpoint)
+    elif options.artifact is not None:
+        network, manifest = from_artifact(options.artifact)
     else:
         network, manifest = reference(options.inputs, options.hidden, options.layers, options.seed)
     save_artifact(network, manifest, options.out)
@@ -47,6 +52,18 @@ def from_checkpoint(path: Path) -> tuple[Network, Manifest]:
     known = {"best_epoch": saved["best_epoch"], "finished": saved["phase"] == "done"}
     network = network_with(Architecture(**saved["plan"]["architecture"]), weights)
     return network, manifest_of(saved["plan"], saved["about"], known)
+
+
+def from_artifact(path: Path) -> tuple[Network, Manifest]:
+    """Makes a network of an artifact's weights, with its manifest as it is."""
+    artifact = load_artifact(path)
+    architecture = artifact.manifest.training.get("architecture")
+    if architecture is None:
+        raise ArtifactError(f"{path}: its manifest does not say the architecture: export from the checkpoint")
+    weights = artifact.script.state_dict()  # with the constants of its script, which are not weights
+    network = Network(Architecture(**architecture))
+    network.load_state_dict({name: weights[name] for name in network.state_dict()})
+    return network.eval(), artifact.manifest
 
 
 def reference(num_inputs: int, hidden_size: int, num_layers: int, seed: int) -> tuple[Network, Manifest]:

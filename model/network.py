@@ -73,7 +73,7 @@ def _missing_rows(rows: int) -> int:
 def _padded(rows: Tensor, missing: int) -> Tensor:
     if missing == 0:
         return rows
-    return torch.cat([rows, rows.new_zeros([missing] + list(rows.shape[1:]))])  # noqa: RUF005 (TorchScript)
+    return torch.constant_pad_nd(rows, [0, 0] * (rows.dim() - 1) + [0, missing])
 
 
 class Network(nn.Module):
@@ -142,7 +142,7 @@ class Network(nn.Module):
         missing = _missing_rows(num_rows)
         x, state = _padded(x, missing), _padded(state, missing)
         parts: list[Tensor] = []
-        z = self.features(x, _padded(time, missing))  # (B, I)
+        z = self.features(x, _padded(time, missing) if self.uses_time else time)  # (B, I)
         offset = 0
         for cell in self.cells:
             h, c, offset = self.carried(state, offset)
@@ -228,8 +228,8 @@ class Network(nn.Module):
             h, c, offset = self.carried(state, offset)
             projected = cell.project(z).view(num_steps, num_rows, -1)  # (T, B, gates·H)
             hs: list[Tensor] = []
-            for t in range(num_steps):
-                next_h, next_c = cell(projected[t], h, c)
+            for t, share in enumerate(projected.unbind(0)):  # (B, gates·H)
+                next_h, next_c = cell(share, h, c)
                 if t >= shortest:
                     applied = (lengths > t).unsqueeze(1)  # (B, 1)
                     next_h, next_c = torch.where(applied, next_h, h), torch.where(applied, next_c, c)
@@ -258,12 +258,12 @@ class Network(nn.Module):
     def next_value(self, z: Tensor, x: Tensor) -> Tensor:
         """Predicts the next step only, from h (N, H) and the input x (N, F): (N, O)."""
         weight, bias = self.head.weight[: self.next_rows], self.head.bias[: self.next_rows]
-        y = torch.addmm(bias, self.hidden(z), weight.t())[:, : self.num_outputs]
+        y = torch.mm(self.hidden(z), weight.t()).add_(bias)[:, : self.num_outputs]
         return self.in_units(y, x)
 
     def all_values(self, z: Tensor, x: Tensor) -> Tensor:
         """Predicts all direct steps, from h (N, H) and the input x (N, F): (N, K, O)."""
-        y = torch.addmm(self.head.bias, self.hidden(z), self.head.weight.t())  # (N, at least K·O)
+        y = torch.mm(self.hidden(z), self.head.weight.t()).add_(self.head.bias)  # (N, at least K·O)
         y = y[:, : self.head_steps * self.num_outputs].view(-1, self.head_steps, self.num_outputs)
         return self.in_units(y, x.unsqueeze(1))
 

@@ -119,6 +119,20 @@ def test_exports_a_checkpoint(command, refused, tiny_csv, tiny, tmp_path):
     )
 
 
+def test_scripts_an_artifact_anew(command, refused, tiny_csv, tiny, tmp_path):
+    """An artifact's weights and manifest go into a script of this version; without its architecture, refused."""
+    assert command("train", "--csv", tiny_csv, "--out", tmp_path / "out", *tiny)[0] == 0
+    trained = tmp_path / "out" / "tiny" / "1" / "model.pt"
+    assert command("export", "--artifact", trained, "--out", tmp_path / "again.pt")[0] == 0
+    old, new = load_artifact(trained), load_artifact(tmp_path / "again.pt")
+    assert new.manifest == old.manifest
+    theirs = new.script.state_dict()
+    assert all(torch.equal(weight, theirs[name]) for name, weight in old.script.state_dict().items())
+    bare = tmp_path / "bare.pt"
+    assert command("export", "--reference", "--hidden", 16, "--out", bare)[0] == 0
+    assert "architecture" in refused("export", "--artifact", bare, "--out", tmp_path / "x")
+
+
 def test_inspect_tells_the_manifest(artifact_path, command):
     """`inspect` names inputs, outputs and the state's layout; --json prints the manifest as stored."""
     status, out, _ = command("inspect", "--artifact", artifact_path)
