@@ -1,4 +1,4 @@
-"""What is measured: the cases in the order in which a round takes them, and the ratios between them.
+"""What is measured: the cases in the order in which a round takes them, and what each is called.
 
 A case and the one it is compared with stand side by side, so that a noisy moment meets both.
 """
@@ -8,13 +8,19 @@ import dataclasses
 NUM_INPUTS = 8
 HIDDEN_SIZE = 128
 CELL_BATCHES = (1, 8, 64, 256)
+ENGINE_BATCHES = (1, 8, 64, 256)
+SMALL_QUEUE_STEPS = 8192  # of the server that is overloaded: it is then full within a tenth of a second
+SERVICE, ECHO, SMALL_QUEUE = "service", "echo", "small queue"  # the servers
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """A load on one of the servers; `is_floor`: on the empty echo.
+    """A load on one of the servers.
 
-    `num_steps`: measured over so many steps and not by time, where few messages fit into a window.
+    `on`: which server. `num_steps`: measured over so many steps and not by time, where few messages fit into
+    a window. `rate`: open loop, in steps a second; or `share_of` times the rate that `rate_of`, a case before
+    it, reached in the same round. `beside`: another load, under way for as long as this one. `max_rounds`: in
+    so many rounds at most; 0: in all.
     """
 
     name: str
@@ -22,61 +28,91 @@ class Case:
     mode: str
     streams: int
     frame_steps: int = 0
-    is_floor: bool = False
+    on: str = SERVICE
     num_steps: int = 0
+    rate: float = 0.0
+    rate_of: str = ""
+    share_of: float = 0.0
+    in_flight: int = 0
+    horizon: int = 0
+    beside: "Case | None" = None
+    max_rounds: int = 0
+    seconds: float = 0.0
+    may_refuse: bool = False
 
-    def arguments(self) -> list[str]:
-        """Returns the load as options of loadtest."""
-        size = ["--frame-steps", str(self.frame_steps)] if self.frame_steps else []
-        return ["--mode", self.mode, "--streams", str(self.streams), *size]
+    def arguments(self, rate: float = 0.0) -> list[str]:
+        """Returns the load as options of loadtest, in an open loop where it has a rate."""
+        options = {
+            "--frame-steps": self.frame_steps,
+            "--in-flight": self.in_flight,
+            "--horizon": self.horizon,
+            "--rate": rate or self.rate,
+        }
+        given = [text for name, value in options.items() if value for text in (name, str(value))]
+        return ["--mode", self.mode, "--streams", str(self.streams), *given]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ratio:
-    """One case's figure over another's, both of the same round."""
-
-    name: str
-    label: str
-    figure: str
-    over: str
-    under: str
-
+# Calls of 25,000, because 8 of 50,000 would not fit into the queue of 262,144 steps. They go on until the
+# single steps have been measured, whatever the rate: each client primes 100,000 steps, and then again.
+_PRIMING = Case("priming", "8 clients priming", "prime", 8, 25_000)
 
 CASES = (
-    Case("echo_stream_64", "empty echo: stream, 64", "stream", 64, is_floor=True),
+    Case("echo_stream_64", "empty echo: stream, 64", "stream", 64, on=ECHO),
     Case("stream_64", "steps on 64 streams", "stream", 64),
-    Case("echo_unary_64", "empty echo: unary, 64", "unary", 64, is_floor=True),
+    Case("half_64", "64 streams at half that rate", "stream", 64, rate_of="stream_64", share_of=0.5),
+    Case(
+        "echo_half_64", "empty echo: at that rate, 64", "stream", 64,
+        on=ECHO, rate_of="stream_64", share_of=0.5,
+    ),
+    Case("echo_unary_64", "empty echo: unary, 64", "unary", 64, on=ECHO),
     Case("unary_64", "unary steps, 64 callers", "unary", 64),
     Case("stream_1", "steps on 1 stream", "stream", 1),
+    Case("prime_10000", "priming, 10,000 steps", "prime", 1, 10_000, num_steps=30_000),
     Case("stream_8", "steps on 8 streams", "stream", 8),
     Case("stream_256", "steps on 256 streams", "stream", 256),
-    Case("prime_10000", "priming, 10,000 steps", "prime", 1, 10_000, num_steps=30_000),
+    Case("forecast_48", "forecasts of 48, each as one, 8", "forecast", 8, horizon=48),
+    Case("idle_4", "4 streams at 200/s, else idle", "stream", 4, rate=200.0, max_rounds=3, seconds=4.0),
+    Case(
+        "primed_4", "4 streams at 200/s, 8 clients prime", "stream", 4,
+        rate=200.0, max_rounds=3, seconds=4.0, beside=_PRIMING,
+    ),
     Case("frame_16", "frames of 16, 2 streams", "frame", 2, 16),
     Case("frame_1024", "frames of 1,024, 2 streams", "frame", 2, 1024),
     Case("frame_256", "frames of 256, 2 streams", "frame", 2, 256),
-)
-# Measured by one process after frame_256, in this order.
-CELL_LABELS = {
-    **{f"cell_{batch}": f"cell alone, batch {batch}" for batch in reversed(CELL_BATCHES)},
-    f"sgemm_{CELL_BATCHES[-1]}": f"its sgemm alone, batch {CELL_BATCHES[-1]}",
-}
-FLOORS = (*(case.name for case in CASES if case.is_floor), *CELL_LABELS)
-
-RATIOS = (
-    Ratio(
-        "stream_to_echo", "stream: CPU a step / the echo's", "cpu_us_per_step", "stream_64", "echo_stream_64"
+    # Many streams, because what a server does not read yet is held back by flow control and not offered.
+    Case(
+        "overload", "frames of 256 at 5 times their rate", "frame", 64, 256,
+        on=SMALL_QUEUE, rate_of="frame_256", share_of=5.0, in_flight=64, max_rounds=3, may_refuse=True,
     ),
-    Ratio("unary_to_echo", "unary: CPU a step / the echo's", "cpu_us_per_step", "unary_64", "echo_unary_64"),
-    Ratio("frame_to_cell", "frames of 256: rate / the cell's", "steps_per_second", "frame_256", "cell_256"),
-)
+    Case(
+        "open_2000", "2,000 streams at 1 step/s each", "stream", 2000,
+        rate=2000.0, max_rounds=1, seconds=5.0,
+    ),
+)  # fmt: skip
+CELL_AFTER = "frame_256"  # the cell is measured right after the case that is compared with it
+_LARGEST = CELL_BATCHES[-1]
+# Each measured by one process, in this order.
+CELL_LABELS = {
+    f"sgemm_{_LARGEST}": f"its sgemm alone, batch {_LARGEST}",
+    f"step_{_LARGEST}": f"cell without its rows, batch {_LARGEST}",
+    **{f"cell_{batch}": f"cell alone, batch {batch}" for batch in reversed(CELL_BATCHES)},
+}
+ENGINE_LABELS = {f"engine_{batch}": f"engine in process, {batch} at a time" for batch in ENGINE_BATCHES}
+RESIDENT = "resident"
+START = "start"
+RESIDENT_LABEL = "engine, all resident sessions in turn"
+FLOORS = (*(case.name for case in CASES if case.on == ECHO), *CELL_LABELS)
+
+_OF_ECHO = ("echo_stream_64", "echo_half_64", "echo_unary_64")
+_OF_SINGLES = ("stream_1", "stream_8", "stream_64", "stream_256", "unary_64")
+_OF_MANY = ("frame_16", "frame_256", "frame_1024", "prime_10000", "forecast_48")
+_OF_TROUBLE = ("half_64", "open_2000", "idle_4", "primed_4", "overload")
+_OF_CELL = (*(f"cell_{batch}" for batch in CELL_BATCHES), f"step_{_LARGEST}", f"sgemm_{_LARGEST}")
+GROUPS = (_OF_ECHO, _OF_CELL, (*ENGINE_LABELS, RESIDENT), _OF_SINGLES, _OF_MANY, _OF_TROUBLE)
 
 
 def labels() -> dict[str, str]:
-    """Returns every case's label, floors first, in the order in which they are shown."""
-    shown = [case for case in CASES if case.is_floor]
-    of_service = ("stream_1", "stream_8", "stream_64", "stream_256", "unary_64")
-    of_many = ("frame_16", "frame_256", "frame_1024", "prime_10000")
-    by_name = {case.name: case.label for case in CASES}
-    cell = {name: CELL_LABELS[name] for name in (*(f"cell_{batch}" for batch in CELL_BATCHES), "sgemm_256")}
-    service = {name: by_name[name] for name in (*of_service, *of_many)}
-    return {case.name: case.label for case in shown} | cell | service
+    """Returns every case's label, floors first, in the order in which they are shown: that of `GROUPS`."""
+    known = {case.name: case.label for case in CASES} | CELL_LABELS | ENGINE_LABELS
+    known[RESIDENT] = RESIDENT_LABEL
+    return {name: known[name] for group in GROUPS for name in group}

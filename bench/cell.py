@@ -1,4 +1,4 @@
-"""The floor of the model: the scripted cell by itself, with its state rows gathered and scattered; its sgemm.
+"""The floors of the model: the scripted cell with its state rows gathered and scattered, without, its sgemm.
 
 `python -m bench.cell ARTIFACT SECONDS` prints a JSON object: steps per second and CPU µs a step of each case.
 """
@@ -38,6 +38,13 @@ def cell_call(script: Any, state_size: int, batch: int) -> _Call:
     return call
 
 
+def step_call(script: Any, state_size: int, batch: int) -> _Call:
+    """Returns the cell's step alone: its state rows lie ready, and are left where it puts them."""
+    state = torch.zeros(batch, state_size)
+    x, times = torch.rand(batch, NUM_INPUTS), torch.zeros(batch, dtype=torch.int64)
+    return lambda: script.step(x, times, state)
+
+
 def sgemm_call(batch: int) -> _Call:
     """Returns the cell's two products alone: x (B, F) and h (B, H) onto its gates (B, 4H)."""
     x, h = torch.rand(batch, NUM_INPUTS), torch.rand(batch, HIDDEN_SIZE)
@@ -69,8 +76,10 @@ def main() -> None:
     script, state_size = load(sys.argv[1])
     seconds = float(sys.argv[2])
     calls = {f"cell_{batch}": (cell_call(script, state_size, batch), batch) for batch in CELL_BATCHES}
-    calls["sgemm_256"] = (sgemm_call(256), 256)
-    # The largest batch first: it is what frames of 256, measured just before, are compared with.
+    largest = CELL_BATCHES[-1]
+    calls[f"step_{largest}"] = (step_call(script, state_size, largest), largest)
+    calls[f"sgemm_{largest}"] = (sgemm_call(largest), largest)
+    # The largest batches first: they are what frames of 256, measured just before, are compared with.
     found = {name: measure(*calls[name], seconds) for name in reversed(calls)}
     sys.stdout.write(json.dumps(found) + "\n")
 

@@ -1,12 +1,14 @@
 """The arithmetic of a benchmark: medians over rounds, and ratios within them. Pure."""
 
 import dataclasses
+import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from bench.cases import RATIOS, Ratio
-from bench.rounds import Figures, Round
+from bench.targets import TARGETS, Outcome, Ratio, Target, Value, outcome
 
+Figures = Mapping[str, float | None]
+Round = Mapping[str, Figures]
 _BUSY = 0.9  # of a core: beyond it a rate is the generator's limit, not the server's
 
 
@@ -21,26 +23,46 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Summary:
-    """What the rounds come to: each case's figures, the ratios, and the cases that the generator limited."""
+    """What the rounds come to: each case's figures, those of the targets, and what the generator limited.
+
+    A case or a target that no round could measure is not in it.
+    """
 
     cases: dict[str, dict[str, Spread]]
-    ratios: dict[str, Spread]
+    targets: dict[str, Spread]
     limited: tuple[str, ...]
+
+    def outcome(self, target: Target) -> Outcome:
+        """Returns whether a target is met, by the median."""
+        found = self.targets.get(target.name)
+        return outcome(target, found.median if found is not None else None)
+
+    @property
+    def missed(self) -> list[str]:
+        """The labels of the targets that are not met."""
+        return [target.label for target in TARGETS if not self.outcome(target).is_met]
 
 
 def summarise(rounds: Sequence[Round]) -> Summary:
     """Returns medians and spreads. A ratio is taken within each round: both sides met its noise."""
-    names = rounds[0].keys()
-    cases = {name: _spreads([each[name] for each in rounds]) for name in names}
-    ratios = {ratio.name: spread(ratio_in(each, ratio) for each in rounds) for ratio in RATIOS}
+    names = dict.fromkeys(name for each in rounds for name in each)
+    cases = {name: _spreads([each[name] for each in rounds if name in each]) for name in names}
+    targets = {}
+    for target in TARGETS:
+        values = [value_in(each, target.source) for each in rounds]
+        if known := [value for value in values if not math.isnan(value)]:
+            targets[target.name] = spread(known)
     limited = tuple(name for name in names if _is_limited(cases[name]))
-    return Summary(cases, ratios, limited)
+    return Summary(cases, targets, limited)
 
 
-def ratio_in(figures: Round, ratio: Ratio) -> float:
-    """Returns a ratio in one round."""
-    over, under = figures[ratio.over][ratio.figure], figures[ratio.under][ratio.figure]
-    return over / under if over is not None and under else float("nan")
+def value_in(figures: Round, source: Ratio | Value) -> float:
+    """Returns a target's figure in one round; not a number where it was not measured there."""
+    if isinstance(source, Value):
+        value = figures.get(source.case, {}).get(source.figure)
+        return value * source.factor if value is not None else math.nan
+    over, under = (figures.get(case, {}).get(source.figure) for case in (source.over, source.under))
+    return over / under if over is not None and under else math.nan
 
 
 def spread(values: Iterable[float]) -> Spread:

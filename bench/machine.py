@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 _PACKAGES = ("torch", "grpcio", "uvloop", "protobuf", "numpy")
 
@@ -37,13 +37,13 @@ def cores() -> list[int]:
 
 
 @contextlib.contextmanager
-def pinned(core: int | None) -> Iterator[None]:
-    """Makes what is started within the block run on one core; None leaves it free."""
-    if core is None:
+def pinned(cores: Collection[int]) -> Iterator[None]:
+    """Makes what is started within the block run on these cores alone; none of them leaves it free."""
+    if not cores:
         yield
         return
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, cores)
     try:
         yield
     finally:

@@ -1,85 +1,130 @@
-"""A benchmark's outcome as one picture: rate, cost and latency of each case in the same row."""
+"""A benchmark's outcome as one picture: rate, cost and latency of each case in a row, then the targets."""
 
 import pathlib
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 
-from bench.cases import FLOORS, RATIOS, labels
+from bench.cases import FLOORS, GROUPS, labels
 from bench.figures import Spread, Summary
-from bench.report import About
+from bench.report import About, goal, with_unit
+from bench.targets import TARGETS, Target, strain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FLOOR, _SERVICE, _INK, _FAINT, _GRID = "#b4bac4", "#2a6fbb", "#2b3038", "#7a818c", "#e4e7ec"
-_GROUP_STARTS = ("cell_1", "stream_1", "frame_16")
+_MET, _MISSED = "#2e8b57", "#c4552d"
 _GAP = 0.55  # between groups, in rows
+_ROOM = 7  # from a mark to its number, in points
 
 
 def save(path: pathlib.Path, about: About, summary: Summary) -> None:
     """Draws the summary into a PNG file."""
-    rows = _places()
-    figure = Figure(figsize=(13, 7.6), dpi=140, layout="constrained")
+    rows = _places(summary)
+    heights = (0.27 * max(rows.values()) + 1.0, 0.3 * len(TARGETS) + 0.6)  # inches
+    layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.12)  # inches
+    figure = Figure(figsize=(14, sum(heights) + 0.8), dpi=130, layout=layout)
     FigureCanvasAgg(figure)
-    left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=(1, 1, 0.85))
-    _bars(left, summary, "steps_per_second", "steps a second", "{:,.0f}")
-    _bars(middle, summary, "cpu_us_per_step", "server CPU a step, µs", "{:,.1f}")
-    _latencies(right, summary)
-    left.set_yticks(list(rows.values()), list(labels().values()))
+    grid = figure.add_gridspec(2, 3, width_ratios=(1, 1, 1.05), height_ratios=heights)
+    left = figure.add_subplot(grid[0, 0])
+    middle, right = (figure.add_subplot(grid[0, column], sharey=left) for column in (1, 2))
+    _bars(left, rows, summary, "steps_per_second", "steps a second", "{:,.0f}")
+    _bars(middle, rows, summary, "cpu_us_per_step", "server CPU a step, µs", "{:,.1f}")
+    _latencies(right, rows, summary)
+    left.set_yticks(list(rows.values()), [labels()[name] for name in rows])
     for label, name in zip(left.get_yticklabels(), rows, strict=True):
         label.set_color(_FAINT if name in FLOORS else _INK)
     left.set_ylim(max(rows.values()) + 0.6, -0.6)
-    figure.suptitle(_title(about, summary), fontsize=10, color=_INK, x=0.01, ha="left", linespacing=1.6)
+    for axes in (middle, right):
+        axes.tick_params(axis="y", labelleft=False)
+    _targets(figure.add_subplot(grid[1, :]), summary)
+    figure.suptitle(_title(about), fontsize=10, color=_INK, x=0.01, ha="left", linespacing=1.6)
     figure.savefig(path)
 
 
-def _title(about: About, summary: Summary) -> str:
+def _title(about: About) -> str:
     machine = about.machine
-    ratios = "   ·   ".join(f"{each.label}: {summary.ratios[each.name].median:.2f}" for each in RATIOS)
     where = f"{machine['cpu']}, {machine['cores']} cores, {about.date}"
     what = "Streamcell (blue) beside its floors (grey): LSTM, 8 inputs, 128 hidden, one core"
-    how = f"median of {about.plan.num_rounds} rounds, lines from least to most"
-    return f"{what}   ·   {where}   ·   {how}\n{ratios}"
+    rounds = about.plan.num_rounds
+    how = f"median of {rounds} rounds, lines from least to most" if rounds > 1 else "one round"
+    return f"{what}   ·   {where}   ·   {how}"
 
 
-def _places() -> dict[str, float]:
-    """Returns where each case's row stands, with gaps between the groups."""
+def _places(summary: Summary) -> dict[str, float]:
+    """Returns where the row of each case that was measured stands, with gaps between the groups."""
     places, at = {}, 0.0
-    for name in labels():
-        at += _GAP if name in _GROUP_STARTS else 0.0
-        places[name] = at
-        at += 1
+    for group in GROUPS:
+        for name in group:
+            if name in summary.cases:
+                places[name] = at
+                at += 1
+        at += _GAP
     return places
 
 
-def _bars(axes: "Axes", summary: Summary, key: str, title: str, form: str) -> None:
-    rows = list(_places().values())
-    spreads = [summary.cases[name][key] for name in labels()]
-    medians = [each.median for each in spreads]
+def _bars(axes: "Axes", rows: dict[str, float], summary: Summary, key: str, title: str, form: str) -> None:
+    found = {name: summary.cases[name][key] for name in rows if key in summary.cases[name]}
+    medians = [each.median for each in found.values()]
     _dress(axes, title)
-    axes.barh(rows, medians, color=_colours(), height=0.7, zorder=2)
-    for row, each in zip(rows, spreads, strict=True):
+    axes.barh([rows[name] for name in found], medians, color=_colours(found), height=0.7, zorder=2)
+    for name, each in found.items():
+        row = rows[name]
         axes.plot([each.least, each.most], [row, row], color=_INK, linewidth=1, zorder=3)
-        axes.text(each.most * 1.12, row, form.format(each.median), va="center", fontsize=8, color=_INK)
-    axes.set_xlim(min(medians) / 2.5, max(each.most for each in spreads) * 4)  # room for the last number
+        _number(axes, each.most, row, form.format(each.median), _INK)
+    axes.set_xlim(min(medians) / 2.5, max(each.most for each in found.values()) * 5)  # room for the number
 
 
-def _latencies(axes: "Axes", summary: Summary) -> None:
-    _dress(axes, "latency of a message, ms: ● p50   ○ p99")
-    for (name, row), colour in zip(_places().items(), _colours(), strict=True):
-        p50, p99 = (_ms(summary.cases[name].get(key)) for key in ("p50_seconds", "p99_seconds"))
-        if p50 is None or p99 is None:
+def _latencies(axes: "Axes", rows: dict[str, float], summary: Summary) -> None:
+    _dress(axes, "latency of a message, ms: ● p50   ○ p99   | p99.9")
+    largest = 0.0
+    for (name, row), colour in zip(rows.items(), _colours(rows), strict=True):
+        keys = ("p50_seconds", "p99_seconds", "p99_9_seconds")
+        found = [ms for key in keys if (ms := _ms(summary.cases[name].get(key))) is not None]
+        if len(found) < 2:
             continue
-        axes.plot([p50, p99], [row, row], color=colour, linewidth=2.4, zorder=2)
-        axes.plot([p50], [row], "o", color=colour, markersize=6, zorder=3)
-        axes.plot([p99], [row], "o", color=colour, markerfacecolor="white", markersize=6, zorder=3)
-        text = f"{_short(p50)} – {_short(p99)}"
-        axes.text(p99 * 1.35, row, text, va="center", fontsize=8, color=_INK)
+        axes.plot([found[0], found[-1]], [row, row], color=colour, linewidth=1.8, zorder=2)
+        for value, marker, fill in zip(found, "oo|", (colour, "white", colour), strict=False):
+            axes.plot([value], [row], marker, color=colour, markerfacecolor=fill, markersize=6, zorder=3)
+        text = " – ".join(_short(value) for value in found)
+        _number(axes, found[-1], row, text, _INK)
+        largest = max(largest, found[-1])
+    axes.set_xlim(axes.get_xlim()[0], largest * 60)
+
+
+def _targets(axes: "Axes", summary: Summary) -> None:
+    _dress(axes, "targets: the figure as a multiple of its goal; right of 1 it is missed   ( | stretch )")
+    for row, target in enumerate(TARGETS):
+        if (found := summary.targets.get(target.name)) is not None:
+            _target(axes, row, target, found, summary)
+        if target.stretch is not None:
+            axes.plot([strain(target, target.stretch)], [row], "|", color=_INK, markersize=9, zorder=4)
+    axes.axvline(1.0, color=_INK, linewidth=1, zorder=1)
+    axes.set_yticks(range(len(TARGETS)), [target.label for target in TARGETS])
+    axes.set_ylim(len(TARGETS) - 0.4, -0.6)
     low, high = axes.get_xlim()
-    axes.set_xlim(low, high * 8)
+    axes.set_xlim(min(low, 0.1), max(high, 2.0) * 3)
+
+
+def _target(axes: "Axes", row: int, target: Target, found: Spread, summary: Summary) -> None:
+    result = summary.outcome(target)
+    colour = _MET if result.is_met else _MISSED
+    ends = [strain(target, found.least), strain(target, found.most)]
+    axes.plot(ends, [row, row], color=colour, linewidth=2, alpha=0.5, zorder=2)
+    axes.plot([strain(target, found.median)], [row], "o", color=colour, markersize=7, zorder=3)
+    shown = f"{with_unit(found.median, target)}  ({goal(target, target.goal)}): {result}"
+    _number(axes, max(*ends, 1.0), row, shown, colour)
+
+
+def _number(axes: "Axes", x: float, row: float, text: str, colour: str) -> None:
+    """Writes what a mark stands for to the right of it."""
+    axes.annotate(
+        text, (x, row), (_ROOM, 0), textcoords="offset points", va="center", fontsize=8, color=colour
+    )
 
 
 def _short(value: float) -> str:
@@ -90,8 +135,8 @@ def _ms(spread: Spread | None) -> float | None:
     return spread.median * 1e3 if spread is not None else None
 
 
-def _colours() -> list[str]:
-    return [_FLOOR if name in FLOORS else _SERVICE for name in labels()]
+def _colours(names: dict[str, Any]) -> list[str]:
+    return [_FLOOR if name in FLOORS else _SERVICE for name in names]
 
 
 def _dress(axes: "Axes", title: str) -> None:

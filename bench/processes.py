@@ -1,4 +1,4 @@
-"""The processes of a benchmark: servers and generators, each on a core of its own where there are two.
+"""The processes of a benchmark: servers and generators, on cores of their own where there are two.
 
 Owns their life and what they print. Does not know what is measured.
 """
@@ -10,7 +10,7 @@ import pathlib
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bench import machine
@@ -18,38 +18,46 @@ from bench.errors import BenchError
 
 ROOT = pathlib.Path(__file__).parents[1]
 _STOP_SECONDS = 30.0
+_MAX_GENERATORS = 4  # more than one server can keep busy
 
 
 class Cores:
-    """Which core serves and which one generates; both None where there is only one."""
+    """Which core serves and which ones generate; no core of either is named where there is only one."""
 
-    def __init__(self) -> None:
-        found = machine.cores()
-        self.server: int | None = found[0] if len(found) > 1 else None
-        self.generator: int | None = found[-1] if len(found) > 1 else None
+    def __init__(self, found: Sequence[int]) -> None:
+        self.server = found[:1] if len(found) > 1 else ()
+        self.generators = found[1:]
+
+    @property
+    def num_generators(self) -> int:
+        """Generator processes that have a core each."""
+        return min(max(1, len(self.generators)), _MAX_GENERATORS)
 
     def __str__(self) -> str:
-        if self.server is None:
+        if not self.server:
             return "not pinned: fewer than two cores"
-        return f"server on core {self.server}, generator on core {self.generator}"
+        if len(self.generators) == 1:
+            return f"server on core {self.server[0]}, generator on core {self.generators[0]}"
+        first, last = self.generators[0], self.generators[-1]
+        return f"server on core {self.server[0]}, generators on cores {first} to {last}"
 
 
 class Server:
-    """A server process that said where it listens."""
+    """A server process that said where it listens; `metrics` where it has some."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
         self._said: collections.deque[str] = collections.deque(maxlen=20)
         self.pid = process.pid
-        self.listen = self._wait_until_serving()
+        self.listen, self.metrics = self._wait_until_serving()
         threading.Thread(target=self._read_on, daemon=True).start()
 
-    def _wait_until_serving(self) -> str:
+    def _wait_until_serving(self) -> tuple[str, str]:
         for line in self._process.stderr or ():
             self._said.append(line.rstrip())
             if '"event": "serving"' in line:
-                listen: str = json.loads(line)["listen"]
-                return listen
+                found: dict[str, str] = json.loads(line)
+                return found["listen"], found.get("metrics", "")
         last = self._said[-1] if self._said else "it said nothing"
         raise BenchError(f"a server did not start: {last}")
 
@@ -73,13 +81,13 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(module: str, *arguments: str, core: int | None) -> Iterator[Server]:
+def running(module: str, *arguments: str, cores: Sequence[int]) -> Iterator[Server]:
     """Runs a server for as long as the block lasts.
 
     Raises:
         BenchError: it does not start.
     """
-    with machine.pinned(core):
+    with machine.pinned(cores):
         process = subprocess.Popen(  # noqa: S603 (this project's own modules)
             [sys.executable, "-m", module, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
@@ -94,13 +102,13 @@ def running(module: str, *arguments: str, core: int | None) -> Iterator[Server]:
             process.wait()
 
 
-def output_of(module: str, *arguments: str, core: int | None = None) -> str:
+def output_of(module: str, *arguments: str, cores: Sequence[int] = (), statuses: Sequence[int] = (0,)) -> str:
     """Runs a module to its end and returns what it printed.
 
     Raises:
-        BenchError: it failed.
+        BenchError: it failed: its exit status is none of `statuses`.
     """
-    with machine.pinned(core):
+    with machine.pinned(cores):
         process = subprocess.Popen(  # noqa: S603 (this project's own modules)
             [sys.executable, "-m", module, *arguments],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -111,17 +119,19 @@ def output_of(module: str, *arguments: str, core: int | None = None) -> str:
         process.terminate()
         process.wait()
         raise
-    if process.returncode:
+    if process.returncode not in statuses:
         last = (complaints.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
         raise BenchError(f"python -m {module}: {last}")
     return printed
 
 
-def json_of(module: str, *arguments: str, core: int | None = None) -> dict[str, Any]:
+def json_of(
+    module: str, *arguments: str, cores: Sequence[int] = (), statuses: Sequence[int] = (0,)
+) -> dict[str, Any]:
     """Runs a module and returns the JSON object that it printed.
 
     Raises:
         BenchError: it failed.
     """
-    found: dict[str, Any] = json.loads(output_of(module, *arguments, core=core))
+    found: dict[str, Any] = json.loads(output_of(module, *arguments, cores=cores, statuses=statuses))
     return found

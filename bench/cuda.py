@@ -1,0 +1,99 @@
+"""Steps on a GPU by batch size, each beside its floor: the time to move its bytes once.
+
+`python -m bench.cuda ARTIFACT SECONDS` prints a JSON object: the device's copy bandwidth, and for each batch
+latency, rate and floor in seconds. Without CUDA it says that instead: {"skipped": why}.
+"""
+
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.cases import NUM_INPUTS
+from bench.cell import load as load_script
+from service import artifact
+from service.runner import Runner
+
+BATCHES = tuple(4**power for power in range(9))  # 1 to 65,536
+_MAX_PIECE_STEPS = 32
+_COPIED_BYTES = 1 << 28
+_NUM_COPIES = 20
+_LEAST_CALLS = 5
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Returns the bytes that the device reads and writes a second, together, while it copies."""
+    source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)  # what is paid once
+    torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    for _ in range(_NUM_COPIES):
+        target.copy_(source)
+    torch.cuda.synchronize(device)
+    return 2 * _COPIED_BYTES * _NUM_COPIES / (time.perf_counter() - begun)
+
+
+def weight_bytes(path: str) -> int:
+    """Returns the size of an artifact's weights."""
+    script, _ = load_script(path)
+    return sum(tensor.numel() * tensor.element_size() for tensor in script.parameters())
+
+
+def floor_seconds(batch: int, state_bytes: int, weights: int, bandwidth: float) -> float:
+    """Returns the time to read and write each state row, and to read the weights, once."""
+    return (2 * batch * state_bytes + weights) / bandwidth
+
+
+def latencies(runner: Runner, batch: int, seconds: float) -> list[float]:
+    """Returns what each call over a batch took, from values in the CPU's memory to values there."""
+    random = np.random.default_rng(0)
+    slots = random.permutation(BATCHES[-1])[:batch]
+    x, times = random.random((batch, NUM_INPUTS), np.float32), np.zeros(batch, np.int64)
+    taken: list[float] = []
+    begun = time.perf_counter()
+    while len(taken) < _LEAST_CALLS or time.perf_counter() - begun < seconds:
+        at = time.perf_counter()
+        runner.step(slots, x, times)
+        taken.append(time.perf_counter() - at)
+    return taken
+
+
+def measure(path: str, seconds: float) -> dict[str, Any]:
+    """Returns the figures of every batch."""
+    device = torch.device("cuda")
+    model = artifact.load("reference", "1", pathlib.Path(path), device)
+    runner = Runner(model, BATCHES[-1])
+    runner.warm_up(BATCHES[-1], _MAX_PIECE_STEPS)
+    bandwidth, weights = copy_bandwidth(device), weight_bytes(path)
+    state_bytes = 4 * model.manifest.state_size
+    batches = []
+    for batch in BATCHES:
+        taken = latencies(runner, batch, seconds)
+        figures = {
+            "batch": batch,
+            "p50_seconds": float(np.percentile(taken, 50)),
+            "p99_seconds": float(np.percentile(taken, 99)),
+            "steps_per_second": batch * len(taken) / sum(taken),
+            "floor_seconds": floor_seconds(batch, state_bytes, weights, bandwidth),
+        }
+        batches.append(figures)
+    name = torch.cuda.get_device_name(device)
+    return {"device": name, "copy_bytes_per_second": bandwidth, "batches": batches}
+
+
+def main() -> None:
+    """Measures every batch, where there is a GPU."""
+    if torch.cuda.is_available():
+        found = measure(sys.argv[1], float(sys.argv[2]))
+    else:
+        found = {"skipped": "CUDA is not available"}
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""One case measured: its load run against its server, and the figures that are kept of it.
+
+Does not know which cases there are, nor their order.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from bench.background import loading
+from bench.cases import Case
+from bench.errors import BenchError
+from bench.figures import Figures
+from bench.processes import Cores, Server, json_of
+from loadtest.options import Options
+
+_BOUND_SECONDS = 60.0  # for a case that is measured by count
+_BESIDE_SECONDS = 3600.0  # longer than anything is measured
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lengths:
+    """How long a load is measured, and how long it runs before; `scale` is for cases of their own length."""
+
+    seconds: float
+    warm_up_seconds: float
+    scale: float = 1.0
+
+    def window(self, case: Case) -> list[str]:
+        """Returns a case's window as options of loadtest."""
+        if case.num_steps:
+            return ["--max-steps", str(case.num_steps), "--seconds", str(_BOUND_SECONDS), "--warm-up", "0"]
+        seconds = case.seconds * self.scale or self.seconds
+        return ["--seconds", str(seconds), "--warm-up", str(self.warm_up_seconds)]
+
+
+def load(case: Case, rate: float, server: Server, lengths: Lengths, cores: Cores) -> Figures:
+    """Returns the figures of a case; `rate` in steps a second where it follows another's, else 0.
+
+    Raises:
+        BenchError: the load failed.
+    """
+    server.forget_peak_memory()
+    source = ["--metrics", server.metrics] if case.beside else ["--server-pid", str(server.pid)]
+    where = ["--target", server.listen, *source, "--json", "-"]
+    processes = ["--processes", str(min(cores.num_generators, case.streams))]
+    options = [*where, *processes, *lengths.window(case), *case.arguments(rate)]
+    with _beside(case, server, cores):
+        result = json_of("loadtest", *options, cores=cores.generators, statuses=(0, 1))
+    _check(case, result)
+    return figures_of(result, server.peak_memory_bytes())
+
+
+def _beside(case: Case, server: Server, cores: Cores) -> contextlib.AbstractContextManager[None]:
+    if case.beside is None:
+        return contextlib.nullcontext()
+    beside = Options(
+        target=server.listen, mode=case.beside.mode, streams=case.beside.streams,
+        frame_steps=case.beside.frame_steps, seconds=_BESIDE_SECONDS, warm_up=0.0,
+    )  # fmt: skip
+    return loading(beside, cores.generators)
+
+
+def _check(case: Case, result: dict[str, Any]) -> None:
+    """Raises BenchError where there is nothing to go by; a refusal is none where the case is made for it."""
+    errors: Mapping[str, int] = result["errors"]
+    failed = {reason: count for reason, count in errors.items() if reason != "OVERLOADED"}
+    if failed or (errors and not case.may_refuse):
+        raise BenchError(f"{case.label}: messages failed: {dict(errors)}")
+    if not result["steps"]:
+        raise BenchError(f"{case.label}: no step was answered in the measured window")
+
+
+def figures_of(result: dict[str, Any], peak_memory_bytes: int | None) -> Figures:
+    """Returns the figures of a load test's JSON that the benchmark keeps."""
+    latency, server = result["latency_seconds"], result["server"]
+    return {
+        "steps_per_second": result["steps_per_second"],
+        "asked_steps_per_second": result["options"]["rate"] or None,
+        "sent_steps_per_second": result["sent_steps_per_second"],
+        "p50_seconds": latency["p50"],
+        "p99_seconds": latency["p99"],
+        "p99_9_seconds": latency["p99.9"],
+        "cpu_us_per_step": server["cpu_us_per_step"],
+        "steps_per_core_second": 1e6 / server["cpu_us_per_step"] if server["cpu_us_per_step"] else None,
+        "server_core_share": server["cpu_seconds"] / result["seconds"],
+        "server_steps_per_second": server["num_steps"] / result["seconds"],
+        "peak_memory_bytes": peak_memory_bytes,
+        "generator_core_share": result["generator_core_share"],
+        "num_refused": float(result["errors"].get("OVERLOADED", 0)),
+    }

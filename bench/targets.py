@@ -1,0 +1,155 @@
+"""What the server is to reach, and whether it did. Pure: knows figures by name, not how they were measured.
+
+Most are ratios to a floor that was measured in the same round: they hold on any machine.
+"""
+
+import dataclasses
+import math
+
+from bench.cases import RESIDENT, START
+
+_TRITON_STEPS_PER_SECOND = 3300.0  # per core
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ratio:
+    """One case's figure over another's, both of the same round."""
+
+    figure: str
+    over: str
+    under: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Value:
+    """One case's figure by itself, times a factor that gives it its unit."""
+
+    figure: str
+    case: str
+    factor: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """A figure, the goal that it has to meet, and one beyond; `at_least`: larger is better."""
+
+    name: str
+    label: str
+    source: Ratio | Value
+    goal: float
+    stretch: float | None = None
+    unit: str = ""
+    at_least: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """Whether a target is met; `missed_by` is in percent of the goal, None where nothing was measured."""
+
+    is_met: bool
+    is_stretch: bool = False
+    missed_by: float | None = 0.0
+
+    def __str__(self) -> str:
+        if self.missed_by is None:
+            return "not measured"
+        if not self.is_met:
+            return f"missed by {self.missed_by:,.0f} %" if self.missed_by >= 1 else "missed by under 1 %"
+        return "stretch" if self.is_stretch else "met"
+
+
+_CPU, _RATE, _P50, _P99 = "cpu_us_per_step", "steps_per_second", "p50_seconds", "p99_seconds"
+TARGETS = (
+    Target(
+        "stream_to_echo",
+        "stream: CPU a step / the echo's",
+        Ratio(_CPU, "stream_64", "echo_stream_64"),
+        1.35,
+        1.15,
+    ),
+    Target(
+        "unary_to_echo", "unary: CPU a step / the echo's", Ratio(_CPU, "unary_64", "echo_unary_64"), 1.4, 1.15
+    ),
+    Target(
+        "half_to_echo",
+        "p99 at half the peak load / the echo's",
+        Ratio(_P99, "half_64", "echo_half_64"),
+        2.0,
+        1.3,
+    ),
+    Target(
+        "frame_to_cell",
+        "frames of 256: rate / the cell's",
+        Ratio(_RATE, "frame_256", "cell_256"),
+        0.50,
+        0.70,
+        at_least=True,
+    ),
+    Target(
+        "step_to_sgemm",
+        "scripted step, batch 256: time / its sgemm",
+        Ratio(_CPU, "step_256", "sgemm_256"),
+        1.7,
+        1.3,
+    ),
+    Target("engine_1", "engine in process, one step: p50", Value(_P50, "engine_1", 1e6), 150, 80, "µs"),
+    Target(
+        "resident_bytes",
+        "memory a session, its state row aside",
+        Value("bytes_per_session", RESIDENT),
+        400,
+        100,
+        "B",
+    ),
+    Target("start", "start to ready, model warmed", Value("start_seconds", START), 4.0, 2.5, "s"),
+    Target(
+        "prime_to_stream",
+        "priming: rate / one step a message",
+        Ratio(_RATE, "prime_10000", "stream_1"),
+        20,
+        60,
+        at_least=True,
+    ),
+    Target("primed_to_idle", "p99 while 8 clients prime / idle", Ratio(_P99, "primed_4", "idle_4"), 5.0),
+    Target(
+        "overload_to_peak",
+        "5 times the peak offered: goodput / peak",
+        Ratio(_RATE, "overload", "frame_256"),
+        0.90,
+        at_least=True,
+    ),
+    Target(
+        "frame_to_triton",
+        "frames of 1,024: steps per core s / Triton's [1]",
+        Value("steps_per_core_second", "frame_1024", 1 / _TRITON_STEPS_PER_SECOND),
+        20,
+        at_least=True,
+    ),
+)
+TRITON_NOTE = (
+    f"[1] A figure from elsewhere: {_TRITON_STEPS_PER_SECOND:,.0f} single steps per core s of this cell, as "
+    "published for\nTriton 2.51 (sequence batcher, Python backend, 64 streams) on another such machine."
+)
+
+
+def outcome(target: Target, value: float | None) -> Outcome:
+    """Returns what a figure means for its target; what was not measured is not met."""
+    if value is None or not math.isfinite(value):
+        return Outcome(is_met=False, missed_by=None)
+    if not _reaches(target, value, target.goal):
+        excess = 1 - value / target.goal if target.at_least else value / target.goal - 1
+        return Outcome(is_met=False, missed_by=excess * 100)
+    return Outcome(is_met=True, is_stretch=_reaches(target, value, target.stretch))
+
+
+def strain(target: Target, value: float) -> float:
+    """Returns a figure as a multiple of its goal that is worse the larger it is: over 1 it is missed."""
+    if target.at_least:
+        return target.goal / value if value > 0 else math.inf
+    return value / target.goal
+
+
+def _reaches(target: Target, value: float, goal: float | None) -> bool:
+    if goal is None:
+        return False
+    return value >= goal if target.at_least else value <= goal

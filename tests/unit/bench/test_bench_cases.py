@@ -1,0 +1,129 @@
+"""The cases: loads that loadtest takes, windows, servers' cores, and what is kept of a load's result."""
+
+import pytest
+
+from bench.cases import CASES, CELL_AFTER, CELL_LABELS, ECHO, ENGINE_LABELS, RESIDENT, labels
+from bench.cuda import BATCHES, floor_seconds
+from bench.errors import BenchError
+from bench.figures import summarise
+from bench.loads import _check, figures_of
+from bench.processes import Cores
+from loadtest.options import parse
+from tests.unit.bench.canned import LENGTHS, one_round
+
+BY_NAME = {case.name: case for case in CASES}
+RESULT = {
+    "options": {"rate": 0.0},
+    "seconds": 2.0,
+    "steps": 10,
+    "steps_per_second": 5.0,
+    "sent_steps_per_second": 6.0,
+    "latency_seconds": {"p50": 0.1, "p99": 0.2, "p99.9": 0.3},
+    "server": {"cpu_us_per_step": 8.0, "cpu_seconds": 0.5, "num_steps": 20},
+    "generator_core_share": 0.1,
+    "errors": {},
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_load_is_one_that_loadtest_takes(case):
+    """Its options parse."""
+    options = parse(["--target", "a:1", *LENGTHS.window(case), *case.arguments()])
+    assert (options.mode, options.streams, options.rate) == (case.mode, case.streams, case.rate)
+
+
+def test_every_case_has_a_label_and_only_one():
+    """What is measured is what is shown."""
+    assert set(labels()) == {*BY_NAME, *CELL_LABELS, *ENGINE_LABELS, RESIDENT}
+    assert len(set(labels().values())) == len(labels())
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.rate_of], ids=lambda case: case.name)
+def test_a_rate_follows_from_a_case_measured_before(case):
+    """In the same round."""
+    names = list(BY_NAME)
+    assert names.index(case.rate_of) < names.index(case.name)
+    options = parse(["--target", "a:1", *case.arguments(case.share_of * 1000.0)])
+    assert options.rate == case.share_of * 1000
+
+
+def test_cases_that_are_compared_stand_side_by_side():
+    """So that a noisy moment meets both; the cell follows the frames that are compared with it."""
+    names = list(BY_NAME)
+    pairs = [
+        ("echo_stream_64", "stream_64"), ("half_64", "echo_half_64"), ("echo_unary_64", "unary_64"),
+        ("stream_1", "prime_10000"), ("idle_4", "primed_4"), ("frame_256", "overload"),
+    ]  # fmt: skip
+    assert all(names.index(after) - names.index(before) == 1 for before, after in pairs)
+    assert CELL_AFTER == "frame_256"
+
+
+def test_half_load_is_the_same_on_the_echo():
+    """But for the server."""
+    service, echo = BY_NAME["half_64"], BY_NAME["echo_half_64"]
+    assert echo.on == ECHO
+    assert service.arguments(100.0) == echo.arguments(100.0)
+
+
+def test_priming_fits_into_the_queue():
+    """Eight clients' messages at once, beside the single steps: else some would be refused."""
+    priming = BY_NAME["primed_4"].beside
+    assert priming.streams == 8
+    assert priming.streams * priming.frame_steps < 262_144 - 1000
+
+
+def test_windows():
+    """Of the plan; of a case's own, scaled; by count, without warm-up."""
+    assert LENGTHS.window(BY_NAME["stream_64"]) == ["--seconds", "2.0", "--warm-up", "0.5"]
+    assert LENGTHS.window(BY_NAME["open_2000"])[:2] == ["--seconds", "5.0"]
+    assert LENGTHS.window(BY_NAME["prime_10000"])[:2] == ["--max-steps", "30000"]
+
+
+@pytest.mark.parametrize(
+    ("found", "server", "generators", "num_generators", "said"),
+    [
+        ((), (), (), 1, "not pinned: fewer than two cores"),
+        ((3,), (), (), 1, "not pinned: fewer than two cores"),
+        ((0, 1), (0,), (1,), 1, "server on core 0, generator on core 1"),
+        ((0, 2, 3), (0,), (2, 3), 2, "server on core 0, generators on cores 2 to 3"),
+        (tuple(range(16)), (0,), tuple(range(1, 16)), 4, "server on core 0, generators on cores 1 to 15"),
+    ],
+)
+def test_the_server_has_a_core_and_the_generators_have_the_others(
+    found, server, generators, num_generators, said
+):
+    """A process each, up to four."""
+    cores = Cores(found)
+    assert (cores.server, cores.generators, cores.num_generators) == (server, generators, num_generators)
+    assert str(cores) == said
+
+
+def test_a_system_without_peak_memory_leaves_it_out():
+    """Rather than showing zero."""
+    summary = summarise([one_round(stream_1=figures_of(RESULT, None))])
+    assert "peak_memory_bytes" not in summary.cases["stream_1"]
+    assert "asked_steps_per_second" not in summary.cases["stream_1"]
+    assert summary.cases["stream_1"]["p99_9_seconds"].median == 0.3
+    assert summary.cases["stream_1"]["server_core_share"].median == 0.25
+    assert summary.cases["stream_1"]["steps_per_core_second"].median == 125_000
+    assert summary.cases["stream_1"]["server_steps_per_second"].median == 10
+
+
+def test_refusals_are_counted_where_the_server_is_overloaded():
+    """They are what the case is for; elsewhere, and for any other reason, the benchmark stops."""
+    refused = RESULT | {"errors": {"OVERLOADED": 4}}
+    _check(BY_NAME["overload"], refused)
+    assert figures_of(refused, None)["num_refused"] == 4
+    for case, result, named in (
+        ("stream_64", refused, "messages failed: {'OVERLOADED': 4}"),
+        ("overload", RESULT | {"errors": {"INTERNAL": 1, "OVERLOADED": 4}}, "INTERNAL"),
+        ("stream_64", RESULT | {"steps": 0}, "no step was answered"),
+    ):
+        with pytest.raises(BenchError, match=named):
+            _check(BY_NAME[case], result)
+
+
+def test_floor_on_a_gpu_moves_rows_twice_and_weights_once():
+    """A million bytes at a million bytes a second."""
+    assert floor_seconds(400, 1000, 200_000, 1e6) == 1.0
+    assert (BATCHES[0], BATCHES[-1]) == (1, 65_536)

@@ -1,0 +1,71 @@
+"""The benchmark's arithmetic, from canned figures."""
+
+import math
+
+import pytest
+
+from bench.figures import Spread, spread, summarise, value_in
+from bench.targets import TARGETS, Value
+from tests.unit.bench.canned import figures, one_round
+
+SOURCES = {target.name: target.source for target in TARGETS}
+
+
+def test_ratio_is_of_one_round():
+    """The stream's CPU over the echo's; the rate of frames over the cell's."""
+    assert value_in(one_round(), SOURCES["stream_to_echo"]) == 1.5
+    assert value_in(one_round(), SOURCES["frame_to_cell"]) == 0.25
+
+
+def test_value_has_the_unit_of_its_target():
+    """Microseconds here; multiples of another server's rate there."""
+    assert value_in(one_round(), SOURCES["engine_1"]) == pytest.approx(100)
+    busy = one_round(frame_1024=figures(cpu=10.0))
+    assert value_in(busy, SOURCES["frame_to_triton"]) == pytest.approx(100_000 / 3300)
+
+
+@pytest.mark.parametrize(
+    ("found", "source"),
+    [
+        (one_round(echo_cpu=0.0), SOURCES["stream_to_echo"]),
+        ({}, SOURCES["stream_to_echo"]),
+        ({}, SOURCES["start"]),
+        (one_round(), Value("no such figure", "stream_64")),
+        (one_round(frame_1024=figures(cpu=0.0)), SOURCES["frame_to_triton"]),
+    ],
+)
+def test_what_a_round_has_not_is_not_a_number(found, source):
+    """A window too short for the clock must not look like a result; some cases are not in all rounds."""
+    assert math.isnan(value_in(found, source))
+
+
+def test_ratios_are_taken_within_rounds_and_then_the_median():
+    """A round twice as slow on both sides leaves the ratio as it is."""
+    rounds = [one_round(150, 100), one_round(320, 200), one_round(140, 100)]
+    summary = summarise(rounds)
+    assert summary.targets["stream_to_echo"] == Spread(1.5, 1.4, 1.6)
+    assert summary.cases["stream_64"]["cpu_us_per_step"] == Spread(150, 140, 320)
+
+
+def test_spread_of_an_even_number_of_rounds():
+    """The median lies between the two in the middle."""
+    assert spread([4.0, 1.0, 2.0, 3.0]) == Spread(2.5, 1.0, 4.0)
+
+
+def test_cases_of_some_rounds_come_from_those():
+    """And a target of a case that no round has is not measured, hence missed."""
+    short = {name: each for name, each in one_round().items() if name not in ("overload", "primed_4")}
+    summary = summarise([one_round(overload=figures(rate=800.0)), short])
+    assert summary.cases["overload"]["steps_per_second"] == Spread(800, 800, 800)
+    assert summary.targets["overload_to_peak"] == Spread(0.8, 0.8, 0.8)
+    summary = summarise([short])
+    assert "overload" not in summary.cases
+    assert "5 times the peak offered: goodput / peak" in summary.missed
+    assert "p99 while 8 clients prime / idle" in summary.missed
+
+
+def test_targets_are_met_by_their_medians():
+    """One bad round of three is noise."""
+    rounds = [one_round(130), one_round(500), one_round(120)]
+    assert "stream: CPU a step / the echo's" not in summarise(rounds).missed
+    assert "stream: CPU a step / the echo's" in summarise(rounds[:2]).missed
