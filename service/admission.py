@@ -30,18 +30,18 @@ class Admission:
             StreamcellError: the step is refused.
         """
         sessions, slot = self._sessions, step.slot
-        if sessions.generation[slot] != step.generation:
+        if sessions.generation.item(slot) != step.generation:
             raise session_ended()
-        expected = int(sessions.next_step[slot])
+        expected = sessions.next_step.item(slot)
         if not self._uses_time:
             step.time = 0
-        if step.index not in (INDEX_NEXT, expected):
+        if step.index != expected and step.index != INDEX_NEXT:
             self._answer_repeat(step, expected)
             return False
         step.step_index = expected
-        step.run_time = step.time
-        if step.time == TIME_ABSENT:
-            step.run_time = self._time_after(slot, 1, "time_ns")
+        if self._uses_time:
+            is_given = step.time != TIME_ABSENT
+            step.run_time = step.time if is_given else self._time_after(slot, 1, "time_ns")
         return True
 
     def admit_group(self, piece: Piece) -> None:

@@ -42,16 +42,16 @@ class Columns:
 
 def gather(steps: list[Step], pieces: list[Piece], admission: Admission, num_inputs: int) -> Columns | None:
     """Returns the columns of admitted steps and pieces; None where no row is left to run."""
+    if not pieces:
+        return _of_steps(steps, num_inputs) if steps else None
     parts = [part for piece in pieces if (part := _part(piece)) is not None]
     longest = max((part.rows.shape[1] for part in parts), default=1)
     rows = [_widen(part.rows, longest) for part in parts]  # (n, T) each
-    count = len(steps)
-    x = np.frombuffer(bytearray().join([step.x for step in steps]), np.float32)
-    slots = [np.array([step.slot for step in steps], np.int64)]
-    lengths = [np.ones(count, np.int64)]
-    xs = [x.reshape(count, 1, num_inputs)]
-    times = [np.array([step.run_time for step in steps], np.int64)[:, None]]
-    given = [np.array([step.time for step in steps], np.int64)[:, None]]
+    singles = _of_steps(steps, num_inputs)
+    slots, lengths, xs, times, given = (
+        [column]
+        for column in (singles.slots, singles.lengths, singles.x, singles.times, singles.given_times)
+    )
     for part, these in zip(parts, rows, strict=True):
         block = part.piece.block
         slots.append(block.slots[part.entries])
@@ -82,11 +82,12 @@ def hand_back(columns: Columns, y: Float32s, applied: Flags) -> None:
         applied: [B].
     """
     count = len(columns.steps)
-    for step, values, is_applied in zip(columns.steps, y[:count, 0].tolist(), applied.tolist(), strict=False):
-        if is_applied:
-            step.y = values  # as Python floats, exactly the float32 values
-        else:
-            step.error = out_of_range("x")
+    # As Python floats, which hold exactly the float32 values.
+    for step, values in zip(columns.steps, y[:count, 0].tolist(), strict=True):
+        step.y = values
+    for at in np.flatnonzero(~applied[:count]).tolist():
+        columns.steps[at].y = []
+        columns.steps[at].error = out_of_range("x")
     at = count
     for part in columns.parts:
         until = at + len(part.entries)
@@ -99,6 +100,22 @@ def out_of_range(field: str) -> StreamcellError:
     return invalid_argument(
         field,
         "the model has no finite prediction for it; it was not applied and the session stands as it was",
+    )
+
+
+def _of_steps(steps: list[Step], num_inputs: int) -> Columns:
+    """Returns the columns of single steps alone: on the way of nearly every message, so in few operations."""
+    count = len(steps)
+    # A bytearray, because torch wants memory that could be written.
+    x = np.frombuffer(bytearray().join([step.x for step in steps]), np.float32)
+    return Columns(
+        steps,
+        [],
+        slots=np.array([step.slot for step in steps], np.int64),
+        lengths=np.ones(count, np.int64),
+        x=x.reshape(count, 1, num_inputs),
+        times=np.array([[step.run_time] for step in steps], np.int64).reshape(count, 1),
+        given_times=np.array([[step.time] for step in steps], np.int64).reshape(count, 1),
     )
 
 

@@ -151,11 +151,12 @@ class Engine:
         batch = self._scheduler.schedule()
         now = self._clock()
         self._run_controls(batch.controls)
-        steps = [step for step in batch.steps if self._admit(step, now)]
-        self._admit_groups(batch.pieces, now)
-        self._run_call(steps, [piece for piece in batch.pieces if not piece.block.is_long])
-        self._run_call([], [piece for piece in batch.pieces if piece.block.is_long])
-        self._finish(batch)
+        steps = self._admit_steps(batch.steps)
+        frames, long_inputs = self._admit_pieces(batch.pieces, now)
+        compute_ns = self._run_call(steps, frames)
+        self._run_call([], long_inputs)
+        self._finish_steps(batch.steps, now, compute_ns)
+        self._finish_blocks(batch.pieces)
         self._metrics.queued_steps.set(self._scheduler.num_queued_steps)
         if self._scheduler.has_ready:
             self._wake()
@@ -171,35 +172,45 @@ class Engine:
                 control.error = error
             except Exception as exception:
                 control.error = faults.report(exception)
+            self._scheduler.finish(control)
+        for control in controls:
+            self._tell(control)
 
-    def _admit(self, step: Step, now: int) -> bool:
-        step.started_ns = now
-        try:
-            return self._admission.admit_step(step)
-        except StreamcellError as error:
-            step.error = error
-            return False
+    def _admit_steps(self, steps: list[Step]) -> list[Step]:
+        """Returns the steps that are to run; the others are repeats or have their errors."""
+        admitted, admit = [], self._admission.admit_step
+        for step in steps:
+            try:
+                if admit(step):
+                    admitted.append(step)
+            except StreamcellError as error:
+                step.error = error
+        return admitted
 
-    def _admit_groups(self, pieces: list[Piece], now: int) -> None:
+    def _admit_pieces(self, pieces: list[Piece], now: int) -> tuple[list[Piece], list[Piece]]:
+        """Checks the groups that begin; returns the pieces of frames, and those of long inputs."""
+        frames: list[Piece] = []
+        long_inputs: list[Piece] = []
         for piece in pieces:
             if piece.is_first:
                 piece.block.started_ns = piece.block.started_ns or now
                 self._admission.admit_group(piece)
+            (long_inputs if piece.block.is_long else frames).append(piece)
+        return frames, long_inputs
 
-    def _run_call(self, steps: list[Step], pieces: list[Piece]) -> None:
-        """Runs one cell call over steps and pieces; a fault in it fails those, and them alone."""
+    def _run_call(self, steps: list[Step], pieces: list[Piece]) -> int:
+        """Runs one cell call over steps and pieces and returns the ns it took; a fault in it fails those alone."""
         if not steps and not pieces:
-            return
+            return 0
         started = self._clock()
-        columns = None
         try:
             columns = columns_of.gather(steps, pieces, self._admission, self._num_inputs)
             if columns is None:
-                return
+                return 0
             y, applied = self._compute(columns)
         except Exception as exception:
             self._fail(steps, pieces, faults.report(exception))
-            return
+            return 0
         try:
             self._commit(columns, y, applied)
         except Exception as exception:
@@ -207,8 +218,13 @@ class Engine:
             self._fail(steps, pieces, faults.report(exception))
             for slot in columns.slots.tolist():
                 self.close(slot)
-            return
-        self._observe_call(columns, applied, started)
+            return 0
+        elapsed_ns = self._clock() - started
+        for part in columns.parts:
+            part.piece.block.compute_ns += elapsed_ns
+        self._metrics.batch_steps.observe(int(columns.lengths.sum()))
+        self._metrics.steps.inc(int(columns.lengths @ applied))
+        return elapsed_ns
 
     @staticmethod
     def _fail(steps: list[Step], pieces: list[Piece], error: StreamcellError) -> None:
@@ -227,38 +243,44 @@ class Engine:
 
     def _commit(self, columns: Columns, y: Float32s, applied: Flags) -> None:
         """Moves the sessions to where their states now are, and hands out the predictions."""
+        rows = slice(None) if applied.all() else applied
         self.sessions.apply(
-            columns.slots[applied],
-            columns.lengths[applied],
-            columns.x[applied],
-            columns.given_times[applied],
-            columns.times[applied],
-            y[applied],
+            columns.slots[rows],
+            columns.lengths[rows],
+            columns.x[rows],
+            columns.given_times[rows],
+            columns.times[rows],
+            y[rows],
             self._clock(),
         )
         columns_of.hand_back(columns, y, applied)
 
-    def _finish(self, batch: Batch) -> None:
-        """Ends what is done and tells whoever asked for it."""
-        for control in batch.controls:
-            self._end(control)
-        for step in batch.steps:
+    def _finish_steps(self, steps: list[Step], started_ns: int, compute_ns: int) -> None:
+        """Ends single steps, of which those that ran share one cell call, and tells whoever asked for them."""
+        if not steps:
+            return
+        self._scheduler.finish_steps(steps)
+        self._observe_steps(steps, started_ns, compute_ns)
+        for step in steps:
             if step.is_repeat:
                 self._metrics.repeated_steps.inc()
-            elif step.error is None:
-                self._observe_replies(step, 1)
-            self._end(step)
-        for piece in batch.pieces:
-            if self._scheduler.advance(piece.block):
-                continue
-            if piece.block.wants_replies and piece.block.phase is not Phase.WITHDRAWN:
-                self._observe_replies(piece.block, int(piece.block.num_applied.sum()))
-            self._end(piece.block)
+            self._tell(step)
 
-    def _end(self, work: AnyWork) -> None:
-        self._scheduler.finish(work)
-        if work.phase is Phase.WITHDRAWN:
-            return
+    def _finish_blocks(self, pieces: list[Piece]) -> None:
+        """Ends the blocks of which nothing is left."""
+        for piece in pieces:
+            block = piece.block
+            if self._scheduler.advance(block):
+                continue
+            self._scheduler.finish(block)
+            if block.phase is Phase.WITHDRAWN:
+                continue
+            if block.wants_replies:
+                self._observe_block(block)
+            self._tell(block)
+
+    @staticmethod
+    def _tell(work: AnyWork) -> None:
         work.phase = Phase.DONE
         try:
             work.on_done(work)
@@ -267,18 +289,17 @@ class Engine:
 
     # -- What is measured --------------------------------------------------------------------------
 
-    def _observe_call(self, columns: Columns, applied: Flags, started_ns: int) -> None:
-        elapsed_ns = self._clock() - started_ns
-        for step in columns.steps:
-            step.compute_ns = elapsed_ns
-        for part in columns.parts:
-            part.piece.block.compute_ns += elapsed_ns
-        self._metrics.batch_steps.observe(int(columns.lengths.sum()))
-        self._metrics.steps.inc(int(columns.lengths[applied].sum()))
+    def _observe_steps(self, steps: list[Step], started_ns: int, compute_ns: int) -> None:
+        """Counts the latency of the steps of a batch that were applied."""
+        metrics, now = self._metrics, self._clock()
+        arrived = [step.arrived_ns for step in steps if step.error is None and not step.is_repeat]
+        metrics.step_seconds.observe_all([(now - each) * 1e-9 for each in arrived])
+        metrics.queue_seconds.observe_all([(started_ns - each) * 1e-9 for each in arrived])
+        metrics.compute_seconds.observe(compute_ns * 1e-9, len(arrived))
 
-    def _observe_replies(self, work: Step | Block, count: int) -> None:
-        """Counts the latency of `count` steps that are answered together."""
-        metrics = self._metrics
-        metrics.step_seconds.observe((self._clock() - work.arrived_ns) * 1e-9, count)
-        metrics.queue_seconds.observe((work.started_ns - work.arrived_ns) * 1e-9, count)
-        metrics.compute_seconds.observe(work.compute_ns * 1e-9, count)
+    def _observe_block(self, block: Block) -> None:
+        """Counts the latency of a block's steps, which are answered together."""
+        metrics, count = self._metrics, int(block.num_applied.sum())
+        metrics.step_seconds.observe((self._clock() - block.arrived_ns) * 1e-9, count)
+        metrics.queue_seconds.observe((block.started_ns - block.arrived_ns) * 1e-9, count)
+        metrics.compute_seconds.observe(block.compute_ns * 1e-9, count)

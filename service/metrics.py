@@ -46,6 +46,13 @@ class HistogramChild:
         self._counts[bisect_left(self._bounds, value)] += times
         self._sum += value * times
 
+    def observe_all(self, values: Sequence[float]) -> None:
+        """Counts each value once."""
+        bounds, counts = self._bounds, self._counts
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+        self._sum += sum(values)
+
     def cumulative(self) -> tuple[list[tuple[str, float]], float]:
         """Returns the (upper bound, count up to it) pairs that Prometheus wants, and the sum."""
         total = 0

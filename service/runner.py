@@ -109,12 +109,13 @@ class Runner:
             self._pool.clear(slot)
 
     def _commit(self, rows: torch.Tensor, state: torch.Tensor, y: Float32s) -> tuple[Float32s, Flags]:
-        applied: Flags = np.asarray(np.isfinite(y).reshape(len(y), -1).all(axis=1))
-        if applied.all():
+        finite = np.isfinite(y)
+        if finite.all():
             self._pool.scatter(rows, state)
-        else:
-            chosen = self._to_device(np.flatnonzero(applied))
-            self._pool.scatter(rows[chosen], state[chosen])
+            return y, np.ones(len(y), np.bool_)
+        applied: Flags = finite.reshape(len(y), -1).all(axis=1)
+        chosen = self._to_device(np.flatnonzero(applied))
+        self._pool.scatter(rows[chosen], state[chosen])
         return y, applied
 
     def _to_device(self, column: npt.NDArray[np.float32] | npt.NDArray[np.int64]) -> torch.Tensor:

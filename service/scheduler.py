@@ -80,6 +80,15 @@ class Lanes:
             return []
         return [ready for slot in work.slots.tolist() for ready in self._leave_one(slot)]
 
+    def leave_all(self, steps: list[Step]) -> list[AnyWork]:
+        """Takes finished steps out of their lanes; returns the work that became first everywhere by it."""
+        if self._waiting:
+            return [ready for step in steps for ready in self._leave_one(step.slot)]
+        taken = self._taken
+        for step in steps:
+            taken[step.slot] = 0
+        return []
+
     def _leave_one(self, slot: int) -> list[AnyWork]:
         lane = self._waiting.get(slot) if self._waiting else None
         if lane is None:
@@ -155,19 +164,23 @@ class Scheduler:
         is scheduled.
         """
         batch = Batch([], [], [])
-        while self._controls:
-            self._start(self._controls.popleft(), batch.controls)
+        self._start(self._controls, batch.controls, len(self._controls))
         # Neither single steps nor frames can keep the other out: whoever waits gets half at least.
         half = min(len(self._steps), self._max_batch_steps // 2)
-        num_taken = self._schedule_blocks(batch, self._max_batch_steps - half)
-        while self._steps and len(batch.steps) + num_taken < self._max_batch_steps:
-            self._start(self._steps.popleft(), batch.steps)
+        num_taken = self._schedule_blocks(batch, self._max_batch_steps - half) if self._blocks else 0
+        self._start(self._steps, batch.steps, self._max_batch_steps - num_taken)
         return batch
 
     def finish(self, work: AnyWork) -> None:
         """Ends work that ran, or was withdrawn; what waited behind it may become ready."""
         self.num_queued_steps -= work.num_steps
         for ready in self._lanes.leave(work):
+            self._make_ready(ready)
+
+    def finish_steps(self, steps: list[Step]) -> None:
+        """Ends single steps that ran."""
+        self.num_queued_steps -= len(steps)
+        for ready in self._lanes.leave_all(steps):
             self._make_ready(ready)
 
     def advance(self, block: Block) -> bool:
@@ -184,15 +197,18 @@ class Scheduler:
             self._steps.append(work)
         elif isinstance(work, Block):
             self._blocks.append(work)
-        elif isinstance(work, Control):
+        else:
             self._controls.append(work)
 
-    def _start(self, work: _Started, into: list[_Started]) -> None:
-        if work.phase is Phase.WITHDRAWN:
-            self.finish(work)
-            return
-        work.phase = Phase.STARTED
-        into.append(work)
+    def _start(self, waiting: deque[_Started], into: list[_Started], room: int) -> None:
+        """Moves up to `room` pieces of work that is still wanted from a queue into a batch."""
+        while waiting and len(into) < room:
+            work = waiting.popleft()
+            if work.phase is Phase.WITHDRAWN:
+                self.finish(work)
+            else:
+                work.phase = Phase.STARTED
+                into.append(work)
 
     def _schedule_blocks(self, batch: Batch, frame_room: int) -> int:
         """Takes pieces of blocks, in turn, while there is room; returns how many sessions step once."""

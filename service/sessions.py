@@ -94,9 +94,9 @@ class Sessions:
             times: [N], as the request gave them, TIME_ABSENT included; zeros for models without time.
         """
         words = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)  # (N, F)
-        prints = (words * self._weights[:-1]).sum(axis=1, dtype=np.uint64)  # (N,)
-        result: Prints = prints + times.view(np.uint64) * self._weights[-1]
-        return result
+        prints: Prints = words @ self._weights[:-1]  # (N,), modulo 2**64
+        prints += times.view(np.uint64) * self._weights[-1]
+        return prints
 
     def apply(
         self,
@@ -117,17 +117,23 @@ class Sessions:
             now_ns: monotonic ns.
         """
         first = self.next_step[slots]  # (B,)
-        steps = np.arange(x.shape[1])  # (T,)
-        left = lengths[:, None] - steps  # (B, T), steps from here to the last
-        session, step = np.nonzero((left > 0) & (left <= self.replies_kept))
-        rings = (first[session] + step) % self.replies_kept
-        self._kept_prints[slots[session], rings] = self.fingerprints(
-            x[session, step], given_times[session, step]
-        )
-        self._kept_y[slots[session], rings] = y[session, step]
         self.next_step[slots] = first + lengths
-        self.last_time[slots] = times[np.arange(len(slots)), lengths - 1]
         self.last_used[slots] = now_ns
+        if x.shape[1] == 1:
+            self.last_time[slots] = times[:, 0]
+            self._keep(slots, first, x[:, 0], given_times[:, 0], y[:, 0])
+            return
+        self.last_time[slots] = times[np.arange(len(slots)), lengths - 1]
+        left = lengths[:, None] - np.arange(x.shape[1])  # (B, T), steps from here to the last
+        row, step = np.nonzero((left > 0) & (left <= self.replies_kept))
+        at = row, step
+        self._keep(slots[row], first[row] + step, x[at], given_times[at], y[at])
+
+    def _keep(self, slots: Int64s, indexes: Int64s, x: Float32s, times: Int64s, y: Float32s) -> None:
+        """Keeps the replies y [N, O] to steps of sessions: inputs x [N, F], times [N] as given."""
+        rings = indexes % self.replies_kept
+        self._kept_prints[slots, rings] = self.fingerprints(x, times)
+        self._kept_y[slots, rings] = y
 
     def kept(self, slot: int, index: int) -> tuple[int, Float32s] | None:
         """Returns print and prediction of an applied step; None when they are no longer kept."""

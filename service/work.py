@@ -5,7 +5,7 @@ unless the work was withdrawn.
 """
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,18 +26,21 @@ class Phase(enum.IntEnum):
 
 
 class Work:
-    """What steps, blocks and controls have in common; `arrived_ns` is monotonic."""
+    """What steps, blocks and controls have in common; `arrived_ns` is monotonic.
 
-    __slots__ = ("arrived_ns", "compute_ns", "error", "num_blockers", "on_done", "phase", "started_ns")
+    What work begins with stands in its class: a step is made for every message, so each attribute set in
+    `__init__` is paid for by every message.
+    """
 
-    def __init__(self, arrived_ns: int, on_done: "Callable[[Any], None]") -> None:
-        self.arrived_ns = arrived_ns
-        self.started_ns = 0  # when it was first in a batch
-        self.compute_ns = 0  # what its cell calls took
-        self.on_done = on_done
-        self.error: StreamcellError | None = None
-        self.phase = Phase.QUEUED
-        self.num_blockers = 0  # lanes in which earlier work stands before it
+    num_steps = 1
+    """Steps it counts for in the queue; controls count for one, so that they are bounded too."""
+    error: StreamcellError | None = None
+    phase = Phase.QUEUED
+    num_blockers = 0
+    """Lanes in which earlier work stands before it."""
+
+    arrived_ns: int
+    on_done: "Callable[[Any], None]"
 
 
 class Step(Work):
@@ -52,7 +55,11 @@ class Step(Work):
     Results: `step_index`, `y` (O floats), `is_repeat` (answered from the replies kept).
     """
 
-    __slots__ = ("generation", "index", "is_repeat", "run_time", "slot", "step_index", "time", "x", "y")
+    run_time = 0
+    """What the model gets: the time given, or the one that follows."""
+    step_index = -1
+    is_repeat = False
+    y: Sequence[float] = ()
 
     def __init__(
         self,
@@ -64,21 +71,13 @@ class Step(Work):
         arrived_ns: int,
         on_done: "Callable[[Step], None]",
     ) -> None:
-        super().__init__(arrived_ns, on_done)
         self.slot = slot
         self.generation = generation
         self.x = x
         self.time = time
         self.index = index
-        self.run_time = 0  # what the model gets: the time given, or the one that follows
-        self.step_index = -1
-        self.is_repeat = False
-        self.y: list[float] = []
-
-    @property
-    def num_steps(self) -> int:
-        """Steps it counts for in the queue."""
-        return 1
+        self.arrived_ns = arrived_ns
+        self.on_done = on_done
 
 
 class Block(Work):
@@ -96,10 +95,10 @@ class Block(Work):
     `num_applied` [n] (rows that moved the state), `errors` by entry.
     """
 
-    __slots__ = (
-        "cursor", "errors", "generations", "indexes", "is_long", "num_applied", "rows_done", "slots",
-        "starts", "step_indexes", "stop", "times", "totals", "wants_replies", "x", "y",
-    )  # fmt: skip
+    started_ns = 0
+    """When it was first in a batch."""
+    compute_ns = 0
+    """What its cell calls took."""
 
     def __init__(
         self,
@@ -114,7 +113,9 @@ class Block(Work):
         arrived_ns: int,
         on_done: "Callable[[Block], None]",
     ) -> None:
-        super().__init__(arrived_ns, on_done)
+        self.arrived_ns = arrived_ns
+        self.on_done = on_done
+        self.num_steps = len(x)
         self.slots = slots
         self.generations = generations
         # Rows still to run of each entry. Both columns shrink from the front by rows applied before.
@@ -141,11 +142,6 @@ class Block(Work):
         self.step_indexes[entry] = 0
 
     @property
-    def num_steps(self) -> int:
-        """Steps it counts for in the queue."""
-        return len(self.x)
-
-    @property
     def num_outputs(self) -> int:
         """Values of a prediction."""
         return int(self.y.shape[1])
@@ -157,8 +153,6 @@ class Control(Work):
     `action` runs in the engine between two batches; its return value becomes `result`.
     """
 
-    __slots__ = ("action", "generation", "result", "slot")
-
     def __init__(
         self,
         slot: int,
@@ -167,16 +161,12 @@ class Control(Work):
         arrived_ns: int,
         on_done: "Callable[[Control], None]",
     ) -> None:
-        super().__init__(arrived_ns, on_done)
         self.slot = slot
         self.generation = generation
         self.action = action
+        self.arrived_ns = arrived_ns
+        self.on_done = on_done
         self.result: Any = None
-
-    @property
-    def num_steps(self) -> int:
-        """Steps it counts for in the queue: one, so that controls are bounded too."""
-        return 1
 
 
 AnyWork = Step | Block | Control
