@@ -15,7 +15,7 @@ from typing import Any
 
 from bench import machine
 from bench.errors import BenchError
-from bench.processes import ROOT
+from bench.processes import ROOT, STOP_SECONDS
 from loadtest.options import Options
 
 _Process = subprocess.Popen[str]
@@ -32,6 +32,7 @@ def loading(options: Options, cores: Sequence[int]) -> Iterator[None]:
         process = subprocess.Popen(
             [sys.executable, "-m", "loadtest.member"],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            start_new_session=True,  # an interrupt at the terminal comes through this process
         )  # fmt: skip
     try:
         _tell(process, dataclasses.asdict(options))
@@ -68,4 +69,8 @@ def _end(process: _Process) -> None:
         if pipe is not None:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
-    process.wait()  # it closes its sessions when its standard input ends
+    try:
+        process.wait(STOP_SECONDS)  # it closes its sessions when its standard input ends
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

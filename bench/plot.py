@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from bench.cases import FLOORS, GROUPS, labels
 from bench.figures import Spread, Summary
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _FLOOR, _SERVICE, _INK, _FAINT, _GRID = "#b4bac4", "#2a6fbb", "#2b3038", "#7a818c", "#e4e7ec"
 _MET, _MISSED = "#2e8b57", "#c4552d"
 _GAP = 0.55  # between groups, in rows
+_LEAST_STRAIN, _MOST_STRAIN = 0.02, 1000.0
 _ROOM = 7  # from a mark to its number, in points
 
 
@@ -68,7 +69,8 @@ def _places(summary: Summary) -> dict[str, float]:
 
 
 def _bars(axes: "Axes", rows: dict[str, float], summary: Summary, key: str, title: str, form: str) -> None:
-    found = {name: summary.cases[name][key] for name in rows if key in summary.cases[name]}
+    measured = {name: summary.cases[name][key] for name in rows if key in summary.cases[name]}
+    found = {name: each for name, each in measured.items() if each.least > 0}  # the axis has no zero
     medians = [each.median for each in found.values()]
     _dress(axes, title)
     axes.barh([rows[name] for name in found], medians, color=_colours(found), height=0.7, zorder=2)
@@ -102,7 +104,7 @@ def _targets(axes: "Axes", summary: Summary) -> None:
         if (found := summary.targets.get(target.name)) is not None:
             _target(axes, row, target, found, summary)
         if target.stretch is not None:
-            axes.plot([strain(target, target.stretch)], [row], "|", color=_INK, markersize=9, zorder=4)
+            axes.plot([_place(target, target.stretch)], [row], "|", color=_INK, markersize=9, zorder=4)
     axes.axvline(1.0, color=_INK, linewidth=1, zorder=1)
     axes.set_yticks(range(len(TARGETS)), [target.label for target in TARGETS])
     axes.set_ylim(len(TARGETS) - 0.4, -0.6)
@@ -113,11 +115,16 @@ def _targets(axes: "Axes", summary: Summary) -> None:
 def _target(axes: "Axes", row: int, target: Target, found: Spread, summary: Summary) -> None:
     result = summary.outcome(target)
     colour = _MET if result.is_met else _MISSED
-    ends = [strain(target, found.least), strain(target, found.most)]
+    ends = [_place(target, found.least), _place(target, found.most)]
     axes.plot(ends, [row, row], color=colour, linewidth=2, alpha=0.5, zorder=2)
-    axes.plot([strain(target, found.median)], [row], "o", color=colour, markersize=7, zorder=3)
+    axes.plot([_place(target, found.median)], [row], "o", color=colour, markersize=7, zorder=3)
     shown = f"{with_unit(found.median, target)}  ({goal(target, target.goal)}): {result}"
     _number(axes, max(*ends, 1.0), row, shown, colour)
+
+
+def _place(target: Target, value: float) -> float:
+    """Returns where a figure stands on the targets' axis; what lies off it, at its end."""
+    return min(max(strain(target, value), _LEAST_STRAIN), _MOST_STRAIN)
 
 
 def _number(axes: "Axes", x: float, row: float, text: str, colour: str) -> None:
@@ -142,6 +149,7 @@ def _colours(names: dict[str, Any]) -> list[str]:
 def _dress(axes: "Axes", title: str) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title(title, fontsize=10, color=_INK, loc="left")
     axes.grid(visible=True, axis="x", color=_GRID, linewidth=0.8, zorder=0)
     axes.tick_params(axis="y", length=0, labelsize=9)

@@ -17,7 +17,7 @@ from bench import machine
 from bench.errors import BenchError
 
 ROOT = pathlib.Path(__file__).parents[1]
-_STOP_SECONDS = 30.0
+STOP_SECONDS = 30.0
 _MAX_GENERATORS = 4  # more than one server can keep busy
 
 
@@ -96,7 +96,7 @@ def running(module: str, *arguments: str, cores: Sequence[int]) -> Iterator[Serv
     finally:
         process.terminate()
         try:
-            process.wait(_STOP_SECONDS)
+            process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -40,7 +40,7 @@ class Plan:
     cuda_seconds: float = 0.5
 
 
-FULL = Plan(5, Lengths(1.5, 0.4), cell_seconds=0.4, engine_seconds=0.4, num_resident=1_000_000)
+FULL = Plan(5, Lengths(2.0, 0.4), cell_seconds=0.4, engine_seconds=0.4, num_resident=1_000_000)
 QUICK = Plan(1, Lengths(0.4, 0.2, 0.4), cell_seconds=0.1, engine_seconds=0.1, num_resident=20_000)
 
 

@@ -12,9 +12,9 @@ SOURCES = {target.name: target.source for target in TARGETS}
 
 
 def test_ratio_is_of_one_round():
-    """The stream's CPU over the echo's; the rate of frames over the cell's."""
+    """The stream's CPU over the echo's; the steps of frames per core second over the cell's, 4 µs a step."""
     assert value_in(one_round(), SOURCES["stream_to_echo"]) == 1.5
-    assert value_in(one_round(), SOURCES["frame_to_cell"]) == 0.25
+    assert value_in(one_round(frame_256=figures(cpu=10.0)), SOURCES["frame_to_cell"]) == pytest.approx(0.4)
 
 
 def test_value_has_the_unit_of_its_target():

@@ -143,6 +143,8 @@ def test_plot_is_written(tmp_path):
     assert (tmp_path / "bench.png").stat().st_size > 20_000
     short = {name: each for name, each in one_round().items() if name not in ("overload", "resident")}
     plot.save(tmp_path / "short.png", ABOUT, summarise([short]))
+    none = one_round(overload=figures(rate=0.0), start={"start_seconds": 1e9})
+    plot.save(tmp_path / "none.png", ABOUT, summarise([none]))
 
 
 @pytest.mark.parametrize(("arguments", "status"), [([], 0), (["--check"], 1)])
