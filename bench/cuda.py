@@ -8,12 +8,12 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from bench.cases import NUM_INPUTS
 from bench.cell import load as load_script
 from service import artifact
 from service.runner import Runner
@@ -30,12 +30,17 @@ def copy_bandwidth(device: torch.device) -> float:
     source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     target.copy_(source)  # what is paid once
-    torch.cuda.synchronize(device)
+    _wait_for(device)
     begun = time.perf_counter()
     for _ in range(_NUM_COPIES):
         target.copy_(source)
-    torch.cuda.synchronize(device)
+    _wait_for(device)
     return 2 * _COPIED_BYTES * _NUM_COPIES / (time.perf_counter() - begun)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":  # the only one here that returns before it is done
+        torch.cuda.synchronize(device)
 
 
 def weight_bytes(path: str) -> int:
@@ -52,8 +57,9 @@ def floor_seconds(batch: int, state_bytes: int, weights: int, bandwidth: float) 
 def latencies(runner: Runner, batch: int, seconds: float) -> list[float]:
     """Returns what each call over a batch took, from values in the CPU's memory to values there."""
     random = np.random.default_rng(0)
-    slots = random.permutation(BATCHES[-1])[:batch]
-    x, times = random.random((batch, NUM_INPUTS), np.float32), np.zeros(batch, np.int64)
+    slots = random.permutation(batch)
+    num_inputs = len(runner.artifact.manifest.inputs)
+    x, times = random.random((batch, num_inputs), np.float32), np.zeros(batch, np.int64)
     taken: list[float] = []
     begun = time.perf_counter()
     while len(taken) < _LEAST_CALLS or time.perf_counter() - begun < seconds:
@@ -63,16 +69,15 @@ def latencies(runner: Runner, batch: int, seconds: float) -> list[float]:
     return taken
 
 
-def measure(path: str, seconds: float) -> dict[str, Any]:
-    """Returns the figures of every batch."""
-    device = torch.device("cuda")
+def measure(path: str, seconds: float, device: torch.device, batches: Sequence[int]) -> dict[str, Any]:
+    """Returns the figures of every batch, and the bandwidth from which the floors follow."""
     model = artifact.load("reference", "1", pathlib.Path(path), device)
-    runner = Runner(model, BATCHES[-1])
-    runner.warm_up(BATCHES[-1], _MAX_PIECE_STEPS)
+    runner = Runner(model, max(batches))
+    runner.warm_up(max(batches), _MAX_PIECE_STEPS)
     bandwidth, weights = copy_bandwidth(device), weight_bytes(path)
     state_bytes = 4 * model.manifest.state_size
-    batches = []
-    for batch in BATCHES:
+    found = []
+    for batch in batches:
         taken = latencies(runner, batch, seconds)
         figures = {
             "batch": batch,
@@ -81,15 +86,16 @@ def measure(path: str, seconds: float) -> dict[str, Any]:
             "steps_per_second": batch * len(taken) / sum(taken),
             "floor_seconds": floor_seconds(batch, state_bytes, weights, bandwidth),
         }
-        batches.append(figures)
-    name = torch.cuda.get_device_name(device)
-    return {"device": name, "copy_bytes_per_second": bandwidth, "batches": batches}
+        found.append(figures)
+    return {"copy_bytes_per_second": bandwidth, "batches": found}
 
 
 def main() -> None:
     """Measures every batch, where there is a GPU."""
     if torch.cuda.is_available():
-        found = measure(sys.argv[1], float(sys.argv[2]))
+        device = torch.device("cuda")
+        found = measure(sys.argv[1], float(sys.argv[2]), device, BATCHES)
+        found["device"] = torch.cuda.get_device_name(device)
     else:
         found = {"skipped": "CUDA is not available"}
     sys.stdout.write(json.dumps(found) + "\n")

@@ -1,9 +1,12 @@
 """The cases: loads that loadtest takes, windows, servers' cores, and what is kept of a load's result."""
 
-import pytest
+import pathlib
 
+import pytest
+import torch
+
+from bench import cuda
 from bench.cases import CASES, CELL_AFTER, CELL_LABELS, ECHO, ENGINE_LABELS, RESIDENT, labels
-from bench.cuda import BATCHES, floor_seconds
 from bench.errors import BenchError
 from bench.figures import summarise
 from bench.loads import _check, figures_of
@@ -11,6 +14,7 @@ from bench.processes import Cores
 from loadtest.options import parse
 from tests.unit.bench.canned import LENGTHS, one_round
 
+ROOT = pathlib.Path(__file__).parents[3]
 BY_NAME = {case.name: case for case in CASES}
 RESULT = {
     "options": {"rate": 0.0},
@@ -123,7 +127,16 @@ def test_refusals_are_counted_where_the_server_is_overloaded():
             _check(BY_NAME[case], result)
 
 
+def test_batches_of_a_gpu_can_be_measured_elsewhere():
+    """Its code runs on the CPU too: figures of every batch, in order, none below nothing."""
+    path = next((ROOT / "model" / "artifacts" / "mackey-glass").rglob("model.pt"))
+    found = cuda.measure(str(path), 0.0, torch.device("cpu"), (1, 4))
+    assert [each["batch"] for each in found["batches"]] == [1, 4]
+    assert all(value > 0 for each in found["batches"] for value in each.values())
+    assert found["copy_bytes_per_second"] > 0
+
+
 def test_floor_on_a_gpu_moves_rows_twice_and_weights_once():
     """A million bytes at a million bytes a second."""
-    assert floor_seconds(400, 1000, 200_000, 1e6) == 1.0
-    assert (BATCHES[0], BATCHES[-1]) == (1, 65_536)
+    assert cuda.floor_seconds(400, 1000, 200_000, 1e6) == 1.0
+    assert (cuda.BATCHES[0], cuda.BATCHES[-1]) == (1, 65_536)
