@@ -49,8 +49,7 @@ def gather(steps: list[Step], pieces: list[Piece], admission: Admission, num_inp
     rows = [_widen(part.rows, longest) for part in parts]  # (n, T) each
     singles = _of_steps(steps, num_inputs)
     slots, lengths, xs, times, given = (
-        [column]
-        for column in (singles.slots, singles.lengths, singles.x, singles.times, singles.given_times)
+        [column] for column in (singles.slots, singles.lengths, singles.x, singles.times, singles.given_times)
     )
     for part, these in zip(parts, rows, strict=True):
         block = part.piece.block

@@ -70,6 +70,9 @@ class Config:
     max_queue_steps: int = _flag(262_144, "steps waiting, per model; more are refused as OVERLOADED")
     max_batch_steps: int = _flag(1024, "steps in one cell call; long inputs have a call of their own")
     max_piece_steps: int = _flag(32, "time steps of a long input run before single steps get in between")
+    max_hold_seconds: float = _flag(
+        0.003, "how long a few steps may be held for others to join, where that is seen to pay; 0: never"
+    )
     max_message_steps: int = _flag(65_536, "steps in one message")
     max_message_bytes: int = _flag(4 << 20, "bytes in one message")
     max_horizon_steps: int = _flag(1000, "steps ahead in one forecast")
@@ -95,7 +98,7 @@ class Config:
     def _check_range(self, name: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return
-        least = 0 if name in ("session_ttl_seconds", "drain_timeout_seconds") else 1
+        least = 0 if name in ("session_ttl_seconds", "drain_timeout_seconds", "max_hold_seconds") else 1
         if not least <= value < float("inf"):
             raise _wrong(name, f"must be a number of at least {least}, not {value}")
         if value > LARGEST:

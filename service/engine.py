@@ -1,11 +1,13 @@
 """One model's engine: the only owner of its sessions, states and queue, so nothing here needs a lock.
 
 It runs in iterations, one at a time on one thread: schedule, run, commit. Whatever is ready when an iteration
-begins is its batch. Does not know protos or transports; work comes in as Step, Block or Control and its
-`on_done` goes out.
+begins is its batch; `pace` says when one is held back for company. Does not know protos or transports; work
+comes in as Step, Block or Control and its `on_done` goes out.
 """
 
+import struct
 from collections.abc import Callable
+from typing import Protocol
 
 from service import columns as columns_of
 from service import errors, faults
@@ -15,11 +17,22 @@ from service.config import Config
 from service.errors import StreamcellError
 from service.manifest import Manifest
 from service.metrics import ModelMetrics
+from service.pace import TICK_SECONDS, Pace
 from service.runner import Runner
-from service.scheduler import Batch, Piece, Scheduler
+from service.scheduler import Piece, Scheduler
 from service.sessions import Float32s, Sessions
 from service.slots import Slots
 from service.work import AnyWork, Block, Control, Phase, Step
+
+
+class Loop(Protocol):
+    """What the engine needs of an event loop."""
+
+    def call_soon(self, function: Callable[[], None], /) -> object:
+        """Runs a function after what is already due."""
+
+    def call_later(self, delay: float, function: Callable[[], None], /) -> object:
+        """Runs a function in `delay` seconds."""
 
 
 class Engine:
@@ -29,7 +42,7 @@ class Engine:
         runner: the model.
         settings: bounds.
         metrics: the model's instruments.
-        call_soon: runs a function on the engine's thread after what is already due (an event loop's own).
+        loop: runs the iterations, all on one thread.
         clock: monotonic nanoseconds.
     """
 
@@ -38,7 +51,7 @@ class Engine:
         runner: Runner,
         settings: Config,
         metrics: ModelMetrics,
-        call_soon: Callable[[Callable[[], None]], object],
+        loop: Loop,
         clock: Callable[[], int],
     ) -> None:
         manifest = runner.artifact.manifest
@@ -54,10 +67,13 @@ class Engine:
         self._admission = Admission(self.sessions, manifest)
         self._runner = runner
         self._metrics = metrics
-        self._call_soon = call_soon
+        self._loop = loop
+        self._pace = Pace(round(settings.max_hold_seconds / TICK_SECONDS))
         self._clock = clock
         self._is_due = False  # whether an iteration is on its way
         self._num_inputs = len(manifest.inputs)
+        self.row = struct.Struct(f"<{self._num_inputs}f")
+        """The bytes of one input row."""
 
     # -- Sessions ----------------------------------------------------------------------------------
 
@@ -141,7 +157,19 @@ class Engine:
     def _wake(self) -> None:
         if not self._is_due:
             self._is_due = True
-            self._call_soon(self.iterate)
+            self._loop.call_soon(self._begin)
+
+    def _begin(self) -> None:
+        if self._pace.begin(self._scheduler.num_queued_steps):
+            self._loop.call_later(TICK_SECONDS, self._tick)
+        else:
+            self.iterate()
+
+    def _tick(self) -> None:
+        if self._pace.goes_on(self._scheduler.num_queued_steps):
+            self._loop.call_later(TICK_SECONDS, self._tick)
+        else:
+            self.iterate()
 
     # -- An iteration ------------------------------------------------------------------------------
 
@@ -199,7 +227,7 @@ class Engine:
         return frames, long_inputs
 
     def _run_call(self, steps: list[Step], pieces: list[Piece]) -> int:
-        """Runs one cell call over steps and pieces and returns the ns it took; a fault in it fails those alone."""
+        """Runs one cell call over steps and pieces; a fault in it fails those alone. Returns the ns it took."""
         if not steps and not pieces:
             return 0
         started = self._clock()
@@ -256,7 +284,7 @@ class Engine:
         columns_of.hand_back(columns, y, applied)
 
     def _finish_steps(self, steps: list[Step], started_ns: int, compute_ns: int) -> None:
-        """Ends single steps, of which those that ran share one cell call, and tells whoever asked for them."""
+        """Ends single steps and tells whoever asked for them; those that ran share one cell call."""
         if not steps:
             return
         self._scheduler.finish_steps(steps)

@@ -30,7 +30,6 @@ class Call:
     """What a behaviour may know of the caller; `principal` is empty for callers without a certificate."""
 
     principal: str = ""
-    peer: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ class Runner:
         if finite.all():
             self._pool.scatter(rows, state)
             return y, np.ones(len(y), np.bool_)
-        applied: Flags = finite.reshape(len(y), -1).all(axis=1)
+        applied: Flags = np.asarray(finite.reshape(len(y), -1).all(axis=1))
         chosen = self._to_device(np.flatnonzero(applied))
         self._pool.scatter(rows[chosen], state[chosen])
         return y, applied

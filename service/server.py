@@ -12,7 +12,7 @@ import grpc
 import torch
 from prometheus_client import start_http_server
 
-from service import artifact, log
+from service import artifact, log, memory
 from service.catalog import Catalog
 from service.config import Address, Config
 from service.engine import Engine
@@ -159,7 +159,7 @@ def _engine(model: artifact.Artifact, settings: Config, metrics: Metrics) -> Eng
         runner,
         settings,
         metrics.of_model(model.name, model.version),
-        asyncio.get_running_loop().call_soon,
+        asyncio.get_running_loop(),
         time.monotonic_ns,
     )
 
@@ -183,6 +183,7 @@ async def run(settings: Config) -> int:
     Raises:
         ConfigError: the server cannot start; the message says why.
     """
+    memory.keep_freed()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -139,13 +139,19 @@ class HeldClock:
 
 
 class Turns:
-    """An event loop's `call_soon`, its turns taken by hand."""
+    """An event loop whose turns are taken by hand, and in which no time passes."""
 
     def __init__(self) -> None:
         self.due: deque[Any] = deque()
+        self.num_delays = 0
 
     def call_soon(self, function: Any) -> None:
         """Keeps a function for later."""
+        self.due.append(function)
+
+    def call_later(self, delay: float, function: Any) -> None:
+        """Keeps a function for later, and counts it."""
+        self.num_delays += 1
         self.due.append(function)
 
     def run(self, most: int = 10_000) -> int:
@@ -177,7 +183,7 @@ class Rig:
             self.runner,
             self.settings,
             self.metrics.of_model(self.model.name, self.model.version),
-            self.turns.call_soon,
+            self.turns,
             self.clock,
         )
         self.done: list[Any] = []
@@ -288,13 +294,13 @@ class Served:
         self.settings = settings(**changes)
         self.clock = HeldClock()
         self.metrics = Metrics()
-        call_soon = asyncio.get_running_loop().call_soon
+        loop = asyncio.get_running_loop()
         self.engines = [
             Engine(
                 Runner(model, self.settings.max_resident_sessions),
                 self.settings,
                 self.metrics.of_model(model.name, model.version),
-                call_soon,
+                loop,
                 self.clock,
             )
             for model in models or (recurrence(),)

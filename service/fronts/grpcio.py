@@ -5,6 +5,7 @@ Knows gRPC's server, not what the methods do; the only module that does.
 
 import asyncio
 import pathlib
+from collections.abc import Callable
 from typing import Any, cast
 
 import grpc
@@ -18,6 +19,7 @@ _DETAILS_KEY = "grpc-status-details-bin"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 # Messages somewhat over the bound still arrive, to be refused with their reason; gRPC itself stops the rest.
 _HARD_LIMIT_FACTOR = 4
+_Caller = Callable[["aio.ServicerContext[bytes, bytes]"], Call]
 
 
 class GrpcioFront:
@@ -26,7 +28,7 @@ class GrpcioFront:
     def __init__(self, router: Router, settings: Config) -> None:
         self._router = router
         self._server = aio.server(options=_options(settings))
-        self._server.add_generic_rpc_handlers((_Handlers(router),))
+        self._server.add_generic_rpc_handlers((_Handlers(router, _caller(settings)),))
         self._settings = settings
 
     async def start(self) -> Address:
@@ -56,8 +58,8 @@ class GrpcioFront:
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs alone
     """Finds the handler of a path; a path without one is UNIMPLEMENTED."""
 
-    def __init__(self, router: Router) -> None:
-        self._handlers = {path: _handler(router, method) for path, method in router.methods.items()}
+    def __init__(self, router: Router, caller: "_Caller") -> None:
+        self._handlers = {path: _handler(router, method, caller) for path, method in router.methods.items()}
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
@@ -65,16 +67,18 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in
         return self._handlers.get(handler_call_details.method)
 
 
-def _handler(router: Router, method: "Unary[Any] | Streaming") -> "grpc.RpcMethodHandler[Any, Any]":
+def _handler(
+    router: Router, method: "Unary[Any] | Streaming", caller: "_Caller"
+) -> "grpc.RpcMethodHandler[Any, Any]":
     if isinstance(method, Unary):
-        return grpc.unary_unary_rpc_method_handler(_answer_unary(router, method))
-    return grpc.stream_stream_rpc_method_handler(_carry_stream(router, method))
+        return grpc.unary_unary_rpc_method_handler(_answer_unary(router, method, caller))
+    return grpc.stream_stream_rpc_method_handler(_carry_stream(router, method, caller))
 
 
-def _answer_unary(router: Router, method: "Unary[Any]") -> Any:
+def _answer_unary(router: Router, method: "Unary[Any]", caller: "_Caller") -> Any:
     async def answer(raw: bytes, context: "aio.ServicerContext[bytes, bytes]") -> bytes:
         try:
-            return await router.answer(method, raw, _call(context))
+            return await router.answer(method, raw, caller(context))
         except RefusedError as refused:
             await _abort(context, refused.status)
             raise AssertionError from None  # abort has raised
@@ -82,9 +86,9 @@ def _answer_unary(router: Router, method: "Unary[Any]") -> Any:
     return answer
 
 
-def _carry_stream(router: Router, method: Streaming) -> Any:
+def _carry_stream(router: Router, method: Streaming, caller: "_Caller") -> Any:
     async def carry(_: Any, context: "aio.ServicerContext[bytes, bytes]") -> None:
-        stream = router.open(method, _call(context))
+        stream = router.open(method, caller(context))
         reader = asyncio.create_task(_read(stream, context))
         try:
             while (message := await stream.next_message()) is not None:
@@ -111,10 +115,15 @@ async def _abort(context: "aio.ServicerContext[bytes, bytes]", status: Status) -
     await context.abort(_CODES[status.code], status.message, details)
 
 
+def _caller(settings: Config) -> "_Caller":
+    """Returns what tells the caller of a call: asked of gRPC only where callers have certificates."""
+    nobody = Call()
+    return _call if settings.tls_client_ca else lambda _: nobody
+
+
 def _call(context: "aio.ServicerContext[bytes, bytes]") -> Call:
     names = list(context.auth_context().get("x509_common_name", []))
-    principal = names[0].decode(errors="replace").replace("\0", "") if names else ""
-    return Call(principal=principal, peer=context.peer())
+    return Call(principal=names[0].decode(errors="replace").replace("\0", "") if names else "")
 
 
 def _credentials(settings: Config) -> grpc.ServerCredentials:

@@ -34,12 +34,12 @@ class Bindings:
         self._catalog = catalog
         self._principal = principal
         self._max_sessions = max_sessions
-        self._engines: list[Engine] = []
+        self._bound: list[tuple[Engine, int, int]] = []  # engine, slot, generation by number
         self._slots: Int64s = np.zeros(0, np.int64)
         self._generations: Int64s = np.zeros(0, np.int64)
 
     def __len__(self) -> int:
-        return len(self._engines)
+        return len(self._bound)
 
     def bind(self, session_ids: list[str]) -> list[tuple[Engine, int]]:
         """Gives sessions the next numbers, in order.
@@ -54,7 +54,10 @@ class Bindings:
         found = [self._catalog.find(self._principal, session_id) for session_id in session_ids]
         slots = np.array([slot for _, slot in found], np.int64)
         generations = np.array([engine.sessions.generation[slot] for engine, slot in found], np.int64)
-        self._engines += [engine for engine, _ in found]
+        self._bound += [
+            (engine, slot, generation)
+            for (engine, slot), generation in zip(found, generations.tolist(), strict=True)
+        ]
         self._slots = np.concatenate([self._slots, slots])
         self._generations = np.concatenate([self._generations, generations])
         return found
@@ -65,9 +68,10 @@ class Bindings:
         Raises:
             StreamcellError: no session has this number.
         """
-        if number >= len(self):
-            raise _not_bound("session", number, len(self))
-        return self._engines[number], int(self._slots[number]), int(self._generations[number])
+        try:
+            return self._bound[number]
+        except IndexError:
+            raise _not_bound("session", number, len(self)) from None
 
     def numbered(self, numbers: Int64s) -> Selection:
         """Returns bound sessions by number.
@@ -77,7 +81,7 @@ class Bindings:
         """
         if len(numbers) and int(numbers.max()) >= len(self):
             raise _not_bound("session_raw", int(numbers.max()), len(self))
-        engine = _only({self._engines[number] for number in numbers.tolist()}, "session_raw")
+        engine = _only({self._bound[number][0] for number in numbers.tolist()}, "session_raw")
         slots, generations = self._slots[numbers], self._generations[numbers]
         ended = engine.sessions.generation[slots] != generations
         found = np.flatnonzero(~ended)

@@ -26,7 +26,7 @@ def step(
     """Returns the work that a step request asks for; `x` is its row, checked by `row`."""
     return Step(
         slot,
-        int(engine.sessions.generation[slot]),
+        engine.sessions.generation.item(slot),
         x,
         _time(request.time_ns) if request.HasField("time_ns") else TIME_ABSENT,
         request.step_index if request.HasField("step_index") else INDEX_NEXT,
@@ -41,13 +41,15 @@ def row(engine: Engine, values: Sequence[float]) -> bytes:
     Raises:
         StreamcellError: INVALID_ARGUMENT, not as many values as the model has inputs, or one is not finite.
     """
-    if len(values) != len(engine.manifest.inputs):
-        raise _wrong_width("x", len(values), engine)
+    try:
+        packed = engine.row.pack(*values)
+    except struct.error:
+        raise _wrong_width("x", len(values), engine) from None
     # A float32's sum in float64 cannot overflow: it is finite if and only if all of them are.
     if not math.isfinite(sum(values)):
         at = next(number for number, value in enumerate(values) if not math.isfinite(value))
         raise _not_finite("x", values[at], 0, at, engine)
-    return struct.pack(f"<{len(values)}f", *values)
+    return packed
 
 
 def check_first_time(engine: Engine, request: pb.StepRequest) -> None:
@@ -63,6 +65,26 @@ def check_first_time(engine: Engine, request: pb.StepRequest) -> None:
 def response_of(work: Step) -> pb.StepResponse:
     """Returns the response to a step that was applied, now or before."""
     return pb.StepResponse(step_index=work.step_index, y=work.y)
+
+
+class StepReply:
+    """Encodes responses to a stream's steps in one message used over and over: a third of a new one's cost."""
+
+    def __init__(self) -> None:
+        self._message = pb.StreamResponse()
+        self._step = self._message.step
+        self._y = self._step.y
+
+    def encode(self, request: pb.StreamRequest, work: Step) -> bytes:
+        """Returns the bytes of the response to a step that was applied, now or before."""
+        message, asked = self._message, request.step
+        message.request_id = request.request_id
+        message.session_id = asked.session_id
+        message.session = 0 if asked.session_id else asked.session
+        self._step.step_index = work.step_index
+        self._y.clear()
+        self._y.extend(work.y)
+        return message.SerializeToString()
 
 
 def rows(engine: Engine, field: str, raw: bytes, values: Sequence[float], max_rows: int) -> Float32s:

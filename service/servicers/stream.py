@@ -1,5 +1,6 @@
 """The Stream method: steps and frames of one client as they come, answers as they are ready."""
 
+import functools
 from collections.abc import Callable
 
 from streamcell.v1 import streamcell_pb2 as pb
@@ -50,6 +51,7 @@ class StepStream:
         self._max_steps = settings.max_message_steps
         self._ttl_seconds = settings.session_ttl_seconds
         self._bindings = Bindings(catalog, call.principal, settings.max_resident_sessions)
+        self._reply = convert.StepReply()
         self._under_way: dict[AnyWork, Engine] = {}
         self._is_stopping = False
         self._last_error: StreamcellError | None = None
@@ -64,7 +66,7 @@ class StepStream:
         kind = request.WhichOneof("request")
         try:
             if kind == "step":
-                self._take_step(request.request_id, request.step)
+                self._take_step(request)
             elif kind == "frame":
                 self._take_frame(request.request_id, request.frame)
             elif kind == "config":
@@ -97,16 +99,16 @@ class StepStream:
         sessions = [convert.session(engine, slot, self._ttl_seconds) for engine, slot in bound]
         return pb.StreamConfigured(first_session=first, sessions=sessions)
 
-    def _take_step(self, request_id: int, request: pb.StepRequest) -> None:
-        def on_done(work: Step) -> None:
-            self._answer_step(work, request_id, request)
-
-        if request.session_id:
-            self._submit(*step_work(self._catalog, self._call, request, on_done))
+    def _take_step(self, request: pb.StreamRequest) -> None:
+        asked = request.step
+        on_done = functools.partial(self._answer_step, request)
+        if asked.session_id:
+            self._submit(*step_work(self._catalog, self._call, asked, on_done))
             return
-        engine, slot, generation = self._bindings.one(request.session)
-        self._catalog.check_model(engine, f"number {request.session}", request.model)
-        work = convert.step(engine, slot, request, convert.row(engine, request.x), on_done)
+        engine, slot, generation = self._bindings.one(asked.session)
+        if asked.model:
+            self._catalog.check_model(engine, f"number {asked.session}", asked.model)
+        work = convert.step(engine, slot, asked, convert.row(engine, asked.x), on_done)
         work.generation = generation
         self._submit(engine, work)
 
@@ -129,17 +131,11 @@ class StepStream:
 
     # -- Answers -----------------------------------------------------------------------------------
 
-    def _answer_step(self, work: Step, request_id: int, request: pb.StepRequest) -> None:
+    def _answer_step(self, request: pb.StreamRequest, work: Step) -> None:
         if work.error is None:
-            response = pb.StreamResponse(
-                request_id=request_id,
-                session_id=request.session_id,
-                session=0 if request.session_id else request.session,
-                step=convert.response_of(work),
-            )
-            self._stream.send(response.SerializeToString())
+            self._stream.send(self._reply.encode(request, work))
         else:
-            self._refuse(pb.StreamRequest(request_id=request_id, step=request), work.error)
+            self._refuse(request, work.error)
         self._ended(work)
 
     def _refuse(self, request: pb.StreamRequest, error: StreamcellError) -> None:

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 # Bottom up; a module imports from rows below its own alone, so modules of one row never import each other.
 LAYERS = [
-    {"errors", "log", "manifest", "metrics"},
+    {"errors", "log", "manifest", "memory", "metrics", "pace"},
     {"config", "faults"},
     {"artifact", "sessions", "slots", "state"},
     {"work"},

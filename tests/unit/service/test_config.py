@@ -24,6 +24,7 @@ FIELDS = [
     ("max_queue_steps", "--max-queue-steps", "5", 5),
     ("max_batch_steps", "--max-batch-steps", "6", 6),
     ("max_piece_steps", "--max-piece-steps", "9", 9),
+    ("max_hold_seconds", "--max-hold-seconds", "0", 0.0),
     ("max_message_steps", "--max-message-steps", "11", 11),
     ("max_message_bytes", "--max-message-bytes", "12", 12),
     ("max_horizon_steps", "--max-horizon-steps", "13", 13),

@@ -1,0 +1,81 @@
+"""When iterations are held back for company."""
+
+from service.pace import Pace
+from tests.fakes import Rig
+
+TRY_EVERY = 512
+
+
+def run(pace, first, *later):
+    """Takes a pace through one iteration of `first` steps, then `later` at each tick; returns ticks held."""
+    if not pace.begin(first):
+        return 0
+    for ticks, num_steps in enumerate(later, 1):
+        if not pace.goes_on(num_steps):
+            return ticks
+    raise AssertionError("held longer than the test says")
+
+
+def tried(pace):
+    """Brings a pace to where it tries holding next."""
+    for _ in range(TRY_EVERY - 1):
+        assert not pace.begin(1)
+    return pace
+
+
+def test_a_lone_step_is_hardly_ever_held():
+    """Of the steps of one caller, of whom nobody else is there to wait for, one in 512 waits a tick."""
+    pace = Pace(3)
+    held = [run(pace, 1, 1) for _ in range(4 * TRY_EVERY)]
+    assert sum(held) == 4
+    assert [at % TRY_EVERY for at, ticks in enumerate(held) if ticks] == [TRY_EVERY - 1] * 4
+
+
+def test_holding_goes_on_while_it_pays():
+    """Once four times as many steps ran for holding, each iteration is held, as long as steps keep coming."""
+    pace = tried(Pace(3))
+    assert run(pace, 1, 5, 9, 14) == 3  # the most ticks
+    assert run(pace, 1, 5, 5) == 2  # nobody came in the second
+    assert run(pace, 2, 40, 64) == 2  # enough
+
+
+def test_holding_ends_when_it_no_longer_pays():
+    """Three in a row for which too few steps came end it; fewer do not."""
+    pace = tried(Pace(3))
+    assert run(pace, 1, 4, 4) == 2
+    assert [run(pace, 1, 3, 3), run(pace, 1, 1), run(pace, 1, 4, 4), run(pace, 1, 1)] == [2, 1, 2, 1]
+    assert [run(pace, 1, 1), run(pace, 1, 1), run(pace, 1, 1)] == [1, 1, 0]
+
+
+def test_a_batch_of_some_size_is_not_held():
+    """Where sixteen steps are there already, waiting for more would gain little."""
+    pace = tried(Pace(3))
+    assert run(pace, 1, 16, 32, 48) == 3
+    assert run(pace, 17) == 0
+    assert run(pace, 16, 16) == 1
+
+
+def test_can_be_turned_off():
+    """With no ticks nothing is ever held."""
+    pace = Pace(0)
+    assert not any(pace.begin(1) for _ in range(4 * TRY_EVERY))
+
+
+def test_the_engine_holds_what_its_pace_says():
+    """A step held is answered in one batch with those that came meanwhile; with nothing held, at once."""
+    for max_hold_seconds, delays, batches in ((0.003, 3, [4]), (0, 0, [1, 3])):
+        rig = Rig(max_hold_seconds=max_hold_seconds)
+        slots = rig.open("a", "b", "c", "d")
+        for _ in range(TRY_EVERY - 1):
+            rig.step(slots[0], [1, 1])
+            rig.turns.run()
+        rig.done.clear()
+        rig.step(slots[0], [1, 1])
+        rig.turns.due.popleft()()
+        held = [len(rig.done)] if rig.done else []
+        for slot in slots[1:]:
+            rig.step(slot, [1, 1])
+        rig.turns.run()
+        assert rig.turns.num_delays in (delays, delays - 1)
+        assert [*held, len(rig.done) - sum(held)] == batches
+        assert all(step.error is None for step in rig.done)
