@@ -89,8 +89,9 @@ class Load:
             except OverError as error:
                 self._tally.errors[error.reason] += 1
                 return
-            self._count(reason, due, time.monotonic_ns())
-            if reason and turns.schedule is None:
+            is_open = turns.schedule is not None
+            self._count(reason, due, time.monotonic_ns(), is_open)
+            if reason and not is_open:
                 await asyncio.sleep(_PAUSE_SECONDS)
 
     def _schedule(self, number: int) -> Schedule | None:
@@ -112,12 +113,19 @@ class Load:
         if self._window.begin <= now_ns < self._window.end:
             self._tally.num_sent_steps += self._per_message
 
-    def _count(self, reason: str, due_ns: int, now_ns: int) -> None:
+    def _count(self, reason: str, due_ns: int, now_ns: int, is_open: bool) -> None:
+        """Counts an answer by its own instant; an open loop's latency by the message's.
+
+        Else a stall at the window's end would leave no trace but a lower rate.
+        """
         if reason:
             self._tally.errors[reason] += 1
-        elif self._window.begin <= now_ns < self._window.end:
+            return
+        is_within = self._window.begin <= now_ns < self._window.end
+        if is_within:
             self._tally.num_messages += 1
             self._tally.num_steps += self._per_message
+        if self._window.begin <= due_ns < self._window.end if is_open else is_within:
             self._tally.latencies.record(now_ns - due_ns)
 
     async def _watch_cpu(self) -> None:

@@ -12,6 +12,8 @@ from loadtest.latencies import Latencies
 class Tally:
     """Counts within the measured window; `errors` are of the whole run, by reason.
 
+    `latencies` are of messages answered in the window; in an open loop, of those due in it.
+
     `cpu_seconds` is what each generator process spent in its window, `num_sent_steps` those sent in it,
     whatever became of them, and `unsent_steps` those an open loop had planned and not sent by its end.
     """

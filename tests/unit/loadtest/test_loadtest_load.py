@@ -3,6 +3,8 @@
 import asyncio
 import time
 
+import pytest
+
 from loadtest.api import OverError
 from loadtest.load import Load
 from loadtest.options import Options
@@ -80,6 +82,22 @@ async def test_bound_on_steps_is_for_all_senders_together():
     assert tally.num_messages == 7
     assert tally.num_steps == 70
     assert sum(len(sender.sent) for sender in senders) == 7
+
+
+@pytest.mark.parametrize(
+    ("due", "now", "is_open", "num_steps", "num_latencies"),
+    [
+        (100, 150, True, 1, 1), (190, 250, True, 0, 1), (90, 150, True, 1, 0), (210, 250, True, 0, 0),
+        (100, 150, False, 1, 1), (190, 250, False, 0, 0), (90, 150, False, 1, 1), (210, 250, False, 0, 0),
+    ],
+)  # fmt: skip
+def test_answers_count_when_they_come_and_an_open_loops_latencies_when_they_were_due(
+    due, now, is_open, num_steps, num_latencies
+):
+    """So a stall at the window's end is seen, and not only as a lower rate."""
+    counting = Load(Options(target="a:1", streams=1), [], Window(0, 100, 200))
+    counting._count("", due, now, is_open)
+    assert (counting._tally.num_steps, len(counting._tally.latencies)) == (num_steps, num_latencies)
 
 
 async def test_open_loop_goes_on_while_messages_are_outstanding():
