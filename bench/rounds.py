@@ -41,7 +41,7 @@ class Plan:
 
 
 FULL = Plan(5, Lengths(2.0, 0.4), cell_seconds=0.4, engine_seconds=0.4, num_resident=1_000_000)
-QUICK = Plan(1, Lengths(0.4, 0.2, 0.4), cell_seconds=0.1, engine_seconds=0.1, num_resident=20_000)
+QUICK = Plan(1, Lengths(0.4, 0.2, 0.4), cell_seconds=0.1, engine_seconds=0.1, num_resident=100_000)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
