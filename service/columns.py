@@ -46,30 +46,19 @@ def gather(steps: list[Step], pieces: list[Piece], admission: Admission, num_inp
         return _of_steps(steps, num_inputs) if steps else None
     parts = [part for piece in pieces if (part := _part(piece)) is not None]
     longest = max((part.rows.shape[1] for part in parts), default=1)
-    rows = [_widen(part.rows, longest) for part in parts]  # (n, T) each
-    singles = _of_steps(steps, num_inputs)
-    slots, lengths, xs, times, given = (
-        [column] for column in (singles.slots, singles.lengths, singles.x, singles.times, singles.given_times)
-    )
-    for part, these in zip(parts, rows, strict=True):
-        block = part.piece.block
-        slots.append(block.slots[part.entries])
-        lengths.append(part.lengths)
-        xs.append(block.x[these])
-        times.append(admission.run_times(block, part.entries, these))
-        given.append(admission.given_times(block, these))
-    if not steps:  # their columns are one step wide, and nothing is in them
-        xs, times, given = xs[1:], times[1:], given[1:]
-    if not xs:
-        return None
+    every = [_of_part(part, longest, admission) for part in parts]
+    if steps:  # where they are, no part is longer than one step
+        every.insert(0, _of_steps(steps, num_inputs))
+    if len(every) < 2:
+        return every[0] if every else None
     return Columns(
         steps,
         parts,
-        slots=np.concatenate(slots),
-        lengths=np.concatenate(lengths),
-        x=np.concatenate(xs),
-        times=np.concatenate(times),
-        given_times=np.concatenate(given),
+        slots=np.concatenate([each.slots for each in every]),
+        lengths=np.concatenate([each.lengths for each in every]),
+        x=np.concatenate([each.x for each in every]),
+        times=np.concatenate([each.times for each in every]),
+        given_times=np.concatenate([each.given_times for each in every]),
     )
 
 
@@ -118,8 +107,28 @@ def _of_steps(steps: list[Step], num_inputs: int) -> Columns:
     )
 
 
+def _of_part(part: Part, longest: int, admission: Admission) -> Columns:
+    """Returns the columns of one part alone, `longest` time steps wide."""
+    block, rows = part.piece.block, part.rows
+    if rows.shape[1] < longest:
+        rows = np.pad(rows, ((0, 0), (0, longest - rows.shape[1])), mode="edge")
+    return Columns(
+        [],
+        [part],
+        slots=block.slots[part.entries],
+        lengths=part.lengths,
+        x=block.x[rows],
+        times=admission.run_times(block, part.entries, rows),
+        given_times=admission.given_times(block, rows),
+    )
+
+
 def _part(piece: Piece) -> Part | None:
     block = piece.block
+    if not block.is_long:
+        entries = piece.entries[block.totals[piece.entries] > 0]
+        rows = block.starts[entries][:, None]
+        return Part(piece, entries, np.ones(len(entries), np.int64), rows) if len(entries) else None
     left = block.totals[piece.entries] - piece.offset
     entries, left = piece.entries[left > 0], left[left > 0]
     if not len(entries):
@@ -131,12 +140,12 @@ def _part(piece: Piece) -> Part | None:
     return Part(piece, entries, lengths, rows)
 
 
-def _widen(rows: Int64s, length: int) -> Int64s:
-    return np.pad(rows, ((0, 0), (0, length - rows.shape[1])), mode="edge")
-
-
 def _hand_back_part(part: Part, y: Float32s, applied: Flags) -> None:
     block = part.piece.block
+    if not block.is_long and applied.all():
+        block.y[part.rows[:, 0]] = y[:, 0]
+        block.num_applied[part.entries] += 1
+        return
     filled = (np.arange(part.rows.shape[1]) < part.lengths[:, None]) & applied[:, None]  # (n, T)
     block.y[part.rows[filled]] = y[:, : part.rows.shape[1]][filled]
     block.num_applied[part.entries[applied]] += part.lengths[applied]

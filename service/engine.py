@@ -71,6 +71,7 @@ class Engine:
         self._pace = Pace(round(settings.max_hold_seconds / TICK_SECONDS))
         self._clock = clock
         self._is_due = False  # whether an iteration is on its way
+        self._is_urgent = False  # whether it is for work that is not to be held
         self._num_inputs = len(manifest.inputs)
         self.row = struct.Struct(f"<{self._num_inputs}f")
         """The bytes of one input row."""
@@ -148,6 +149,7 @@ class Engine:
             StreamcellError: OVERLOADED, and nothing is queued.
         """
         self._scheduler.submit(work)
+        self._is_urgent = self._is_urgent or not work.may_be_held
         self._wake()
 
     def withdraw(self, work: AnyWork) -> bool:
@@ -160,13 +162,13 @@ class Engine:
             self._loop.call_soon(self._begin)
 
     def _begin(self) -> None:
-        if self._pace.begin(self._scheduler.num_queued_steps):
+        if not self._is_urgent and self._pace.begin(self._scheduler.num_queued_steps):
             self._loop.call_later(TICK_SECONDS, self._tick)
         else:
             self.iterate()
 
     def _tick(self) -> None:
-        if self._pace.goes_on(self._scheduler.num_queued_steps):
+        if self._pace.goes_on(self._scheduler.num_queued_steps) and not self._is_urgent:
             self._loop.call_later(TICK_SECONDS, self._tick)
         else:
             self.iterate()
@@ -175,7 +177,7 @@ class Engine:
 
     def iterate(self) -> None:
         """Schedules a batch, runs it and commits it; asks for the next iteration if work is left."""
-        self._is_due = False
+        self._is_due = self._is_urgent = False
         batch = self._scheduler.schedule()
         now = self._clock()
         self._run_controls(batch.controls)
@@ -187,6 +189,7 @@ class Engine:
         self._finish_blocks(batch.pieces)
         self._metrics.queued_steps.set(self._scheduler.num_queued_steps)
         if self._scheduler.has_ready:
+            self._is_urgent = True
             self._wake()
 
     def _run_controls(self, controls: list[Control]) -> None:
@@ -227,7 +230,7 @@ class Engine:
         return frames, long_inputs
 
     def _run_call(self, steps: list[Step], pieces: list[Piece]) -> int:
-        """Runs one cell call over steps and pieces; a fault in it fails those alone. Returns the ns it took."""
+        """Runs one cell call over steps and pieces, a fault in which fails them alone; returns its ns."""
         if not steps and not pieces:
             return 0
         started = self._clock()

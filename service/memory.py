@@ -11,9 +11,9 @@ _KEPT_BYTES = 256 << 20
 def keep_freed() -> bool:
     """Has glibc keep freed memory at hand instead of giving it back; tells whether it could.
 
-    By default it returns blocks above 128 KiB to the system and asks for them anew, and the system clears every
-    page: the intermediate tensors of a batch of 256 cost more that way than the batch. Elsewhere than on glibc
-    nothing changes.
+    By default it returns blocks above 128 KiB to the system and asks for them anew, and the system clears
+    every page: the intermediate tensors of a batch of 256 cost more that way than the batch. Elsewhere
+    than on glibc nothing changes.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,6 +1,6 @@
 """Whether an iteration is held back for a moment, so that more steps can join it. Pure policy over counts.
 
-A server library may hand over its calls one at a time, a turn of the loop for each; iterations then run for
+A server library may hand over unary calls one at a time, a turn of the loop for each; iterations then run for
 one step each however many callers wait, and every step pays their fixed price. Holding an iteration for some
 ticks lets the calls come in. But a step that is alone would wait for nobody. So holding is tried now and
 then, and kept up only while it pays: while at least four times as many steps run for it (docs/adr/0004).
@@ -28,7 +28,7 @@ class Pace:
         self._first = self._last = self._ticks = 0
 
     def begin(self, num_steps: int) -> bool:
-        """Tells whether to hold an iteration that would run `num_steps`; then `goes_on` is due at each tick."""
+        """Tells whether to hold an iteration of `num_steps`; if so, `goes_on` is due at each tick."""
         self._num_since_try += 1
         is_tried = self._is_paying or self._num_since_try >= _TRY_EVERY
         if not is_tried or not self._max_ticks or num_steps * _PAYS_FACTOR > _ENOUGH_STEPS:

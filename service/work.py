@@ -38,6 +38,8 @@ class Work:
     phase = Phase.QUEUED
     num_blockers = 0
     """Lanes in which earlier work stands before it."""
+    may_be_held = False
+    """Whether it may wait a moment for others to join: a unary call, of which fronts bring few at a time."""
 
     arrived_ns: int
     on_done: "Callable[[Any], None]"

@@ -199,12 +199,14 @@ class Rig:
         index: int = INDEX_NEXT,
         time: int = TIME_ABSENT,
         generation: int | None = None,
+        may_be_held: bool = False,
     ) -> Step:
         """Submits a step."""
         if generation is None:
             generation = int(self.engine.sessions.generation[slot])
         row = np.asarray(x, "<f4").tobytes()
         work = Step(slot, generation, row, time, index, self.engine.now(), self.done.append)
+        work.may_be_held = may_be_held
         self.engine.submit(work)
         return work
 

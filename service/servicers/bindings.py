@@ -37,6 +37,8 @@ class Bindings:
         self._bound: list[tuple[Engine, int, int]] = []  # engine, slot, generation by number
         self._slots: Int64s = np.zeros(0, np.int64)
         self._generations: Int64s = np.zeros(0, np.int64)
+        self._engine_of_all: Engine | None = None  # looked up at the first frame that names them all
+        self._is_each_once = False
 
     def __len__(self) -> int:
         return len(self._bound)
@@ -58,6 +60,7 @@ class Bindings:
             (engine, slot, generation)
             for (engine, slot), generation in zip(found, generations.tolist(), strict=True)
         ]
+        self._engine_of_all = None
         self._slots = np.concatenate([self._slots, slots])
         self._generations = np.concatenate([self._generations, generations])
         return found
@@ -73,6 +76,17 @@ class Bindings:
         except IndexError:
             raise _not_bound("session", number, len(self)) from None
 
+    def all(self) -> Selection:
+        """Returns every bound session, in order.
+
+        Raises:
+            StreamcellError: none is bound, one is bound twice, or they run on several models.
+        """
+        if self._engine_of_all is None:
+            self._engine_of_all = _only({engine for engine, _, _ in self._bound}, "session_raw")
+            self._is_each_once = len(np.unique(self._slots)) == len(self)
+        return _living(self._engine_of_all, self._slots, self._generations, self._is_each_once)
+
     def numbered(self, numbers: Int64s) -> Selection:
         """Returns bound sessions by number.
 
@@ -82,11 +96,7 @@ class Bindings:
         if len(numbers) and int(numbers.max()) >= len(self):
             raise _not_bound("session_raw", int(numbers.max()), len(self))
         engine = _only({self._bound[number][0] for number in numbers.tolist()}, "session_raw")
-        slots, generations = self._slots[numbers], self._generations[numbers]
-        ended = engine.sessions.generation[slots] != generations
-        found = np.flatnonzero(~ended)
-        missing = {at: session_ended() for at in np.flatnonzero(ended).tolist()}
-        return _select(engine, len(numbers), found, slots[found], generations[found], missing, "session_raw")
+        return _living(engine, self._slots[numbers], self._generations[numbers], is_each_once=False)
 
     def named(self, session_ids: list[str]) -> Selection:
         """Returns sessions by id; those that cannot be found are told in `missing`.
@@ -110,8 +120,8 @@ class Bindings:
         engine = _only(engines, "session_ids")
         column = np.array(slots, np.int64)
         generations = engine.sessions.generation[column]
-        places = np.array(found, np.int64)
-        return _select(engine, len(session_ids), places, column, generations, missing, "session_ids")
+        _check_once(column, "session_ids")
+        return Selection(engine, len(session_ids), np.array(found, np.int64), column, generations, missing)
 
 
 def _only(engines: set[Engine], field: str) -> Engine:
@@ -126,19 +136,24 @@ def _only(engines: set[Engine], field: str) -> Engine:
     return next(iter(engines))
 
 
-def _select(
-    engine: Engine,
-    count: int,
-    found: Int64s,
-    slots: Int64s,
-    generations: Int64s,
-    missing: dict[int, StreamcellError],
-    field: str,
-) -> Selection:
-    if not len(found):
-        raise missing[0]
+def _check_once(slots: Int64s, field: str) -> None:
     if len(np.unique(slots)) < len(slots):
         raise errors.invalid_argument(field, "a session stands twice: give its steps in one entry")
+
+
+def _living(engine: Engine, slots: Int64s, generations: Int64s, is_each_once: bool) -> Selection:
+    """Selects the sessions that have not ended since they were bound."""
+    count, found = len(slots), np.arange(len(slots))
+    missing: dict[int, StreamcellError] = {}
+    ended = engine.sessions.generation[slots] != generations
+    if ended.any():
+        found = np.flatnonzero(~ended)
+        missing = {at: session_ended() for at in np.flatnonzero(ended).tolist()}
+        slots, generations = slots[found], generations[found]
+    if not len(found):
+        raise session_ended()
+    if not is_each_once:
+        _check_once(slots, "session_raw")
     return Selection(engine, count, found, slots, generations, missing)
 
 

@@ -68,7 +68,7 @@ def response_of(work: Step) -> pb.StepResponse:
 
 
 class StepReply:
-    """Encodes responses to a stream's steps in one message used over and over: a third of a new one's cost."""
+    """Encodes responses to steps of a stream, in one message used over: a third of a new one's cost."""
 
     def __init__(self) -> None:
         self._message = pb.StreamResponse()

@@ -56,6 +56,8 @@ class FrameWork:
     def response(self) -> pb.FrameResponse:
         """Returns the response, once the block is done."""
         block, count = self.block, self.selection.count
+        if not self.selection.missing and not block.errors:
+            return pb.FrameResponse(y_raw=block.y.tobytes(), step_index_raw=block.step_indexes.tobytes())
         y = np.full((int(self._counts.sum()), block.num_outputs), np.nan, np.float32)
         y[self._rows] = block.y
         indexes = np.zeros(count, np.int64)
@@ -91,7 +93,7 @@ def _selection(frame: pb.Frame, bindings: Bindings) -> Selection:
     if frame.session_raw:
         count = len(frame.session_raw) // 4
         return bindings.numbered(convert.column("session_raw", frame.session_raw, "<u4", count))
-    return bindings.numbered(np.arange(len(bindings)))
+    return bindings.all()
 
 
 def _counts(frame: pb.Frame, count: int, max_steps: int) -> Int64s:

@@ -112,6 +112,7 @@ class StreamcellServicer:
         """Answers Step."""
         done = asyncio.get_running_loop().create_future()
         engine, work = step_work(self._catalog, call, request, _settle(done))
+        work.may_be_held = True
         return convert.response_of(await _finished(engine, work, done))
 
     async def prime(self, request: pb.PrimeRequest, call: Call) -> pb.PrimeResponse:

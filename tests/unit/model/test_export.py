@@ -120,7 +120,7 @@ def test_exports_a_checkpoint(command, refused, tiny_csv, tiny, tmp_path):
 
 
 def test_scripts_an_artifact_anew(command, refused, tiny_csv, tiny, tmp_path):
-    """An artifact's weights and manifest go into a script of this version; without its architecture, refused."""
+    """An artifact's weights and manifest go into this version's script; without an architecture, refused."""
     assert command("train", "--csv", tiny_csv, "--out", tmp_path / "out", *tiny)[0] == 0
     trained = tmp_path / "out" / "tiny" / "1" / "model.pt"
     assert command("export", "--artifact", trained, "--out", tmp_path / "again.pt")[0] == 0

@@ -61,21 +61,45 @@ def test_can_be_turned_off():
     assert not any(pace.begin(1) for _ in range(4 * TRY_EVERY))
 
 
-def test_the_engine_holds_what_its_pace_says():
-    """A step held is answered in one batch with those that came meanwhile; with nothing held, at once."""
-    for max_hold_seconds, delays, batches in ((0.003, 3, [4]), (0, 0, [1, 3])):
-        rig = Rig(max_hold_seconds=max_hold_seconds)
-        slots = rig.open("a", "b", "c", "d")
-        for _ in range(TRY_EVERY - 1):
-            rig.step(slots[0], [1, 1])
-            rig.turns.run()
-        rig.done.clear()
-        rig.step(slots[0], [1, 1])
-        rig.turns.due.popleft()()
-        held = [len(rig.done)] if rig.done else []
-        for slot in slots[1:]:
-            rig.step(slot, [1, 1])
+def about_to_hold(**changes):
+    """Returns an engine that holds its next iteration, if it may, and the slots of four sessions."""
+    rig = Rig(**changes)
+    slots = rig.open("a", "b", "c", "d")
+    for _ in range(TRY_EVERY - 1):
+        rig.step(slots[0], [1, 1], may_be_held=True)
         rig.turns.run()
-        assert rig.turns.num_delays in (delays, delays - 1)
-        assert [*held, len(rig.done) - sum(held)] == batches
-        assert all(step.error is None for step in rig.done)
+    rig.done.clear()
+    return rig, slots
+
+
+def turn(rig):
+    """Takes one turn of an engine's loop; returns how many steps are answered by then."""
+    rig.turns.due.popleft()()
+    return len(rig.done)
+
+
+def test_a_held_call_runs_with_those_that_come_meanwhile():
+    """They are one batch; with --max-hold-seconds 0 each runs at once."""
+    rig, slots = about_to_hold(max_hold_seconds=0.003)
+    rig.step(slots[0], [1, 1], may_be_held=True)
+    assert turn(rig) == 0
+    for slot in slots[1:]:
+        rig.step(slot, [1, 1], may_be_held=True)
+    assert [turn(rig), turn(rig)] == [0, 4]
+    assert rig.turns.num_delays == 2
+    assert all(step.error is None for step in rig.done)
+    rig, slots = about_to_hold(max_hold_seconds=0)
+    rig.step(slots[0], [1, 1], may_be_held=True)
+    assert turn(rig) == 1
+
+
+def test_nothing_else_is_held():
+    """A step of a stream runs at once; one that joins held calls ends their wait with the next tick."""
+    rig, slots = about_to_hold(max_hold_seconds=0.003)
+    rig.step(slots[0], [1, 1])
+    assert turn(rig) == 1
+    rig.step(slots[0], [1, 1], may_be_held=True)
+    assert turn(rig) == 1
+    rig.step(slots[1], [1, 1])
+    assert turn(rig) == 3
+    assert rig.turns.num_delays == 1
