@@ -20,7 +20,7 @@ class Admission:
 
     def __init__(self, sessions: Sessions, manifest: Manifest) -> None:
         self._sessions = sessions
-        self._uses_time = manifest.uses_time
+        self.uses_time = manifest.uses_time
         self._interval_ns = manifest.step_interval_ns
 
     def admit_step(self, step: Step) -> bool:
@@ -33,13 +33,13 @@ class Admission:
         if sessions.generation.item(slot) != step.generation:
             raise session_ended()
         expected = sessions.next_step.item(slot)
-        if not self._uses_time:
+        if not self.uses_time:
             step.time = 0
         if step.index != expected and step.index != INDEX_NEXT:
             self._answer_repeat(step, expected)
             return False
         step.step_index = expected
-        if self._uses_time:
+        if self.uses_time:
             is_given = step.time != TIME_ABSENT
             step.run_time = step.time if is_given else self._time_after(slot, 1, "time_ns")
         return True
@@ -56,7 +56,7 @@ class Admission:
         asked = np.where(block.indexes[entries] == INDEX_NEXT, expected, block.indexes[entries])
         block.step_indexes[entries] = asked
         unusual = gone | (asked != expected)
-        if self._uses_time and block.times is None:
+        if self.uses_time and block.times is None:
             last = self._sessions.last_time[slots] + block.totals[entries] * float(self._interval_ns)
             unusual |= (expected == 0) | (last > MAX_TIME_NS)
         for at in np.flatnonzero(unusual).tolist():
@@ -70,13 +70,13 @@ class Admission:
 
     def given_times(self, block: Block, rows: Int64s) -> Int64s:
         """Returns the times of rows (of any shape) as the request gave them, for fingerprints."""
-        if not self._uses_time:
+        if not self.uses_time:
             return np.zeros(rows.shape, np.int64)
         return np.full(rows.shape, TIME_ABSENT, np.int64) if block.times is None else block.times[rows]
 
     def run_times(self, block: Block, entries: Int64s, rows: Int64s) -> Int64s:
         """Returns the times that the model gets for rows [B, T] of entries [B] that run next."""
-        if not self._uses_time:
+        if not self.uses_time:
             return np.zeros(rows.shape, np.int64)
         if block.times is not None:
             return block.times[rows]
@@ -130,7 +130,7 @@ class Admission:
                 block.y[start + row] = reply
         block.starts[entry] += num_known
         block.totals[entry] -= num_known
-        if self._uses_time and block.times is None:
+        if self.uses_time and block.times is None:
             self._time_after(slot, int(block.totals[entry]), "time_raw")
 
     def _prints(self, block: Block, start: int, count: int) -> Prints:

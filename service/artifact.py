@@ -39,24 +39,22 @@ class Artifact:
         self.version = version
         self.manifest = about
         self.device = device
-        self._script = script
-        # Looked up once: a script module finds its methods by name at every look.
-        self._step, self._scan, self._forecast = script.step, script.scan, script.forecast
+        self.script = script
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
 
     def step(self, x: Tensor, time: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Runs one step of B rows: x [B, F], time int64 [B], state [B, S] -> y [B, O], state [B, S]."""
-        return cast(tuple[Tensor, Tensor], self._step(x, time, state))
+        return cast(tuple[Tensor, Tensor], self.script.step(x, time, state))
 
     def scan(self, x: Tensor, time: Tensor, lengths: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Runs lengths[b] <= T steps of each row: x [B, T, F], time [B, T] -> y [B, T, O], state [B, S]."""
-        return cast(tuple[Tensor, Tensor], self._scan(x, time, lengths, state))
+        return cast(tuple[Tensor, Tensor], self.script.scan(x, time, lengths, state))
 
     def forecast(self, state: Tensor, time: Tensor, horizon: int, future: Tensor) -> Tensor:
         """Predicts H steps ahead: state [B, S], last time [B], future [B, H, K] -> y [B, H, O]."""
-        return cast(Tensor, self._forecast(state, time, horizon, future))
+        return cast(Tensor, self.script.forecast(state, time, horizon, future))
 
 
 def discover(folder: pathlib.Path) -> Iterator[tuple[str, str, pathlib.Path]]:

@@ -43,12 +43,12 @@ class Columns:
 def gather(steps: list[Step], pieces: list[Piece], admission: Admission, num_inputs: int) -> Columns | None:
     """Returns the columns of admitted steps and pieces; None where no row is left to run."""
     if not pieces:
-        return _of_steps(steps, num_inputs) if steps else None
+        return _of_steps(steps, num_inputs, admission.uses_time) if steps else None
     parts = [part for piece in pieces if (part := _part(piece)) is not None]
     longest = max((part.rows.shape[1] for part in parts), default=1)
     every = [_of_part(part, longest, admission) for part in parts]
     if steps:  # where they are, no part is longer than one step
-        every.insert(0, _of_steps(steps, num_inputs))
+        every.insert(0, _of_steps(steps, num_inputs, admission.uses_time))
     if len(every) < 2:
         return every[0] if every else None
     return Columns(
@@ -91,19 +91,23 @@ def out_of_range(field: str) -> StreamcellError:
     )
 
 
-def _of_steps(steps: list[Step], num_inputs: int) -> Columns:
+def _of_steps(steps: list[Step], num_inputs: int, uses_time: bool) -> Columns:
     """Returns the columns of single steps alone: on the way of nearly every message, so in few operations."""
     count = len(steps)
     # A bytearray, because torch wants memory that could be written.
     x = np.frombuffer(bytearray().join([step.x for step in steps]), np.float32)
+    times = given_times = np.zeros((count, 1), np.int64)
+    if uses_time:
+        times = np.array([step.run_time for step in steps], np.int64)[:, None]
+        given_times = np.array([step.time for step in steps], np.int64)[:, None]
     return Columns(
         steps,
         [],
         slots=np.array([step.slot for step in steps], np.int64),
         lengths=np.ones(count, np.int64),
         x=x.reshape(count, 1, num_inputs),
-        times=np.array([[step.run_time] for step in steps], np.int64).reshape(count, 1),
-        given_times=np.array([[step.time] for step in steps], np.int64).reshape(count, 1),
+        times=times,
+        given_times=given_times,
     )
 
 

@@ -323,10 +323,12 @@ class Engine:
     def _observe_steps(self, steps: list[Step], started_ns: int, compute_ns: int) -> None:
         """Counts the latency of the steps of a batch that were applied."""
         metrics, now = self._metrics, self._clock()
-        arrived = [step.arrived_ns for step in steps if step.error is None and not step.is_repeat]
-        metrics.step_seconds.observe_all([(now - each) * 1e-9 for each in arrived])
-        metrics.queue_seconds.observe_all([(started_ns - each) * 1e-9 for each in arrived])
-        metrics.compute_seconds.observe(compute_ns * 1e-9, len(arrived))
+        seconds = sorted(
+            [(now - step.arrived_ns) * 1e-9 for step in steps if step.error is None and not step.is_repeat]
+        )
+        metrics.step_seconds.observe_all(seconds)
+        metrics.queue_seconds.observe_all(seconds, offset=(started_ns - now) * 1e-9)
+        metrics.compute_seconds.observe(compute_ns * 1e-9, len(seconds))
 
     def _observe_block(self, block: Block) -> None:
         """Counts the latency of a block's steps, which are answered together."""

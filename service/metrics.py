@@ -4,7 +4,7 @@ Instruments are written by the engine's thread alone and read by the metrics lis
 This module does not know what is measured; base units, no session in a label.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
 from prometheus_client import (
@@ -46,12 +46,19 @@ class HistogramChild:
         self._counts[bisect_left(self._bounds, value)] += times
         self._sum += value * times
 
-    def observe_all(self, values: Sequence[float]) -> None:
-        """Counts each value once."""
-        bounds, counts = self._bounds, self._counts
-        for value in values:
-            counts[bisect_left(bounds, value)] += 1
-        self._sum += sum(values)
+    def observe_all(self, values: Sequence[float], offset: float = 0.0) -> None:
+        """Counts each value plus `offset` once. They come in ascending order: a search a bucket."""
+        if not values:
+            return
+        bucket, at = bisect_left(self._bounds, values[0] + offset), 0
+        for bound in self._bounds[bucket:]:
+            until = bisect_right(values, bound - offset, at)
+            self._counts[bucket] += until - at
+            bucket, at = bucket + 1, until
+            if at == len(values):
+                break
+        self._counts[-1] += len(values) - at
+        self._sum += sum(values) + offset * len(values)
 
     def cumulative(self) -> tuple[list[tuple[str, float]], float]:
         """Returns the (upper bound, count up to it) pairs that Prometheus wants, and the sum."""

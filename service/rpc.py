@@ -123,13 +123,13 @@ class Stream:
     """
 
     def __init__(
-        self, path: str, max_unanswered: int, check: Callable[[bytes], None], count_error: CountError
+        self, path: str, max_unanswered: int, max_message_bytes: int, count_error: CountError
     ) -> None:
         self.path = path
         self.status: Status | None = None
         self.conversation: Conversation | None = None
         self._max_unanswered = max_unanswered
-        self._check = check
+        self._max_message_bytes = max_message_bytes
         self._count_error = count_error
         self._outgoing: deque[bytes] = deque()
         self._num_unanswered = 0
@@ -156,7 +156,7 @@ class Stream:
             return
         self._num_unanswered += 1
         try:
-            self._check(raw)
+            _check_size(raw, self._max_message_bytes)
             self.conversation.receive(raw)
         except StreamcellError as error:
             self.conversation.cancel()
@@ -218,6 +218,11 @@ def _wake(waiter: "asyncio.Future[None] | None") -> None:
         waiter.set_result(None)
 
 
+def _check_size(raw: bytes, most: int) -> None:
+    if len(raw) > most:
+        raise errors.message_too_large(len(raw), most)
+
+
 class Router:
     """All methods of a server, by path, with what is common to them: size bound, errors, open streams.
 
@@ -251,7 +256,7 @@ class Router:
             RefusedError: the call ends with an error.
         """
         try:
-            self._check_size(raw)
+            _check_size(raw, self._max_message_bytes)
             return await method.answer(raw, call)
         except StreamcellError as error:
             raise self._refuse(method.path, error) from None
@@ -260,7 +265,7 @@ class Router:
 
     def open(self, method: Streaming, call: Call) -> Stream:
         """Begins a stream; the front must call `close` when the call is over."""
-        stream = Stream(method.path, self._max_stream_messages, self._check_size, self._count_error)
+        stream = Stream(method.path, self._max_stream_messages, self._max_message_bytes, self._count_error)
         stream.conversation = method.open(stream, call)
         self._streams.add(stream)
         self._count_streams(len(self._streams))
@@ -277,10 +282,6 @@ class Router:
         for stream in list(self._streams):
             if stream.conversation is not None:
                 stream.conversation.stop(errors.draining())
-
-    def _check_size(self, raw: bytes) -> None:
-        if len(raw) > self._max_message_bytes:
-            raise errors.message_too_large(len(raw), self._max_message_bytes)
 
     def _refuse(self, path: str, error: StreamcellError) -> RefusedError:
         self._count_error(path, error)

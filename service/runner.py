@@ -3,9 +3,13 @@
 The only place where steps meet tensors. Does not know sessions, queues or callers.
 """
 
+import warnings
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor, nn
 
 from service.artifact import Artifact
 from service.sessions import Float32s, Int64s
@@ -27,18 +31,49 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
+class _Moves(nn.Module):
+    """An artifact's script over the rows of a pool: gather, call and scatter with no Python between them.
+
+    Both methods return y and the rows as they were before.
+    """
+
+    def __init__(self, script: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.model = script
+
+    @torch.jit.export
+    def step(self, rows: Tensor, slots: Tensor, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Applies one step to the rows at `slots`."""
+        before = rows.index_select(0, slots)  # (B, S)
+        y, after = self.model.step(x, time, before)
+        rows.index_copy_(0, slots, after)
+        return y, before
+
+    @torch.jit.export
+    def scan(
+        self, rows: Tensor, slots: Tensor, x: Tensor, time: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Applies lengths[b] steps to the rows at `slots`."""
+        before = rows.index_select(0, slots)  # (B, S)
+        y, after = self.model.scan(x, time, lengths, before)
+        rows.index_copy_(0, slots, after)
+        return y, before
+
+
 class Runner:
     """The artifact over its pool of state rows.
 
-    A row whose prediction is not finite is not scattered: its session stays as it was. Everything is
-    computed before anything is written, so an exception leaves every state as it was. A state that is not
-    finite behind a finite prediction is the script's own doing, and harms that session alone.
+    A row whose prediction is not finite is put back: its session stays as it was. All is computed before
+    anything is written, so an exception leaves every state as it was. A state that is not finite behind a
+    finite prediction is the script's own doing, and harms that session alone.
     """
 
     def __init__(self, artifact: Artifact, capacity: int) -> None:
         self.artifact = artifact
         self._pool = StatePool(capacity, artifact.manifest.state_size, artifact.device)
         self._device = artifact.device
+        moves = _scripted(_Moves(artifact.script))
+        self._step, self._scan = moves.step, moves.scan  # looked up once: each look is by name
 
     def clear(self, slot: int) -> None:
         """Puts a session's state to its start."""
@@ -57,8 +92,8 @@ class Runner:
             y [B, O], and which rows were applied [B].
         """
         rows = self._to_device(slots)
-        y, state = self.artifact.step(self._to_device(x), self._to_device(times), self._pool.gather(rows))
-        return self._commit(rows, state, y.cpu().numpy())
+        y, before = self._step(self._pool.rows, rows, self._to_device(x), self._to_device(times))
+        return self._settle(rows, before, y.cpu().numpy())
 
     @torch.inference_mode()
     def scan(self, slots: Int64s, x: Float32s, times: Int64s, lengths: Int64s) -> tuple[Float32s, Flags]:
@@ -74,12 +109,12 @@ class Runner:
             y [B, T, O] (of no meaning past lengths), and which rows were applied [B].
         """
         rows = self._to_device(slots)
-        y, state = self.artifact.scan(
-            self._to_device(x), self._to_device(times), self._to_device(lengths), self._pool.gather(rows)
+        y, before = self._scan(
+            self._pool.rows, rows, self._to_device(x), self._to_device(times), self._to_device(lengths)
         )
         found: Float32s = y.cpu().numpy()
         found[np.arange(x.shape[1]) >= lengths[:, None]] = 0.0
-        return self._commit(rows, state, found)
+        return self._settle(rows, before, found)
 
     @torch.inference_mode()
     def forecast(self, slot: int, time: int, horizon: int, future: Float32s) -> Float32s:
@@ -108,15 +143,21 @@ class Runner:
         for slot in range(size // 2):
             self._pool.clear(slot)
 
-    def _commit(self, rows: torch.Tensor, state: torch.Tensor, y: Float32s) -> tuple[Float32s, Flags]:
+    def _settle(self, rows: Tensor, before: Tensor, y: Float32s) -> tuple[Float32s, Flags]:
+        """Puts back the rows whose predictions are not finite; returns y and which rows stay applied."""
         finite = np.isfinite(y)
         if finite.all():
-            self._pool.scatter(rows, state)
             return y, np.ones(len(y), np.bool_)
         applied: Flags = np.asarray(finite.reshape(len(y), -1).all(axis=1))
-        chosen = self._to_device(np.flatnonzero(applied))
-        self._pool.scatter(rows[chosen], state[chosen])
+        chosen = self._to_device(np.flatnonzero(~applied))
+        self._pool.scatter(rows[chosen], before[chosen])
         return y, applied
 
-    def _to_device(self, column: npt.NDArray[np.float32] | npt.NDArray[np.int64]) -> torch.Tensor:
+    def _to_device(self, column: npt.NDArray[np.float32] | npt.NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(column).to(self._device)
+
+
+def _scripted(module: nn.Module) -> Any:
+    with warnings.catch_warnings():  # TorchScript is meant: see docs/adr/0001
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        return torch.jit.script(module)

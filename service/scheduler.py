@@ -55,7 +55,10 @@ class Lanes:
     def enter(self, work: AnyWork) -> bool:
         """Puts work at the end of its lanes; tells whether it is first in all of them."""
         if not isinstance(work, Block):
-            return self._enter_one(work.slot, work)
+            if self._taken[work.slot]:
+                return self._enter_one(work.slot, work)
+            self._taken[work.slot] = 1
+            return True
         behind = work.slots[self._taken_column[work.slots] != 0]
         for slot in behind.tolist():
             self._enter_one(slot, work)

@@ -14,23 +14,23 @@ class StatePool:
     def __init__(self, capacity: int, size: int, device: torch.device) -> None:
         if device.type == "cpu":
             # From np.zeros, because that takes memory only as rows are written; torch.zeros takes it all.
-            self._rows = torch.from_numpy(np.zeros((capacity, size), np.float32))
+            self.rows = torch.from_numpy(np.zeros((capacity, size), np.float32))
         else:
-            self._rows = torch.zeros((capacity, size), dtype=torch.float32, device=device)
+            self.rows = torch.zeros((capacity, size), dtype=torch.float32, device=device)
 
     @property
     def device(self) -> torch.device:
         """Where the rows are."""
-        return self._rows.device
+        return self.rows.device
 
     def clear(self, slot: int) -> None:
         """Puts a row back to zeros."""
-        self._rows[slot].zero_()
+        self.rows[slot].zero_()
 
     def gather(self, slots: Tensor) -> Tensor:
         """Returns copies of the rows at `slots` (int64 [B], on the device), as [B, S]."""
-        return self._rows.index_select(0, slots)
+        return self.rows.index_select(0, slots)
 
     def scatter(self, slots: Tensor, rows: Tensor) -> None:
         """Writes rows [B, S] to `slots` (int64 [B]), each named once."""
-        self._rows.index_copy_(0, slots, rows)
+        self.rows.index_copy_(0, slots, rows)

@@ -124,7 +124,7 @@ def recurrence(uses_time: bool = False, num_future: int = 0) -> Artifact:
 
 def renamed(model: Artifact, name: str, version: str) -> Artifact:
     """Returns an artifact as served under another name."""
-    return Artifact(name, version, model.manifest, model._script, model.device)
+    return Artifact(name, version, model.manifest, model.script, model.device)
 
 
 class HeldClock:

@@ -346,7 +346,7 @@ async def test_a_drain_sends_every_stream_elsewhere(house):
 
 def test_a_stream_without_a_conversation_takes_nothing():
     """Before its behaviour is in place a stream ignores what comes."""
-    stream = Stream("/t/Stream", 1, lambda raw: None, lambda path, error: None)
+    stream = Stream("/t/Stream", 1, 1000, lambda path, error: None)
     stream.receive(b"early")
     stream.half_close()
     stream.cancel()
