@@ -38,7 +38,7 @@ class RecurrentCell(nn.Module):
         return torch.mm(x, self.weight_ih.t()).add_(self.bias_ih + self.bias_hh)
 
     def gates(self, projected: Tensor, h: Tensor) -> Tensor:
-        """Adds the share of h to the input's: (B, gates·H), in the memory of `projected` if no gradient is due."""
+        """Adds the share of h to the input's: (B, gates·H), into `projected` itself if no gradient is due."""
         if torch.is_grad_enabled():
             return torch.addmm(projected, h, self.weight_hh.t())
         return projected.addmm_(h, self.weight_hh.t())
@@ -83,7 +83,9 @@ class LSTMCell(RecurrentCell):
         """Takes one time step: projected (B, 4H), h and c (B, H)."""
         # The candidate's tanh(x) is 2σ(2x) − 1: with its columns doubled, one sigmoid serves all four gates.
         gates = self.gates(projected, h).mul_(self.slope).sigmoid_()  # (B, 4H)
-        input_gate, forget_gate, candidate, output_gate = gates.chunk(4, 1)  # (B, H) each
+        input_gate, forget_gate, candidate, output_gate = gates.view(-1, 4, c.size(1)).unbind(
+            1
+        )  # (B, H) each
         c = (forget_gate * c).sub_(input_gate).addcmul_(input_gate, candidate, value=2.0)
         return torch.addcmul(-output_gate, output_gate, torch.sigmoid(c + c), value=2.0), c
 

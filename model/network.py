@@ -166,7 +166,9 @@ class Network(nn.Module):
         if num_rows == 0 or num_steps == 0:
             return x.new_zeros([num_rows, num_steps, self.num_outputs]), state.clone()
         missing = _missing_rows(num_rows)
-        x, time, lengths = _padded(x, missing), _padded(time, missing), _padded(lengths, missing)
+        x, time = _padded(x, missing), _padded(time, missing)
+        # A missing row runs to the end, so that as long as all the others do no step needs a mask.
+        lengths = torch.constant_pad_nd(lengths, [0, missing], num_steps)
         steps = x.transpose(0, 1).reshape(-1, self.num_inputs)  # (T·B, F)
         z = self.features(steps, time.t().reshape(-1))  # (T·B, I)
         z, state = self.unroll(z, steps, lengths, _padded(state, missing))  # (T·B, H), (B, S)

@@ -69,7 +69,7 @@ class Config:
     replies_kept: int = _flag(8, "replies kept per session for repeated steps")
     max_queue_steps: int = _flag(262_144, "steps waiting, per model; more are refused as OVERLOADED")
     max_batch_steps: int = _flag(1024, "steps in one cell call; long inputs have a call of their own")
-    max_piece_steps: int = _flag(32, "time steps of a long input run before single steps get in between")
+    max_piece_steps: int = _flag(64, "time steps of a long input run before single steps get in between")
     max_hold_seconds: float = _flag(
         0.003, "how long a few steps may be held for others to join, where that is seen to pay; 0: never"
     )

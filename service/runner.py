@@ -158,6 +158,7 @@ class Runner:
 
 
 def _scripted(module: nn.Module) -> Any:
+    """Returns a module as a script, frozen: what depends on its weights alone is computed here, once."""
     with warnings.catch_warnings():  # TorchScript is meant: see docs/adr/0001
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
-        return torch.jit.script(module)
+        return torch.jit.freeze(torch.jit.script(module.eval()), preserved_attrs=["step", "scan"])
