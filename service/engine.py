@@ -149,17 +149,18 @@ class Engine:
             StreamcellError: OVERLOADED, and nothing is queued.
         """
         self._scheduler.submit(work)
-        self._is_urgent = self._is_urgent or not work.may_be_held
-        self._wake()
+        if not work.may_be_held:
+            self._is_urgent = True
+        if not self._is_due:
+            self._wake()
 
     def withdraw(self, work: AnyWork) -> bool:
         """Takes back work that has not begun; tells whether it could. Nothing moves by withdrawn work."""
         return self._scheduler.withdraw(work)
 
     def _wake(self) -> None:
-        if not self._is_due:
-            self._is_due = True
-            self._loop.call_soon(self._begin)
+        self._is_due = True
+        self._loop.call_soon(self._begin)
 
     def _begin(self) -> None:
         if not self._is_urgent and self._pace.begin(self._scheduler.num_queued_steps):
@@ -190,7 +191,8 @@ class Engine:
         self._metrics.queued_steps.set(self._scheduler.num_queued_steps)
         if self._scheduler.has_ready:
             self._is_urgent = True
-            self._wake()
+            if not self._is_due:
+                self._wake()
 
     def _run_controls(self, controls: list[Control]) -> None:
         for control in controls:

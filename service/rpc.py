@@ -185,6 +185,7 @@ class Stream:
                 return None
             self._writer = asyncio.get_running_loop().create_future()
             await self._writer
+            self._writer = None
         self._num_unanswered -= 1
         if self._reader is not None:
             _wake(self._reader)
@@ -195,7 +196,8 @@ class Stream:
     def send(self, raw: bytes) -> None:
         """Sends a message, soon."""
         self._outgoing.append(raw)
-        _wake(self._writer)
+        if self._writer is not None:
+            _wake(self._writer)
 
     def end(self, error: StreamcellError | None = None) -> None:
         """Ends the call after what was sent: with OK, or with an error."""

@@ -159,8 +159,9 @@ class StepStream:
 
     def _ended(self, work: AnyWork) -> None:
         self._under_way.pop(work, None)
-        self._end_if_done()
+        if self._is_stopping:
+            self._end_if_done()
 
     def _end_if_done(self) -> None:
-        if self._is_stopping and not self._under_way:
+        if not self._under_way:
             self._stream.end(self._last_error)
