@@ -71,6 +71,7 @@ class Engine:
         self._pace = Pace(round(settings.max_hold_seconds / TICK_SECONDS))
         self._clock = clock
         self._is_due = False  # whether an iteration is on its way
+        self._waiting_for_room: list[Callable[[], None]] = []
         self._is_urgent = False  # whether it is for work that is not to be held
         self._num_inputs = len(manifest.inputs)
         self.row = struct.Struct(f"<{self._num_inputs}f")
@@ -154,6 +155,10 @@ class Engine:
         if not self._is_due:
             self._wake()
 
+    def when_room(self, function: Callable[[], None]) -> None:
+        """Calls a function once: after an iteration that leaves half of the queue, now full, free."""
+        self._waiting_for_room.append(function)
+
     def withdraw(self, work: AnyWork) -> bool:
         """Takes back work that has not begun; tells whether it could. Nothing moves by withdrawn work."""
         return self._scheduler.withdraw(work)
@@ -189,6 +194,10 @@ class Engine:
         self._finish_steps(batch.steps, now, compute_ns)
         self._finish_blocks(batch.pieces)
         self._metrics.queued_steps.set(self._scheduler.num_queued_steps)
+        if self._waiting_for_room and self._scheduler.has_room:
+            waiting, self._waiting_for_room = self._waiting_for_room, []
+            for function in waiting:
+                function()
         if self._scheduler.has_ready:
             self._is_urgent = True
             if not self._is_due:

@@ -134,6 +134,7 @@ class Stream:
         self._outgoing: deque[bytes] = deque()
         self._num_unanswered = 0
         self._is_ended = False
+        self._is_paused = False
         self._writer: asyncio.Future[None] | None = None
         self._reader: asyncio.Future[None] | None = None
 
@@ -141,8 +142,8 @@ class Stream:
 
     @property
     def is_full(self) -> bool:
-        """Whether so much is unanswered that the front must await `room` before it reads on."""
-        return self._num_unanswered >= self._max_unanswered
+        """Whether the front must await `room` before it reads on: paused, or too much is unanswered."""
+        return self._is_paused or self._num_unanswered >= self._max_unanswered
 
     async def room(self) -> None:
         """Waits until the stream is not full."""
@@ -198,6 +199,15 @@ class Stream:
         self._outgoing.append(raw)
         if self._writer is not None:
             _wake(self._writer)
+
+    def pause(self) -> None:
+        """Has the front read no further messages; what it has read is received still."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Ends a pause."""
+        self._is_paused = False
+        _wake(self._reader)
 
     def end(self, error: StreamcellError | None = None) -> None:
         """Ends the call after what was sent: with OK, or with an error."""

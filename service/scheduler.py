@@ -131,6 +131,11 @@ class Scheduler:
         """Whether an iteration would have something to do."""
         return bool(self._steps or self._blocks or self._controls)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether half of the queue or more is free."""
+        return 2 * self.num_queued_steps <= self._max_queue_steps
+
     def is_busy(self, slot: int) -> bool:
         """Tells whether work of a session is queued or running."""
         return self._lanes.is_taken(slot)

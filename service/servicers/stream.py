@@ -126,7 +126,13 @@ class StepStream:
         self._submit(frame.engine, frame.block)
 
     def _submit(self, engine: Engine, work: AnyWork) -> None:
-        engine.submit(work)
+        try:
+            engine.submit(work)
+        except StreamcellError:
+            # Overloaded. To read on, only to refuse, would cost what the steps in the queue need.
+            self._stream.pause()
+            engine.when_room(self._stream.resume)
+            raise
         self._under_way[work] = engine
 
     # -- Answers -----------------------------------------------------------------------------------

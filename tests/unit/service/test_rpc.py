@@ -312,6 +312,23 @@ async def test_a_large_message_ends_the_stream(house):
     assert echo.told == ["cancel"]
 
 
+async def test_a_paused_stream_is_read_no_further(house):
+    """Until it is resumed, or over; what was read is received still."""
+    stream, echo = house.open()
+    stream.pause()
+    assert stream.is_full
+    stream.receive(b"a")
+    assert echo.told == [b"a"]
+    waiting = asyncio.create_task(stream.room())
+    await turn()
+    assert not waiting.done()
+    stream.resume()
+    await asyncio.wait_for(waiting, 5)
+    stream.pause()
+    stream.cancel()
+    await asyncio.wait_for(stream.room(), 5)
+
+
 async def test_errors_within_a_stream_are_counted(house):
     """An error that is a message of the stream counts under the stream's path and does not end it."""
     stream, _ = house.open()

@@ -155,6 +155,35 @@ async def test_a_full_queue_is_the_steps_error():
     assert [answers[number].step.step_index for number in (1, 2)] == [0, 0]
 
 
+async def test_a_stream_refused_for_a_full_queue_is_read_on_when_there_is_room():
+    """What it has sent is refused at once; the front reads no further until half of the queue is free."""
+    served = Served(max_queue_steps=4, max_batch_steps=1)
+    await served.open(*"abcde")
+    stream = await bound(served, *"abcde")
+    for number in range(5):
+        stream.receive(step(number, session=number).SerializeToString())
+    assert stream.is_full
+    read_on = asyncio.create_task(stream.room())
+    answered = []
+    while not read_on.done():
+        answered.append(pb.StreamResponse.FromString(await stream.next_message()).request_id)
+        await asyncio.sleep(0)
+    assert not stream.is_full
+    assert answered[:2] == [4, 0]
+
+
+async def test_a_stream_that_is_gone_may_still_be_told_of_room():
+    """A client refused for a full queue hangs up; the queue goes on."""
+    served = Served(max_queue_steps=1)
+    await served.open(*"ab")
+    stream = await bound(served, *"ab")
+    stream.receive(step(1, session=0).SerializeToString())
+    stream.receive(step(2, session=1).SerializeToString())
+    served.router.close(stream)
+    (found,) = await talk(await bound(served, "b"), step(3))
+    assert found.step.step_index == 0
+
+
 # -- Ends --------------------------------------------------------------------------------------------
 
 
