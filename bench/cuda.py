@@ -17,6 +17,7 @@ import torch
 from bench.cell import load as load_script
 from service import artifact
 from service.runner import Runner
+from service.staged import runner_for
 
 BATCHES = tuple(4**power for power in range(9))  # 1 to 65,536
 _MAX_PIECE_STEPS = 32
@@ -72,7 +73,7 @@ def latencies(runner: Runner, batch: int, seconds: float) -> list[float]:
 def measure(path: str, seconds: float, device: torch.device, batches: Sequence[int]) -> dict[str, Any]:
     """Returns the figures of every batch, and the bandwidth from which the floors follow."""
     model = artifact.load("reference", "1", pathlib.Path(path), device)
-    runner = Runner(model, max(batches))
+    runner = runner_for(model, max(batches))
     runner.warm_up(max(batches), _MAX_PIECE_STEPS)
     bandwidth, weights = copy_bandwidth(device), weight_bytes(path)
     state_bytes = 4 * model.manifest.state_size

@@ -1,9 +1,11 @@
 """Runs one batch through the artifact: gather the state rows, one call, scatter them back.
 
-The only place where steps meet tensors. Does not know sessions, queues or callers.
+Where steps meet tensors, on the CPU; `staged` does the same on a GPU. Does not know sessions, queues or
+callers.
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,19 +18,7 @@ from service.sessions import Float32s, Int64s
 from service.state import StatePool
 
 Flags = npt.NDArray[np.bool_]
-
-
-def pick_device(wanted: str) -> torch.device:
-    """Returns the device that `auto`, `cpu` or `cuda` means on this machine.
-
-    Raises:
-        RuntimeError: CUDA is asked for and not there.
-    """
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("CUDA is not available on this machine")
-    return torch.device(wanted)
+Column = Float32s | Int64s
 
 
 class _Moves(nn.Module):
@@ -61,7 +51,7 @@ class _Moves(nn.Module):
 
 
 class Runner:
-    """The artifact over its pool of state rows.
+    """The artifact over its pool of state rows, on the CPU.
 
     A row whose prediction is not finite is put back: its session stays as it was. All is computed before
     anything is written, so an exception leaves every state as it was. A state that is not finite behind a
@@ -71,7 +61,6 @@ class Runner:
     def __init__(self, artifact: Artifact, capacity: int) -> None:
         self.artifact = artifact
         self._pool = StatePool(capacity, artifact.manifest.state_size, artifact.device)
-        self._device = artifact.device
         moves = _scripted(_Moves(artifact.script))
         self._step, self._scan = moves.step, moves.scan  # looked up once: each look is by name
 
@@ -91,9 +80,9 @@ class Runner:
         Returns:
             y [B, O], and which rows were applied [B].
         """
-        rows = self._to_device(slots)
-        y, before = self._step(self._pool.rows, rows, self._to_device(x), self._to_device(times))
-        return self._settle(rows, before, y.cpu().numpy())
+        rows = torch.from_numpy(slots)
+        y, before = self._step(self._pool.rows, rows, torch.from_numpy(x), torch.from_numpy(times))
+        return self._settle(rows, before, y.numpy())
 
     @torch.inference_mode()
     def scan(self, slots: Int64s, x: Float32s, times: Int64s, lengths: Int64s) -> tuple[Float32s, Flags]:
@@ -108,22 +97,18 @@ class Runner:
         Returns:
             y [B, T, O] (of no meaning past lengths), and which rows were applied [B].
         """
-        rows = self._to_device(slots)
-        y, before = self._scan(
-            self._pool.rows, rows, self._to_device(x), self._to_device(times), self._to_device(lengths)
-        )
-        found: Float32s = y.cpu().numpy()
+        rows, xs, at, upto = self._tensors(slots, x, times, lengths)
+        y, before = self._scan(self._pool.rows, rows, xs, at, upto)
+        found = self._values(y)
         found[np.arange(x.shape[1]) >= lengths[:, None]] = 0.0
         return self._settle(rows, before, found)
 
     @torch.inference_mode()
     def forecast(self, slot: int, time: int, horizon: int, future: Float32s) -> Float32s:
         """Returns one session's forecast [H, O]; future is [H, K]. Its state stays as it was."""
-        state = self._pool.gather(torch.tensor([slot], device=self._device))
-        last = torch.tensor([time], device=self._device)
-        y = self.artifact.forecast(state, last, horizon, self._to_device(future[None]))
-        found: Float32s = y[0].cpu().numpy()
-        return found
+        row, last, known = self._tensors(np.array([slot]), np.array([time]), future[None])
+        y = self.artifact.forecast(self._pool.gather(row), last, horizon, known)
+        return self._values(y[0])
 
     def warm_up(self, max_batch: int, max_piece: int) -> None:
         """Runs batches of every power of two, so that no client waits for a first time.
@@ -149,12 +134,18 @@ class Runner:
         if finite.all():
             return y, np.ones(len(y), np.bool_)
         applied: Flags = np.asarray(finite.reshape(len(y), -1).all(axis=1))
-        chosen = self._to_device(np.flatnonzero(~applied))
+        (chosen,) = self._tensors(np.flatnonzero(~applied))
         self._pool.scatter(rows[chosen], before[chosen])
         return y, applied
 
-    def _to_device(self, column: npt.NDArray[np.float32] | npt.NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(column).to(self._device)
+    def _tensors(self, *columns: Column) -> Sequence[Tensor]:
+        """Returns columns as tensors where the model runs."""
+        return [torch.from_numpy(column) for column in columns]
+
+    def _values(self, tensor: Tensor) -> Float32s:
+        """Returns a result's values."""
+        values: Float32s = tensor.numpy()
+        return values
 
 
 def _scripted(module: nn.Module) -> Any:

@@ -12,7 +12,7 @@ import grpc
 import torch
 from prometheus_client import start_http_server
 
-from service import artifact, log, memory
+from service import artifact, cuda, log, memory
 from service.catalog import Catalog
 from service.config import Address, Config
 from service.engine import Engine
@@ -20,9 +20,10 @@ from service.errors import ConfigError, StreamcellError
 from service.fronts.grpcio import GrpcioFront
 from service.metrics import Metrics
 from service.rpc import Router
-from service.runner import Runner, pick_device
+from service.runner import Runner
 from service.servicers import health as health_servicer
 from service.servicers import reflection, streamcell
+from service.staged import runner_for
 
 _SWEEP_SECONDS = 1.0
 
@@ -126,35 +127,66 @@ class _MetricsServer:
 
 
 def _engines(settings: Config, metrics: Metrics) -> list[Engine]:
-    """Loads and warms every model; logs each."""
+    """Loads and warms every model, all on one device."""
     torch.set_num_threads(settings.threads)
-    try:
-        device = pick_device(settings.device)
-    except RuntimeError as error:
-        raise ConfigError(f"--device: {error}") from None
+    runners = _runners(settings)
     metrics.build.info(
         {
             "version": importlib.metadata.version("streamcell"),
             "torch": torch.__version__,
             "grpcio": grpc.__version__,
-            "device": str(device),
+            "device": str(runners[0].artifact.device),
         }
     )
-    return [
-        _engine(artifact.load(*found, device), settings, metrics)
-        for found in artifact.discover(settings.models)
-    ]
+    return [_engine(runner, settings, metrics) for runner in runners]
 
 
-def _engine(model: artifact.Artifact, settings: Config, metrics: Metrics) -> Engine:
+def _runners(settings: Config) -> list[Runner]:
+    """Returns a warm runner of every model; on the CPU where `auto` finds CUDA, but it cannot be used."""
+    try:
+        device = cuda.pick_device(settings.device)
+    except RuntimeError as error:
+        raise ConfigError(f"--device: {error}") from None
+    found = list(artifact.discover(settings.models))
+
+    def runners_on(device: torch.device) -> list[Runner]:
+        return [_runner(artifact.load(*each, device), settings) for each in found]
+
+    if device.type == "cpu":
+        return runners_on(device)
+    try:
+        return runners_on(device)
+    except Exception as error:  # the driver's, the memory's, a script's: whatever it is, the CPU may do
+        why = _why(error)
+        if settings.device != "auto":
+            raise ConfigError(f"--device: cannot serve on CUDA: {why}") from error
+    log.warning("cuda_unusable", why=why, effect="serving on the CPU")
+    return runners_on(torch.device("cpu"))
+
+
+def _runner(model: artifact.Artifact, settings: Config) -> Runner:
+    """Returns a warm runner of a model; logs it."""
     started = time.monotonic()
-    runner = Runner(model, settings.max_resident_sessions)
+    runner = runner_for(model, settings.max_resident_sessions)
     runner.warm_up(min(settings.max_batch_steps, settings.max_resident_sessions), settings.max_piece_steps)
+    seconds = round(time.monotonic() - started, 3)
+    log.info("model_loaded", model=str(model), device=str(model.device), warm_up_seconds=seconds)
+    return runner
+
+
+def _why(error: Exception) -> str:
+    """Returns why CUDA cannot be used: an error of ours names the file, what it came from says the rest."""
+    text, reason = str(error), cuda.reason_of(error)
+    if not isinstance(error, ConfigError):
+        return reason
+    return text if reason in text else f"{text}: {reason}"
+
+
+def _engine(runner: Runner, settings: Config, metrics: Metrics) -> Engine:
+    model = runner.artifact
     metrics.models.labels(
         model.name, model.version, str(model.device), str(4 * model.manifest.state_size)
     ).set(1)
-    seconds = round(time.monotonic() - started, 3)
-    log.info("model_loaded", model=str(model), device=str(model.device), warm_up_seconds=seconds)
     return Engine(
         runner,
         settings,

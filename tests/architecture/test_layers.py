@@ -12,11 +12,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 LAYERS = [
     {"errors", "log", "manifest", "memory", "metrics", "pace"},
     {"config", "faults"},
-    {"artifact", "sessions", "slots", "state"},
+    {"artifact", "cuda", "sessions", "slots", "state"},
     {"work"},
     {"scheduler"},
     {"admission"},
     {"columns", "runner"},
+    {"staged"},
     {"engine"},
     {"catalog"},
     {"rpc"},
@@ -30,7 +31,7 @@ LAYERS = [
 ]
 ROW = {module: row for row, modules in enumerate(LAYERS) for module in modules}
 
-TORCH = {"artifact", "state", "runner", "server"}  # server is the composition root
+TORCH = {"artifact", "cuda", "state", "runner", "staged", "server"}  # server is the composition root
 GRPC = {"fronts.grpcio", "server"}  # server tells the library's version
 ASYNCIO_FROM = ROW["engine"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from service import artifact
-from service.runner import Runner, pick_device
+from service.runner import Runner
 from tests import fakes
 from tests.fakes import CPU, FAULT, Alone, Recurrence, bits, save
 
@@ -172,15 +172,3 @@ def test_a_warm_up_leaves_the_pool_clean(tmp_path, max_batch, max_piece):
     runner.warm_up(max_batch, max_piece)
     y, _ = step(runner, range(8), np.zeros((8, 2)))
     assert (y == 1).all()
-
-
-def test_devices():
-    """Auto takes what is there; asking for CUDA where there is none is an error that says so."""
-    assert pick_device("cpu").type == "cpu"
-    there = torch.cuda.is_available()
-    assert pick_device("auto").type == ("cuda" if there else "cpu")
-    if there:
-        assert pick_device("cuda").type == "cuda"
-    else:
-        with pytest.raises(RuntimeError, match="CUDA is not available"):
-            pick_device("cuda")
