@@ -6,6 +6,7 @@ comes in as Step, Block or Control and its `on_done` goes out.
 """
 
 import struct
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -71,7 +72,7 @@ class Engine:
         self._pace = Pace(round(settings.max_hold_seconds / TICK_SECONDS))
         self._clock = clock
         self._is_due = False  # whether an iteration is on its way
-        self._waiting_for_room: list[Callable[[], None]] = []
+        self._waiting_for_room: deque[Callable[[], None]] = deque()
         self._is_urgent = False  # whether it is for work that is not to be held
         self._num_inputs = len(manifest.inputs)
         self.row = struct.Struct(f"<{self._num_inputs}f")
@@ -156,7 +157,7 @@ class Engine:
             self._wake()
 
     def when_room(self, function: Callable[[], None]) -> None:
-        """Calls a function once: after an iteration that leaves half of the queue, now full, free."""
+        """Calls a function once, in its turn, when half of the queue, which is full now, is free."""
         self._waiting_for_room.append(function)
 
     def withdraw(self, work: AnyWork) -> bool:
@@ -195,13 +196,19 @@ class Engine:
         self._finish_blocks(batch.pieces)
         self._metrics.queued_steps.set(self._scheduler.num_queued_steps)
         if self._waiting_for_room and self._scheduler.has_room:
-            waiting, self._waiting_for_room = self._waiting_for_room, []
-            for function in waiting:
-                function()
+            self._tell_of_room()
         if self._scheduler.has_ready:
             self._is_urgent = True
             if not self._is_due:
                 self._wake()
+
+    def _tell_of_room(self) -> None:
+        """Tells one at a time: many at once would fill the queue, and most be refused again.
+
+        Where nothing is queued all are told, since no iteration is to come that would tell the others.
+        """
+        for _ in range(len(self._waiting_for_room) if self.is_idle else 1):
+            self._waiting_for_room.popleft()()
 
     def _run_controls(self, controls: list[Control]) -> None:
         for control in controls:

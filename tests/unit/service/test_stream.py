@@ -172,6 +172,24 @@ async def test_a_stream_refused_for_a_full_queue_is_read_on_when_there_is_room()
     assert answered[:2] == [4, 0]
 
 
+async def test_streams_refused_together_are_read_on_one_by_one():
+    """With some steps still queued the one that waited longest goes first; with none all do."""
+    served = Served(max_queue_steps=4, max_batch_steps=1)
+    await served.open(*"abcdefg")
+    first, second, third = [await bound(served, *"abcdefg") for _ in range(3)]
+    for number in range(4):
+        first.receive(step(number, session=number).SerializeToString())
+    second.receive(step(4, session=4).SerializeToString())
+    third.receive(step(5, session=5).SerializeToString())
+    assert [stream.is_full for stream in (first, second, third)] == [False, True, True]
+    seen = []
+    while third.is_full:
+        await asyncio.sleep(0)
+        seen.append(second.is_full)
+    assert not second.is_full
+    assert seen.count(False) > 1
+
+
 async def test_a_stream_that_is_gone_may_still_be_told_of_room():
     """A client refused for a full queue hangs up; the queue goes on."""
     served = Served(max_queue_steps=1)
