@@ -3,6 +3,8 @@
 import random
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -43,6 +45,58 @@ def test_a_count_of_zero_changes_nothing():
     histogram = BatchHistogram("h", "A histogram.", (1.0,)).labels("a", "1")
     histogram.observe(0.5, 0)
     assert histogram.cumulative() == ([("1.0", 0.0), ("+Inf", 0.0)], 0.0)
+
+
+def counted(bounds, observe):
+    """Returns the cumulative counts and the sum of a fresh histogram that `observe` has used."""
+    histogram = BatchHistogram("h", "A histogram.", bounds).labels("a", "1")
+    observe(histogram)
+    pairs, total = histogram.cumulative()
+    return [count for _, count in pairs], total
+
+
+EIGHTHS = st.integers(-80, 80).map(lambda eighths: eighths / 8)  # whose sums and differences are exact
+
+
+@given(
+    bounds=st.lists(EIGHTHS, min_size=1, max_size=8, unique=True).map(sorted),
+    values=st.lists(EIGHTHS, max_size=30).map(sorted),
+    offset=EIGHTHS,
+    before=st.lists(EIGHTHS, max_size=3),
+)
+@settings(max_examples=300, deadline=None)
+@example(bounds=[1.0, 2.0], values=[1.0, 1.0, 2.0], offset=0.0, before=[])
+@example(bounds=[1.0, 2.0], values=[9.0], offset=-9.0, before=[])
+@example(bounds=[1.0], values=[], offset=5.0, before=[2.0])
+def test_many_observed_at_once_count_as_one_by_one(bounds, values, offset, before):
+    """Ascending values plus an offset, on the bounds and beyond both ends, add to what was there before."""
+
+    def together(histogram):
+        for value in before:
+            histogram.observe(value)
+        histogram.observe_all(values, offset)
+
+    def one_by_one(histogram):
+        for value in [*before, *(value + offset for value in values)]:
+            histogram.observe(value)
+
+    assert counted(bounds, together) == counted(bounds, one_by_one)
+
+
+@given(
+    values=st.lists(st.floats(0, 20) | st.sampled_from(SECONDS), max_size=50).map(sorted),
+    offset=st.floats(-1, 1) | st.sampled_from(SECONDS),
+)
+@settings(max_examples=200, deadline=None)
+def test_many_observed_at_once_are_off_by_no_more_than_rounding(values, offset):
+    """A value lands beside its bucket only where it is within float64's rounding of the bound between."""
+    found, total = counted(SECONDS, lambda histogram: histogram.observe_all(values, offset))
+    slack = 1e-14  # some units in the last place of the largest value
+    for bound, count in zip([*SECONDS, float("inf")], found, strict=True):
+        assert sum(value + offset <= bound - slack for value in values) <= count
+        assert count <= sum(value + offset <= bound + slack for value in values)
+    assert found == sorted(found)
+    assert total == pytest.approx(sum(value + offset for value in values), abs=1e-9)
 
 
 def test_labels_name_one_histogram():
