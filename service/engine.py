@@ -72,7 +72,7 @@ class Engine:
         self._pace = Pace(round(settings.max_hold_seconds / TICK_SECONDS))
         self._clock = clock
         self._is_due = False  # whether an iteration is on its way
-        self._waiting_for_room: deque[Callable[[], None]] = deque()
+        self._waiting_for_room: deque[tuple[int, Callable[[], None]]] = deque()
         self._is_urgent = False  # whether it is for work that is not to be held
         self._num_inputs = len(manifest.inputs)
         self.row = struct.Struct(f"<{self._num_inputs}f")
@@ -156,9 +156,9 @@ class Engine:
         if not self._is_due:
             self._wake()
 
-    def when_room(self, function: Callable[[], None]) -> None:
-        """Calls a function once, in its turn, when half of the queue, which is full now, is free."""
-        self._waiting_for_room.append(function)
+    def when_room(self, num_steps: int, function: Callable[[], None]) -> None:
+        """Calls a function once, in its turn, when the queue has room for as many steps as were refused."""
+        self._waiting_for_room.append((num_steps, function))
 
     def withdraw(self, work: AnyWork) -> bool:
         """Takes back work that has not begun; tells whether it could. Nothing moves by withdrawn work."""
@@ -195,7 +195,7 @@ class Engine:
         self._finish_steps(batch.steps, now, compute_ns)
         self._finish_blocks(batch.pieces)
         self._metrics.queued_steps.set(self._scheduler.num_queued_steps)
-        if self._waiting_for_room and self._scheduler.has_room:
+        if self._waiting_for_room:
             self._tell_of_room()
         if self._scheduler.has_ready:
             self._is_urgent = True
@@ -203,12 +203,12 @@ class Engine:
                 self._wake()
 
     def _tell_of_room(self) -> None:
-        """Tells one at a time: many at once would fill the queue, and most be refused again.
-
-        Where nothing is queued all are told, since no iteration is to come that would tell the others.
-        """
-        for _ in range(len(self._waiting_for_room) if self.is_idle else 1):
-            self._waiting_for_room.popleft()()
+        """Tells as many as there is room for: all at once would fill the queue, and most be refused again."""
+        room = self._scheduler.num_free_steps
+        while self._waiting_for_room and (room > 0 or self.is_idle):
+            num_steps, function = self._waiting_for_room.popleft()
+            room -= num_steps
+            function()
 
     def _run_controls(self, controls: list[Control]) -> None:
         for control in controls:

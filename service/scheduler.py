@@ -132,9 +132,9 @@ class Scheduler:
         return bool(self._steps or self._blocks or self._controls)
 
     @property
-    def has_room(self) -> bool:
-        """Whether half of the queue or more is free."""
-        return 2 * self.num_queued_steps <= self._max_queue_steps
+    def num_free_steps(self) -> int:
+        """Steps for which the queue has room."""
+        return max(0, self._max_queue_steps - self.num_queued_steps)
 
     def is_busy(self, slot: int) -> bool:
         """Tells whether work of a session is queued or running."""

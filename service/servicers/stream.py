@@ -131,7 +131,7 @@ class StepStream:
         except StreamcellError:
             # Overloaded. To read on, only to refuse, would cost what the steps in the queue need.
             self._stream.pause()
-            engine.when_room(self._stream.resume)
+            engine.when_room(work.num_steps, self._stream.resume)
             raise
         self._under_way[work] = engine
 

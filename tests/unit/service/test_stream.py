@@ -155,39 +155,36 @@ async def test_a_full_queue_is_the_steps_error():
     assert [answers[number].step.step_index for number in (1, 2)] == [0, 0]
 
 
-async def test_a_stream_refused_for_a_full_queue_is_read_on_when_there_is_room():
-    """What it has sent is refused at once; the front reads no further until half of the queue is free."""
-    served = Served(max_queue_steps=4, max_batch_steps=1)
-    await served.open(*"abcde")
-    stream = await bound(served, *"abcde")
-    for number in range(5):
-        stream.receive(step(number, session=number).SerializeToString())
-    assert stream.is_full
-    read_on = asyncio.create_task(stream.room())
-    answered = []
-    while not read_on.done():
-        answered.append(pb.StreamResponse.FromString(await stream.next_message()).request_id)
-        await asyncio.sleep(0)
-    assert not stream.is_full
-    assert answered[:2] == [4, 0]
-
-
-async def test_streams_refused_together_are_read_on_one_by_one():
-    """With some steps still queued the one that waited longest goes first; with none all do."""
+async def test_streams_refused_for_a_full_queue_are_read_on_in_turn_as_there_is_room():
+    """The front reads them no further meanwhile; each step done makes room for one, which takes it."""
     served = Served(max_queue_steps=4, max_batch_steps=1)
     await served.open(*"abcdefg")
-    first, second, third = [await bound(served, *"abcdefg") for _ in range(3)]
+    first, *others = [await bound(served, *"abcdefg") for _ in range(4)]
     for number in range(4):
         first.receive(step(number, session=number).SerializeToString())
-    second.receive(step(4, session=4).SerializeToString())
-    third.receive(step(5, session=5).SerializeToString())
-    assert [stream.is_full for stream in (first, second, third)] == [False, True, True]
+    for number, stream in enumerate(others, 4):
+        stream.receive(step(number, session=number).SerializeToString())
+    assert [stream.is_full for stream in (first, *others)] == [False, True, True, True]
     seen = []
-    while third.is_full:
-        await asyncio.sleep(0)
-        seen.append(second.is_full)
-    assert not second.is_full
-    assert seen.count(False) > 1
+    for number in range(3):
+        assert pb.StreamResponse.FromString(await first.next_message()).request_id == number
+        seen.append([stream.is_full for stream in others])
+        others[number].receive(step(9, session=4 + number).SerializeToString())
+    assert seen == [[False, True, True], [False, False, True], [False, False, False]]
+
+
+async def test_an_idle_queue_holds_nobody_up():
+    """Even a message larger than what is free of the queue is read on once nothing is queued."""
+    served = Served(max_queue_steps=2, max_batch_steps=8)
+    await served.open(*"abcd")
+    stream, other = await bound(served, *"abcd"), await bound(served, *"abcd")
+    stream.receive(step(1, session=0).SerializeToString())
+    frame = pb.StreamRequest(frame=pb.Frame(session_ids=list("bcd"), x_raw=bytes(24)))
+    for _ in range(2):
+        other.receive(frame.SerializeToString())
+    assert other.is_full
+    await stream.next_message()
+    assert not other.is_full
 
 
 async def test_a_stream_that_is_gone_may_still_be_told_of_room():
