@@ -4,7 +4,7 @@ from collections import deque
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -27,6 +27,24 @@ class WatchedScheduler(Scheduler):
         """Ends work."""
         self.on_end(work)
         super().finish(work)
+
+    def finish_steps(self, steps):
+        """Ends steps."""
+        for step in steps:
+            self.on_end(step)
+        super().finish_steps(steps)
+
+
+def long_steps(batch):
+    """Returns the steps that a batch's long part may run at most."""
+    return sum(len(piece.entries) * piece.length for piece in batch.pieces if piece.block.is_long)
+
+
+def block_of(counts):
+    """Returns a block with counts[slot] steps for each slot."""
+    slots, steps = np.array(list(counts)), np.array(list(counts.values()))
+    x = np.zeros((int(steps.sum()), 1), np.float32)
+    return Block(slots, slots * 0, steps, x, None, slots * 0 - 1, 1, True, 0, print)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -70,9 +88,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(counts=st.dictionaries(SLOTS, st.integers(1, 9), min_size=1))
     def submit_block(self, counts):
         """A block over some sessions comes."""
-        slots, steps = np.array(list(counts)), np.array(list(counts.values()))
-        x = np.zeros((int(steps.sum()), 1), np.float32)
-        work = Block(slots, slots * 0, steps, x, None, slots * 0 - 1, 1, True, 0, print)
+        work = block_of(counts)
         self.rows[work] = [[] for _ in counts]
         self.submit(work, counts)
 
@@ -104,8 +120,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def finish_batch(self):
         """Does what the engine does after a call."""
         batch, self.batch = self.batch, None
-        for work in [*batch.controls, *batch.steps]:
-            self.policy.finish(work)
+        for control in batch.controls:
+            self.policy.finish(control)
+        self.policy.finish_steps(batch.steps)
         for piece in batch.pieces:
             if not self.policy.advance(piece.block):
                 self.policy.finish(piece.block)
@@ -115,7 +132,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def check_batch(self, batch: Batch):
         """No session twice, only firsts, bounded, and rows of blocks end to end."""
         works = [*batch.controls, *batch.steps, *(piece.block for piece in batch.pieces)]
-        assert len(batch.steps) <= BATCH
+        framed = sum(len(piece.entries) for piece in batch.pieces if not piece.block.is_long)
+        assert len(batch.steps) + framed <= BATCH
+        assert long_steps(batch) <= BATCH
         taken = []
         for work in works:
             slots = work.slots.tolist() if isinstance(work, Block) else [work.slot]
@@ -126,7 +145,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         for piece in batch.pieces:
             assert 1 <= piece.length <= PIECE
             assert len(piece.entries)
-            assert piece.length == 1 or len(piece.entries) * piece.length <= BATCH
             for entry in piece.entries.tolist():
                 rows = self.rows[piece.block][entry]
                 assert len(rows) == piece.offset, "a row lost or run twice"
@@ -165,3 +183,85 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 SchedulerMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestScheduler = SchedulerMachine.TestCase
+
+
+@given(
+    lengths=st.lists(st.lists(st.integers(2, 60), min_size=1, max_size=20), max_size=8),
+    max_batch=st.integers(1, 24),
+    max_piece=st.integers(1, 9),
+    arrivals=st.lists(st.integers(0, 3), min_size=1, max_size=40),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_single_step_is_in_the_very_next_batch(lengths, max_batch, max_piece, arrivals):
+    """Whatever long inputs wait or have begun: none holds up a step, outgrows its bound, or starves."""
+    num_long = sum(len(entries) for entries in lengths)
+    policy = Scheduler(num_long + 3, 10**6, max_batch, max_piece)
+    free, waited = iter(range(3, num_long + 3)), {}  # batches since each long input last ran, until it ends
+    for entries in lengths:
+        block = block_of({next(free): length for length in entries})
+        policy.submit(block)
+        waited[block] = 0
+    for number in range(num_long * 60 + len(arrivals)):
+        steps = [
+            Step(slot, 0, b"", 0, INDEX_NEXT, 0, print)
+            for slot in range(min(max_batch, arrivals[number] if number < len(arrivals) else 0))
+        ]
+        for step in steps:
+            policy.submit(step)
+        if not policy.has_ready:
+            break
+        batch = policy.schedule()
+        assert batch.steps == steps
+        assert long_steps(batch) <= max_batch
+        assert all(piece.length <= max_piece for piece in batch.pieces)
+        ran = {piece.block for piece in batch.pieces}
+        waited = {block: 0 if block in ran else turns + 1 for block, turns in waited.items()}
+        assert all(turns <= len(lengths) for turns in waited.values()), "a long input starves"
+        policy.finish_steps(batch.steps)
+        for piece in batch.pieces:
+            if not policy.advance(piece.block):
+                policy.finish(piece.block)
+                del waited[piece.block]
+    assert not policy.has_ready
+    assert policy.num_queued_steps == 0
+
+
+WORKS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["step", "control", "block"])), max_size=12)
+
+
+@given(WORKS, st.lists(st.integers(0, 11), max_size=3))
+@settings(max_examples=150, deadline=None)
+def test_steps_ended_together_are_steps_ended_one_by_one(works, gone):
+    """What is ready after it, its order, what is busy and how much waits are the same."""
+
+    def served(is_together):
+        policy, order, named = Scheduler(4, 100, 3, 2), [], {}
+        for number, (slot, kind) in enumerate(works):
+            if kind == "block":
+                work = block_of({slot: 1, (slot + 1) % 4: 2})
+            elif kind == "control":
+                work = Control(slot, 0, print, 0, print)
+            else:
+                work = Step(slot, 0, b"", 0, INDEX_NEXT, 0, print)
+            named[work] = number
+            policy.submit(work)
+            if number in gone:
+                policy.withdraw(work)
+        while policy.has_ready:
+            batch = policy.schedule()
+            order.append([named[work] for work in [*batch.controls, *batch.steps]])
+            order.append([(named[piece.block], piece.offset) for piece in batch.pieces])
+            for control in batch.controls:
+                policy.finish(control)
+            if is_together:
+                policy.finish_steps(batch.steps)
+            else:
+                for step in batch.steps:
+                    policy.finish(step)
+            for piece in batch.pieces:
+                if not policy.advance(piece.block):
+                    policy.finish(piece.block)
+            order.append((policy.num_queued_steps, [policy.is_busy(slot) for slot in range(4)]))
+        return order
+
+    assert served(is_together=True) == served(is_together=False)

@@ -43,8 +43,9 @@ def submit(policy, *works):
 
 def finish(policy, batch):
     """Ends a batch as the engine does."""
-    for work in [*batch.controls, *batch.steps]:
+    for work in batch.controls:
         policy.finish(work)
+    policy.finish_steps(batch.steps)
     for piece in batch.pieces:
         if not policy.advance(piece.block):
             policy.finish(piece.block)
@@ -121,6 +122,18 @@ def test_two_blocks_in_opposite_order_do_not_wait_for_each_other():
     assert lanes.leave(first) == [second]
 
 
+def test_steps_leave_their_lanes_together():
+    """Lanes where nobody waits are free, the others give way to their next work, in the steps' order."""
+    lanes, steps = Lanes(5), [step(slot) for slot in (3, 0, 1)]
+    both, behind, last = block({0: 1, 1: 1}), step(3), step(1)
+    assert [lanes.enter(work) for work in [*steps, behind, both, last]] == [True] * 3 + [False] * 3
+    assert lanes.leave_all(steps) == [behind, both]
+    assert [lanes.is_taken(slot) for slot in range(5)] == [True, True, False, True, False]
+    assert lanes.leave(both) == [last]
+    assert lanes.leave_all([behind, last]) == []
+    assert not any(lanes.is_taken(slot) for slot in range(5))
+
+
 # -- Batches -----------------------------------------------------------------------------------------
 
 
@@ -186,6 +199,47 @@ def test_steps_beyond_the_largest_batch_go_into_the_next():
         served += batch.steps
         finish(policy, batch)
     assert (sizes, served) == ([8, 8, 4], works)
+
+
+def test_steps_and_frames_share_a_batch_by_halves():
+    """Neither keeps the other out, whichever came first; room that one leaves is the other's."""
+    policy = scheduler(batch=8)
+    steps, frame = [step(slot) for slot in range(20)], block(dict.fromkeys(range(20, 30), 1))
+    submit(policy, *steps, frame)
+    sizes = []
+    while policy.has_ready:
+        batch = policy.schedule()
+        sizes.append((len(batch.steps), sum(len(piece.entries) for piece in batch.pieces)))
+        finish(policy, batch)
+    assert sizes == [(4, 4), (4, 4), (6, 2), (6, 0)]
+
+
+def test_a_long_input_takes_no_room_from_steps_and_frames():
+    """It has a cell call of its own, so both may be full in one iteration."""
+    policy, long = scheduler(batch=8, piece=4), block({30: 40, 31: 40})
+    steps, frame = [step(slot) for slot in range(4)], block(dict.fromkeys(range(20, 24), 1))
+    submit(policy, long, *steps, frame)
+    batch = policy.schedule()
+    assert batch.steps == steps
+    assert [(piece.block, len(piece.entries), piece.length) for piece in batch.pieces] == [
+        (long, 2, 4), (frame, 4, 1),
+    ]  # fmt: skip
+
+
+def test_a_block_without_room_holds_up_none_that_has():
+    """It waits for its turn, at the front, while those behind it that fit go on."""
+    policy = scheduler(batch=4, piece=4)
+    first, second = block(dict.fromkeys(range(4), 1)), block(dict.fromkeys(range(4, 8), 1))
+    wide, long, longer = block(dict.fromkeys(range(8, 12), 3)), block({12: 8}), block({13: 5})
+    submit(policy, first, second, wide, long)
+    batch = policy.schedule()
+    assert [piece.block for piece in batch.pieces] == [first, wide]
+    finish(policy, batch)
+    policy.submit(longer)
+    batch = policy.schedule()
+    assert [piece.block for piece in batch.pieces] == [second, long]
+    finish(policy, batch)
+    assert [piece.block for piece in policy.schedule().pieces] == [wide]
 
 
 def test_controls_keep_their_place_in_the_lane():
