@@ -1,8 +1,8 @@
 """The runner on CUDA against the one on the CPU; skipped where there is no GPU. `make test ARGS='-m gpu'`.
 
 Predictions are compared in scaled units, the model's own: |difference| <= 1e-5 + 1e-5 |prediction|, from the
-first step to the thousandth; a prediction is 2 to 4 on average. Sums in another order and another sigmoid cannot
-agree to the bit. What that may come to was measured on the CPU with the shipped models:
+first step to the thousandth; a prediction is 2 to 4 on average. Sums in another order and another sigmoid
+cannot agree to the bit. What that may come to was measured on the CPU with the shipped models:
 
 * float32 stays within 7e-7 of float64 over 1,000 steps;
 * with the state shaken by 2e-6 of itself, some sixteen roundings, at every step, it stays within 9e-6, over
