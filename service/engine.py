@@ -8,7 +8,6 @@ comes in as Step, Block or Control and its `on_done` goes out.
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 from service import columns as columns_of
 from service import errors, faults
@@ -18,22 +17,12 @@ from service.config import Config
 from service.errors import StreamcellError
 from service.manifest import Manifest
 from service.metrics import ModelMetrics
-from service.pace import TICK_SECONDS, Pace
+from service.pace import Loop, Pacer
 from service.runner import Runner
 from service.scheduler import Piece, Scheduler
 from service.sessions import Float32s, Sessions
 from service.slots import Slots
 from service.work import AnyWork, Block, Control, Phase, Step
-
-
-class Loop(Protocol):
-    """What the engine needs of an event loop."""
-
-    def call_soon(self, function: Callable[[], None], /) -> object:
-        """Runs a function after what is already due."""
-
-    def call_later(self, delay: float, function: Callable[[], None], /) -> object:
-        """Runs a function in `delay` seconds."""
 
 
 class Engine:
@@ -68,12 +57,9 @@ class Engine:
         self._admission = Admission(self.sessions, manifest)
         self._runner = runner
         self._metrics = metrics
-        self._loop = loop
-        self._pace = Pace(round(settings.max_hold_seconds / TICK_SECONDS))
+        self._pacer = Pacer(loop, settings.max_hold_seconds, self._num_queued, self.iterate)
         self._clock = clock
-        self._is_due = False  # whether an iteration is on its way
         self._waiting_for_room: deque[tuple[int, Callable[[], None]]] = deque()
-        self._is_urgent = False  # whether it is for work that is not to be held
         self._num_inputs = len(manifest.inputs)
         self.row = struct.Struct(f"<{self._num_inputs}f")
         """The bytes of one input row."""
@@ -144,6 +130,14 @@ class Engine:
         """Returns the engine's time, monotonic ns: what work says it arrived at."""
         return self._clock()
 
+    def check_room(self, num_steps: int) -> None:
+        """Checks that so many steps may be queued, before the work is made of a message.
+
+        Raises:
+            StreamcellError: OVERLOADED.
+        """
+        self._scheduler.check_room(num_steps)
+
     def submit(self, work: AnyWork) -> None:
         """Queues work for an iteration soon; `work.on_done` is called when it is done, unless withdrawn.
 
@@ -151,10 +145,7 @@ class Engine:
             StreamcellError: OVERLOADED, and nothing is queued.
         """
         self._scheduler.submit(work)
-        if not work.may_be_held:
-            self._is_urgent = True
-        if not self._is_due:
-            self._wake()
+        self._pacer.wake(work.may_be_held)
 
     def when_room(self, num_steps: int, function: Callable[[], None]) -> None:
         """Calls a function once, in its turn, when the queue has room for as many steps as were refused."""
@@ -164,27 +155,13 @@ class Engine:
         """Takes back work that has not begun; tells whether it could. Nothing moves by withdrawn work."""
         return self._scheduler.withdraw(work)
 
-    def _wake(self) -> None:
-        self._is_due = True
-        self._loop.call_soon(self._begin)
-
-    def _begin(self) -> None:
-        if not self._is_urgent and self._pace.begin(self._scheduler.num_queued_steps):
-            self._loop.call_later(TICK_SECONDS, self._tick)
-        else:
-            self.iterate()
-
-    def _tick(self) -> None:
-        if self._pace.goes_on(self._scheduler.num_queued_steps) and not self._is_urgent:
-            self._loop.call_later(TICK_SECONDS, self._tick)
-        else:
-            self.iterate()
+    def _num_queued(self) -> int:
+        return self._scheduler.num_queued_steps
 
     # -- An iteration ------------------------------------------------------------------------------
 
     def iterate(self) -> None:
         """Schedules a batch, runs it and commits it; asks for the next iteration if work is left."""
-        self._is_due = self._is_urgent = False
         batch = self._scheduler.schedule()
         now = self._clock()
         self._run_controls(batch.controls)
@@ -198,9 +175,7 @@ class Engine:
         if self._waiting_for_room:
             self._tell_of_room()
         if self._scheduler.has_ready:
-            self._is_urgent = True
-            if not self._is_due:
-                self._wake()
+            self._pacer.wake()
 
     def _tell_of_room(self) -> None:
         """Tells as many as there is room for: all at once would fill the queue, and most be refused again."""

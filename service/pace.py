@@ -1,10 +1,14 @@
-"""Whether an iteration is held back for a moment, so that more steps can join it. Pure policy over counts.
+"""When iterations run: soon after they are asked for, or held back for a moment so that more steps can join.
 
 A server library may hand over unary calls one at a time, a turn of the loop for each; iterations then run for
 one step each however many callers wait, and every step pays their fixed price. Holding an iteration for some
 ticks lets the calls come in. But a step that is alone would wait for nobody. So holding is tried now and
 then, and kept up only while it pays: while at least four times as many steps run for it (docs/adr/0004).
+Does not know what an iteration does.
 """
+
+from collections.abc import Callable
+from typing import Protocol
 
 TICK_SECONDS = 0.001  # the resolution of the event loop's timers
 _PAYS_FACTOR = 4
@@ -50,3 +54,62 @@ class Pace:
             self._misses += 1
             self._is_paying = self._is_paying and self._misses < _MAX_MISSES
         return False
+
+
+class Loop(Protocol):
+    """What is needed of an event loop."""
+
+    def call_soon(self, function: Callable[[], None], /) -> object:
+        """Runs a function after what is already due."""
+
+    def call_later(self, delay: float, function: Callable[[], None], /) -> object:
+        """Runs a function in `delay` seconds."""
+
+
+class Pacer:
+    """Asks an event loop for one engine's iterations.
+
+    Args:
+        loop: runs them, all on one thread.
+        max_hold_seconds: the longest that an iteration is held; 0 for never.
+        num_steps: tells how many steps wait.
+        iterate: runs an iteration.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        max_hold_seconds: float,
+        num_steps: Callable[[], int],
+        iterate: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._pace = Pace(round(max_hold_seconds / TICK_SECONDS))
+        self._num_steps = num_steps
+        self._iterate = iterate
+        self._is_due = False  # whether an iteration is on its way
+        self._is_urgent = False  # whether it is for work that is not to be held
+
+    def wake(self, may_be_held: bool = False) -> None:
+        """Sees to it that an iteration comes soon."""
+        if not may_be_held:
+            self._is_urgent = True
+        if not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self._begin)
+
+    def _begin(self) -> None:
+        if not self._is_urgent and self._pace.begin(self._num_steps()):
+            self._loop.call_later(TICK_SECONDS, self._tick)
+        else:
+            self._run()
+
+    def _tick(self) -> None:
+        if self._pace.goes_on(self._num_steps()) and not self._is_urgent:
+            self._loop.call_later(TICK_SECONDS, self._tick)
+        else:
+            self._run()
+
+    def _run(self) -> None:
+        self._is_due = self._is_urgent = False
+        self._iterate()

@@ -140,17 +140,24 @@ class Scheduler:
         """Tells whether work of a session is queued or running."""
         return self._lanes.is_taken(slot)
 
+    def check_room(self, num_steps: int) -> None:
+        """Checks that so many steps may be queued.
+
+        Raises:
+            StreamcellError: OVERLOADED.
+        """
+        # An empty queue takes anything that a message may hold, else that message could never be served.
+        if self.num_queued_steps + num_steps > self._max_queue_steps and self.num_queued_steps:
+            raise overloaded(self.num_queued_steps, _RETRY_SECONDS)
+
     def submit(self, work: AnyWork) -> None:
         """Queues work behind earlier work of its sessions.
 
         Raises:
             StreamcellError: OVERLOADED, and nothing is queued.
         """
-        queued = self.num_queued_steps + work.num_steps
-        # An empty queue takes anything that a message may hold, else that message could never be served.
-        if queued > self._max_queue_steps and self.num_queued_steps:
-            raise overloaded(self.num_queued_steps, _RETRY_SECONDS)
-        self.num_queued_steps = queued
+        self.check_room(work.num_steps)
+        self.num_queued_steps += work.num_steps
         if self._lanes.enter(work):
             self._make_ready(work)
 

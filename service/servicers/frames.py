@@ -6,6 +6,7 @@ import numpy as np
 from streamcell.v1 import streamcell_pb2 as pb
 
 from service import errors
+from service.engine import Engine
 from service.errors import StreamcellError
 from service.servicers import convert
 from service.servicers.bindings import Bindings, Selection
@@ -20,6 +21,8 @@ class FrameWork:
         frame: the request.
         bindings: the stream's bound sessions.
         max_steps: most steps of a frame.
+        check_room: raises OVERLOADED if an engine has no room for so many steps; called before the values are
+            looked at, as what is not to run should cost little.
         on_done: called when the block is done.
 
     Raises:
@@ -27,12 +30,18 @@ class FrameWork:
     """
 
     def __init__(
-        self, frame: pb.Frame, bindings: Bindings, max_steps: int, on_done: Callable[[Block], None]
+        self,
+        frame: pb.Frame,
+        bindings: Bindings,
+        max_steps: int,
+        check_room: Callable[[Engine, int], None],
+        on_done: Callable[[Block], None],
     ) -> None:
         self.selection = _selection(frame, bindings)
         self.engine = self.selection.engine
         self._counts = _counts(frame, self.selection.count, max_steps)
         num_rows = int(self._counts.sum())
+        check_room(self.engine, num_rows)
         x = _inputs(frame, self.selection, num_rows)
         times = convert.times("time_raw", frame.time_raw, (), num_rows)
         indexes = _indexes(frame, self.selection.count)

@@ -122,18 +122,28 @@ class StepStream:
             self._send(request_id, frame=frame.response())
             self._ended(work)
 
-        frame = FrameWork(request, self._bindings, self._max_steps, on_done)
+        frame = FrameWork(request, self._bindings, self._max_steps, self._check_room, on_done)
         self._submit(frame.engine, frame.block)
 
     def _submit(self, engine: Engine, work: AnyWork) -> None:
         try:
             engine.submit(work)
         except StreamcellError:
-            # Overloaded. To read on, only to refuse, would cost what the steps in the queue need.
-            self._stream.pause()
-            engine.when_room(work.num_steps, self._stream.resume)
+            self._wait_for_room(engine, work.num_steps)
             raise
         self._under_way[work] = engine
+
+    def _check_room(self, engine: Engine, num_steps: int) -> None:
+        try:
+            engine.check_room(num_steps)
+        except StreamcellError:
+            self._wait_for_room(engine, num_steps)
+            raise
+
+    def _wait_for_room(self, engine: Engine, num_steps: int) -> None:
+        # To read on, only to refuse, would take time that the steps in the queue need.
+        self._stream.pause()
+        engine.when_room(num_steps, self._stream.resume)
 
     # -- Answers -----------------------------------------------------------------------------------
 
