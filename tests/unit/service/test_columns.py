@@ -62,6 +62,29 @@ def test_single_steps_are_columns_one_step_wide(admission):
     assert found.given_times.tolist() == [[10], [20]]
 
 
+def test_a_model_without_time_gets_none():
+    """Whatever times the steps say, the model and the fingerprints get zeros; as with any one block."""
+    plain = Admission(Sessions(8, 2, 2, 3), parse(fakes.recurrence().manifest.text))
+    for steps, pieces in (
+        ([step(3, [1, 2], 10), step(0, [3, 4], 20)], []),
+        ([step(3, [1, 2], 10)], [piece(block([5], [rows(1)], times=[100]), [0], 0, 1)]),
+    ):
+        found = columns_of.gather(steps, pieces, plain, 2)
+        assert found.times.tolist() == found.given_times.tolist() == [[0], [0]]
+
+
+def test_columns_do_not_change_with_their_sources(admission):
+    """Torch may write to a call's inputs: neither a step's bytes nor a block's rows are its memory."""
+    one, work = step(3, [1, 2], 10), block([5, 6], [rows(1), rows(2)], times=[1, 2])
+    for steps, pieces in (([one], []), ([], [piece(work, [0, 1], 0, 1)])):
+        found = columns_of.gather(steps, pieces, admission, 2)
+        assert found.x.flags.writeable
+        found.x[:] = 9
+        found.slots[:] = 7
+    assert np.frombuffer(one.x, np.float32).tolist() == [1, 2]
+    assert (work.x.tolist(), work.slots.tolist()) == ([[1, 1], [2, 2]], [5, 6])
+
+
 def test_pieces_stand_behind_the_steps(admission):
     """A call of steps and one-step pieces has the steps first, then each piece's entries."""
     work = block([5, 6], [rows(1, 2), rows(3, 4)], times=[100, 101, 102, 103])
@@ -100,6 +123,48 @@ def test_entries_without_rows_left_are_left_out(admission):
     assert found.x[:, 0, 0].tolist() == [1, 3]
 
 
+def test_of_a_frame_entries_failed_or_repeated_before_are_left_out(admission):
+    """The others keep slot, row, time and place in the results; those left out keep what they had."""
+    work = block([4, 5, 6, 7], [rows(1), rows(2), rows(3), rows(4)], times=[10, 20, 30, 40])
+    work.y[1] = [8, 8]  # a repeat: answered, and taken off its entry
+    work.starts[1] += 1
+    work.totals[1] -= 1
+    work.fail(2, columns_of.out_of_range("x"))
+    found = columns_of.gather([], [piece(work, [0, 1, 2, 3], 0, 1)], admission, 2)
+    assert found.slots.tolist() == [4, 7]
+    assert found.lengths.tolist() == [1, 1]
+    assert found.x.tolist() == [[[1, 1]], [[4, 4]]]
+    assert (found.times.tolist(), found.given_times.tolist()) == ([[10], [40]], [[10], [40]])
+    columns_of.hand_back(found, np.array([[[1, 2]], [[3, 4]]], np.float32), np.array([True, True]))
+    assert work.y[[0, 1, 3]].tolist() == [[1, 2], [8, 8], [3, 4]]
+    assert np.isnan(work.y[2]).all()
+    assert work.num_applied.tolist() == [1, 0, 0, 1]
+    assert list(work.errors) == [2]
+
+
+def test_a_group_of_a_frame_is_its_own_entries(admission):
+    """A frame cut in groups runs each entry's own row, from wherever the group begins."""
+    work = block([4, 5, 6, 7], [rows(1), rows(2), rows(3), rows(4)], times=[10, 20, 30, 40])
+    found = columns_of.gather([], [piece(work, [2, 3], 0, 1)], admission, 2)
+    assert (found.slots.tolist(), found.x[:, 0, 0].tolist()) == ([6, 7], [3, 4])
+    columns_of.hand_back(found, np.array([[[1, 2]], [[3, 4]]], np.float32), np.array([True, True]))
+    assert work.y[2:].tolist() == [[1, 2], [3, 4]]
+    assert np.isnan(work.y[:2]).all()
+    assert work.num_applied.tolist() == [0, 0, 1, 1]
+
+
+def test_a_frame_of_which_nothing_is_left_is_no_part(admission):
+    """Beside others it takes no row; alone there is no call."""
+    gone, work = block([4], [rows(1)]), block([5], [rows(2)])
+    gone.fail(0, columns_of.out_of_range("x"))
+    found = columns_of.gather(
+        [step(3, [1, 2], 10)], [piece(gone, [0], 0, 1), piece(work, [0], 0, 1)], admission, 2
+    )
+    assert found.slots.tolist() == [3, 5]
+    assert [part.piece.block for part in found.parts] == [work]
+    assert columns_of.gather([], [piece(gone, [0], 0, 1)], admission, 2) is None
+
+
 def test_rows_known_before_shift_a_piece(admission):
     """What was taken off an entry's front is not run again."""
     work = block([5], [rows(1, 2, 3, 4, 5)])
@@ -133,6 +198,19 @@ def test_results_of_long_pieces_fill_their_lengths(admission):
     assert first.y.tolist() == [[0, 1], [2, 3], [6, 7]]
     assert second.y.tolist() == [[12, 13], [14, 15], [16, 17]]
     assert (first.num_applied.tolist(), second.num_applied.tolist()) == ([2, 1], [3])
+
+
+def test_a_frame_of_which_one_row_is_not_applied(admission):
+    """The others get theirs all the same, each in its place, though another frame was applied as a whole."""
+    first, second = block([4, 5], [rows(1), rows(2)]), block([6, 7], [rows(3), rows(4)])
+    found = columns_of.gather([], [piece(first, [0, 1], 0, 1), piece(second, [0, 1], 0, 1)], admission, 2)
+    y = np.arange(8, dtype=np.float32).reshape(4, 1, 2)
+    columns_of.hand_back(found, y, np.array([True, True, False, True]))
+    assert first.y.tolist() == [[0, 1], [2, 3]]
+    assert (first.errors, first.num_applied.tolist()) == ({}, [1, 1])
+    assert second.y[1].tolist() == [6, 7]
+    assert np.isnan(second.y[0]).all()
+    assert (list(second.errors), second.num_applied.tolist()) == ([0], [0, 1])
 
 
 def test_predictions_are_exact_floats(admission):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.errors import Reason, StreamcellError
-from service.work import Phase
+from service.work import INDEX_NEXT, Block, Control, Phase, Step, Work
 from tests import fakes
 from tests.fakes import FAULT, FAULT_TEXT, INTERVAL_NS, Alone, Rig, bits
 
@@ -22,6 +22,11 @@ def rig():
 def random_x(*shape):
     """Returns inputs of no particular pattern."""
     return np.random.default_rng(5).standard_normal((*shape, 2)).astype(np.float32)
+
+
+def turn(rig):
+    """Takes one turn of the loop."""
+    rig.turns.due.popleft()()
 
 
 # -- Exact bits --------------------------------------------------------------------------------------
@@ -359,6 +364,211 @@ def test_forecasts_leave_the_session_as_it_was(rig):
     assert rig.sample("streamcell_forecasts_total") == 2
 
 
+class Watched(fakes.Runner):
+    """Tells the slots of each cell call, and how many steps of them it applies."""
+
+    def __init__(self):
+        super().__init__(fakes.recurrence(), 64)
+        self.calls = []
+
+    def step(self, slots, *columns):
+        """Runs one step of each session."""
+        self.calls.append((slots.tolist(), len(slots)))
+        return super().step(slots, *columns)
+
+    def scan(self, slots, x, times, lengths):
+        """Runs several steps of each session."""
+        self.calls.append((slots.tolist(), int(lengths.sum())))
+        return super().scan(slots, x, times, lengths)
+
+
+def test_no_session_is_twice_in_an_iteration():
+    """However much of a session waits, and in whichever forms, the calls of an iteration have it once."""
+    rig = Rig(runner=Watched(), max_batch_steps=8)
+    slots = rig.open(*"abcdef")
+    for first in range(4):
+        for slot in slots:
+            rig.step(slot, [1, 1])
+        rig.block(slots[first:], [random_x(1)] * (6 - first))
+        rig.block(slots[: first + 1], [random_x(3 + first)] * (first + 1))
+        rig.step(slots[first], [1, 1])
+    most = 0
+    while rig.turns.due:
+        rig.runner.calls.clear()
+        rig.turns.due.popleft()()
+        taken = [slot for called, _ in rig.runner.calls for slot in called]
+        assert len(taken) == len(set(taken))
+        most = max(most, len(rig.runner.calls))
+    assert most == 2
+    assert all(work.error is None for work in rig.done)
+    assert len(rig.done) == 4 * 9
+
+
+def test_single_steps_get_in_between_long_inputs_in_any_number():
+    """Each iteration applies max_batch_steps steps of theirs at most, and a step asked for meanwhile."""
+    rig = Rig(runner=Watched(), max_batch_steps=16, max_piece_steps=4)
+    *slots, own = rig.open(*(f"s{number}" for number in range(41)))
+    for first in range(0, 40, 10):
+        rig.block(slots[first : first + 10], [random_x(2 + 7 * at) for at in range(10)])
+    rig.block(slots[39:], [random_x(90)])
+    longest = 0
+    while len([work for work in rig.done if isinstance(work, Block)]) < 5:
+        rig.runner.calls.clear()
+        step = rig.step(own, [1, 1])
+        turn(rig)
+        assert step.phase is Phase.DONE
+        (alone, *long) = rig.runner.calls
+        assert alone == ([own], 1)
+        assert sum(num_steps for _, num_steps in long) <= 16
+        longest = max(longest, *(num_steps for _, num_steps in long))
+    assert longest > 8
+    assert all(work.error is None for work in rig.done)
+
+
+def test_no_two_pieces_of_work_share_a_thing():
+    """What work begins with stands in its class: whatever becomes of one, another begins as the first did."""
+    begins = {kind: {**vars(Work), **vars(kind)} for kind in (Step, Block, Control)}
+    rig = Rig(replies_kept=2)
+    a, b, c = rig.open(*"abc")
+    untouched = Step(c, 0, b"", 0, INDEX_NEXT, 0, rig.done.append)
+    for index in (0, 0, 5):  # applied, repeated, refused
+        rig.step(a, [1, 1], index=index, may_be_held=True)
+    rig.step(b, [HUGE, 0])
+    rig.step(b, [HUGE, 0])
+    rig.block([a, b, c], [random_x(3)] * 3, [7, INDEX_NEXT, INDEX_NEXT])
+    rig.control(b, lambda _: 1 / 0)
+    rig.engine.withdraw(rig.step(a, [1, 1]))
+    rig.run()
+    assert {kind: {**vars(Work), **vars(kind)} for kind in begins} == begins
+    assert vars(untouched).keys() == {"slot", "generation", "x", "time", "index", "arrived_ns", "on_done"}
+    found = (untouched.error, untouched.phase, untouched.y, untouched.is_repeat, untouched.may_be_held)
+    assert found == (None, Phase.QUEUED, (), False, False)
+    steps = [work for work in rig.done if isinstance(work, Step)]
+    assert [(work.step_index, work.is_repeat, work.error is None, len(work.y)) for work in steps] == [
+        (0, False, True, 2), (0, False, True, 2), (0, True, True, 2), (1, False, False, 0),
+        (-1, False, False, 0),
+    ]  # fmt: skip
+
+
+# -- While an iteration is held ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def holding():
+    """An engine that holds its next iteration, if it may, and the slots of four sessions."""
+    rig = Rig(max_hold_seconds=0.003)
+    slots = rig.open(*"abcd")
+    for _ in range(511):  # only now and then does it try
+        rig.step(slots[0], [0, 0], may_be_held=True)
+        rig.run()
+    rig.control(slots[0], rig.engine.reset)
+    rig.run()
+    rig.done.clear()
+    return rig, slots
+
+
+def held(rig, slots):
+    """Submits steps that may be held, and sees that they are."""
+    steps = [rig.step(slot, [1, 1], may_be_held=True) for slot in slots]
+    turn(rig)
+    assert rig.done == []
+    return steps
+
+
+def test_a_held_step_can_be_withdrawn(holding):
+    """It has not begun: nothing moves by it, and those held with it are answered."""
+    rig, slots = holding
+    steps = held(rig, slots[:3])
+    assert rig.engine.withdraw(steps[1])
+    rig.run()
+    assert rig.done == [steps[0], steps[2]]
+    assert rig.engine.sessions.next_step[slots].tolist() == [1, 0, 1, 0]
+    assert rig.engine.is_idle
+
+
+def test_all_that_is_held_can_be_withdrawn(holding):
+    """Then the iteration has nothing to do; the next one is asked for anew."""
+    rig, slots = holding
+    for step in held(rig, slots):
+        assert rig.engine.withdraw(step)
+    rig.run()
+    assert (rig.done, rig.engine.is_idle, len(rig.turns.due)) == ([], True, 0)
+    step = rig.step(slots[0], [1, 1], may_be_held=True)
+    rig.run()
+    assert rig.done == [step]
+    assert step.step_index == 0
+
+
+def test_a_control_ends_the_wait_and_keeps_its_place(holding):
+    """A look sees the held step applied, a close ends the session behind it; both by the next tick."""
+    rig, slots = holding
+    (step,) = held(rig, slots[:1])
+    look = rig.control(slots[0], lambda slot: int(rig.engine.sessions.next_step[slot]))
+    close = rig.control(slots[0], rig.engine.close)
+    beside = rig.control(slots[1], rig.engine.close)
+    late = rig.step(slots[0], [1, 1], may_be_held=True)
+    turn(rig)
+    assert rig.done == [beside, step]
+    assert rig.turns.num_delays == 1
+    rig.run()
+    assert rig.done == [beside, step, look, close, late]
+    assert (look.result, close.result, beside.result) == (1, 1, 0)
+    assert late.error.reason is Reason.SESSION_NOT_FOUND
+    assert rig.turns.num_delays == 1
+
+
+def test_a_step_behind_a_held_one_is_not_held_again(holding):
+    """Work left over by an iteration goes on at once, also where holding pays."""
+    rig, slots = holding
+    first, *others = [
+        *held(rig, slots[:1]),
+        *(rig.step(slot, [1, 1], may_be_held=True) for slot in slots[1:]),
+    ]
+    behind = rig.step(slots[0], [1, 1], may_be_held=True)
+    turn(rig)
+    turn(rig)
+    assert rig.done == [first, *others]
+    turn(rig)
+    assert rig.done == [first, *others, behind]
+    num_delays = rig.turns.num_delays
+    held_again = rig.step(slots[0], [1, 1], may_be_held=True)
+    rig.run()
+    assert rig.turns.num_delays > num_delays
+    assert rig.done[-1] is held_again
+
+
+def test_an_engine_that_holds_is_not_idle(holding):
+    """So that a drain waits for it, and no session with a held step expires."""
+    rig, slots = holding
+    (step,) = held(rig, slots[:1])
+    assert not rig.engine.is_idle
+    rig.clock.now_ns += 1000
+    rig.engine.expire_idle(5)
+    assert [rig.engine.sessions.find(f"\0{name}") for name in "ab"] == [slots[0], None]
+    rig.run()
+    assert rig.done == [step]
+    assert step.error is None
+    assert rig.engine.is_idle
+
+
+def test_what_is_held_counts_in_the_queue():
+    """A full queue says so at once, held or not."""
+    rig = Rig(max_hold_seconds=0.003, max_queue_steps=2)
+    slots = rig.open(*"abc")
+    for _ in range(511):
+        rig.step(slots[0], [0, 0], may_be_held=True)
+        rig.run()
+    rig.done.clear()
+    steps = held(rig, slots[:2])
+    for may_be_held in (True, False):
+        with pytest.raises(StreamcellError) as caught:
+            rig.step(slots[2], [1, 1], may_be_held=may_be_held)
+        assert caught.value.reason is Reason.OVERLOADED
+    assert len(rig.turns.due) == 1
+    rig.run()
+    assert rig.done == steps
+
+
 # -- Bounds ------------------------------------------------------------------------------------------
 
 
@@ -370,6 +580,7 @@ def test_a_full_queue_says_so_at_once():
     with pytest.raises(StreamcellError) as caught:
         rig.step(slots[3], [1, 1])
     assert caught.value.reason is Reason.OVERLOADED
+    assert caught.value.retry_delay_seconds > 0
     rig.run()
     assert rig.done == steps
     rig.step(slots[3], [1, 1])

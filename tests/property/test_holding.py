@@ -1,0 +1,106 @@
+"""Iterations held for company, whatever comes meanwhile: nobody waits for long, and nothing else changes."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service import pace
+from service.work import Control, Phase, Step
+from tests import fakes
+from tests.fakes import Alone, Rig, bits
+
+MAX_TICKS, NUM_SESSIONS = 3, 5
+MODEL = fakes.recurrence()
+RUNNER = fakes.Runner(MODEL, 64)
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["held", "held", "held", "step", "frame", "control", "withdraw", "turn", "turn"]),
+        st.integers(0, NUM_SESSIONS - 1),
+    ),
+    max_size=60,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def always_tried():
+    """Has every iteration held that may be, not one in hundreds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pace, "_TRY_EVERY", 1)
+        yield
+
+
+class Held:
+    """An engine whose unary calls are held, and what each session was asked, in order."""
+
+    def __init__(self):
+        self.rig = Rig(MODEL, RUNNER, max_hold_seconds=MAX_TICKS / 1000)
+        self.slots = self.rig.open(*(f"s{number}" for number in range(NUM_SESSIONS)))
+        self.lanes = {slot: [] for slot in self.slots}
+        self.turns_left = {}  # work that is first in its lane -> turns within which it must be done
+
+    def submit(self, kind, slot):
+        """Asks for a step, a frame of one entry, or a look."""
+        x = [float(len(self.lanes[slot])), 1.0]
+        # Withdrawn work is in its lane until an iteration passes over it.
+        is_first = self.rig.engine.is_idle or all(one.phase is Phase.DONE for one, _ in self.lanes[slot])
+        if kind == "frame":
+            work = self.rig.block([slot], [[x]])
+        elif kind == "control":
+            work = self.rig.control(slot, lambda at: int(self.rig.engine.sessions.next_step[at]))
+        else:
+            work = self.rig.step(slot, x, may_be_held=kind == "held")
+        if is_first:
+            self.turns_left[work] = 1 + MAX_TICKS if kind == "held" else 1
+        self.lanes[slot].append((work, x))
+
+    def withdraw(self, slot):
+        """Takes back the last that a session was asked, if that is still possible."""
+        if self.lanes[slot]:
+            self.rig.engine.withdraw(self.lanes[slot][-1][0])
+
+    def turn(self):
+        """Takes one turn of the loop, if one is due."""
+        if not self.rig.turns.due:
+            return
+        self.rig.turns.due.popleft()()
+        for work in list(self.turns_left):
+            self.turns_left[work] -= 1
+            if work.phase in (Phase.DONE, Phase.WITHDRAWN):
+                del self.turns_left[work]
+        assert all(self.turns_left.values()), "kept waiting for too long"
+
+    def check(self):
+        """Each session's work was done in order, withdrawn work aside, with the bits it has alone."""
+        done = {work: at for at, work in enumerate(self.rig.done)}
+        assert len(done) == len(self.rig.done)
+        for lane in self.lanes.values():
+            alone, order = Alone(MODEL), []
+            for work, x in lane:
+                assert (work in done) == (work.phase is Phase.DONE)
+                if work not in done:
+                    continue
+                order.append(done[work])
+                if isinstance(work, Control):
+                    assert work.result == alone.num_steps
+                else:
+                    assert bits(work.y if isinstance(work, Step) else work.y[0]) == alone.step(x)
+            assert order == sorted(order)
+
+
+@given(EVENTS)
+@settings(max_examples=150, deadline=None)
+def test_held_or_not_all_is_served_in_order_and_soon(events):
+    """A held call waits for some ticks at most, all else for the next turn; there is never a second timer."""
+    held = Held()
+    for kind, number in events:
+        if kind == "turn":
+            held.turn()
+        elif kind == "withdraw":
+            held.withdraw(held.slots[number])
+        else:
+            held.submit(kind, held.slots[number])
+        assert len(held.rig.turns.due) <= 1
+        assert held.rig.turns.due or held.rig.engine.is_idle
+    held.rig.run()
+    assert held.rig.engine.is_idle
+    held.check()
