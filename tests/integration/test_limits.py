@@ -86,6 +86,93 @@ async def test_a_full_queue_says_so_at_once_and_when_to_come_again(start):
         assert found.retry_delay_seconds > 0
 
 
+async def busy(peer, num_steps):
+    """Has a long history under way, of one session alone; returns the call."""
+    history = pb.PrimeRequest(
+        session_id=await peer.open(), x_raw=inputs(seed=5, num_steps=num_steps).tobytes(), step_index=0
+    )
+    priming = asyncio.ensure_future(peer.stub.Prime(history))
+    engine = next(engine for engine in peer.server.catalog.engines if engine.name == "mackey-glass")
+    async with asyncio.timeout(BOUND_SECONDS):
+        while engine.is_idle:
+            await peer.stub.ListModels(pb.ListModelsRequest())
+    return priming
+
+
+async def test_a_full_queue_refuses_calls_streams_and_frames_while_it_is_full(start):
+    """None waits for the history in the way to end; all are told when to come again, and served then."""
+    peer = await start(max_queue_steps=2, max_piece_steps=4)
+    session_id = await peer.open()
+    unary, streamed, framed = (
+        pb.StepRequest(session_id=session_id, x=[0.5]),
+        await peer.stream(session_id),
+        await peer.stream(session_id),
+    )
+    priming = await busy(peer, 20_000)
+    found = await refusal(peer.stub.Step(unary))
+    assert (found.code, found.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+    assert found.retry_delay_seconds > 0
+    requests = (
+        (streamed, pb.StreamRequest(step=pb.StepRequest(x=[0.5]))),
+        (framed, pb.StreamRequest(frame=pb.Frame(x_raw=inputs(seed=1, num_steps=1).tobytes()))),
+    )
+    for call, request in requests:
+        await call.write(request)
+        error = (await answer(call)).error
+        assert error.reason == "OVERLOADED"
+        assert error.retry_delay_seconds > 0
+    assert not priming.done()
+    assert (await priming).step_index == 19_999
+    assert (await peer.stub.Step(unary)).step_index == 0
+    for index, (call, request) in enumerate(requests, 1):
+        await call.write(request)
+        reply = await answer(call)
+        assert not reply.error.reason
+        if reply.WhichOneof("response") == "step":
+            assert reply.step.step_index == index
+        else:
+            assert np.frombuffer(reply.frame.step_index_raw, "<u8").tolist() == [index]
+
+
+async def test_single_steps_get_in_between_the_pieces_of_a_long_history(peer, mackey_glass):
+    """Steps of others are answered one after another while it is under way, with the bits they have alone."""
+    x = inputs(seed=6, num_steps=20)
+    session_id = await peer.open()
+    call = await peer.stream(await peer.open())
+    priming = await busy(peer, 60_000)
+    unary, streamed = [], []
+    for row in x:
+        unary.append((await peer.stub.Step(pb.StepRequest(session_id=session_id, x=row))).y)
+        await call.write(pb.StreamRequest(step=pb.StepRequest(x=row)))
+        streamed.append((await answer(call)).step.y)
+    assert not priming.done()
+    for y in (unary, streamed):
+        assert np.array_equal(np.array(y, np.float32), folded(mackey_glass, x))
+    assert (await priming).step_index == 59_999
+
+
+async def test_one_session_stepped_from_everywhere_at_once_moves_a_step_at_a_time(peer, mackey_glass):
+    """Streams, frames and calls of the same session share its batches never: each index is answered once."""
+    x = np.full((60, 1), 0.7, np.float32)  # the same input each time, so that no order is the wrong one
+    session_id = await peer.open()
+    stream, frames = await peer.stream(session_id), await peer.stream(session_id)
+    for row in x[:20]:
+        await stream.write(pb.StreamRequest(step=pb.StepRequest(x=row)))
+        await frames.write(pb.StreamRequest(frame=pb.Frame(x_raw=row.tobytes())))
+    calls = [peer.stub.Step(pb.StepRequest(session_id=session_id, x=row)) for row in x[40:]]
+    found = {}
+    for reply in [await answer(stream) for _ in range(20)]:
+        found[reply.step.step_index] = list(reply.step.y)
+    for frame in [(await answer(frames)).frame for _ in range(20)]:
+        (index,) = np.frombuffer(frame.step_index_raw, "<u8").tolist()
+        found[index] = np.frombuffer(frame.y_raw, np.float32).tolist()
+    for reply in await asyncio.gather(*calls):
+        found[reply.step_index] = list(reply.y)
+    assert sorted(found) == list(range(60))
+    y = np.array([found[index] for index in range(60)], np.float32)
+    assert np.array_equal(y, folded(mackey_glass, x))
+
+
 async def _raise(error):
     raise error
 

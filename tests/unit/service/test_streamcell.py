@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from streamcell.v1 import streamcell_pb2 as pb
 
+from service import pace
 from service.rpc import Call, Unary
 from tests import fakes
 from tests.fakes import FAULT, FAULT_TEXT, INTERVAL_NS, Alone, Served, bits, renamed, turn
@@ -316,6 +317,46 @@ async def test_a_draining_server_refuses_new_work_and_finishes_the_old(served):
     ):
         assert (await served.refused(name, request)).reason == "DRAINING"
     assert (await under_way).step_index == 39
+
+
+@pytest.fixture
+def always_held(monkeypatch):
+    """Has every iteration held that may be, for longer than a busy machine takes over a turn."""
+    monkeypatch.setattr(pace, "_TRY_EVERY", 1)
+    monkeypatch.setattr(pace, "TICK_SECONDS", 0.2)
+
+
+async def test_held_calls_are_answered_in_a_drain(always_held):
+    """A server on its way out does not drop who waits for company; later calls are DRAINING."""
+    served = Served(max_hold_seconds=0.2)
+    await served.open("a", "b")
+    calls = [asyncio.create_task(served.ask("Step", step(name))) for name in "ab"]
+    while served.engines[0].is_idle:
+        await turn()
+    served.catalog.is_draining = True
+    served.router.drain()
+    assert (await served.refused("Step", step("a"))).reason == "DRAINING"
+    assert not served.engines[0].is_idle
+    found = await asyncio.wait_for(asyncio.gather(*calls), 10)
+    assert [one.step_index for one in found] == [0, 0]
+    assert served.engines[0].is_idle
+
+
+async def test_a_call_cancelled_while_it_is_held_withdraws_its_step(always_held):
+    """Its session has not moved, and those held with it are answered."""
+    served = Served(max_hold_seconds=0.2)
+    await served.open("a", "b")
+    going, staying = (asyncio.create_task(served.ask("Step", step(name))) for name in "ab")
+    while served.engines[0].is_idle:
+        await turn()
+    await turn()
+    going.cancel()
+    assert (await asyncio.wait_for(staying, 10)).step_index == 0
+    with pytest.raises(asyncio.CancelledError):
+        await going
+    found = await served.ask("GetSession", pb.GetSessionRequest(session_id="a"))
+    assert found.session.next_step_index == 0
+    assert served.errors == []
 
 
 # -- Primes and forecasts ----------------------------------------------------------------------------
