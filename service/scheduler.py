@@ -227,37 +227,58 @@ class Scheduler:
 
     def _schedule_blocks(self, batch: Batch, frame_room: int) -> int:
         """Takes pieces of blocks, in turn, while there is room; returns how many sessions step once."""
-        long_room = self._max_batch_steps
         num_taken = 0
+        rows = length = 0  # of the long part, in which every row costs as much as the longest
         for _ in range(len(self._blocks)):
             block = self._blocks.popleft()
             if block.phase is Phase.WITHDRAWN:
                 self.finish(block)
                 continue
-            piece = self._cut(block, frame_room - num_taken, long_room)
+            if block.is_long:
+                piece = self._cut_long(block, rows, length)
+            else:
+                piece = self._cut_frame(block, frame_room - num_taken)
             if piece is None:
                 self._blocks.append(block)
                 continue
             block.phase = Phase.STARTED
             batch.pieces.append(piece)
             if block.is_long:
-                long_room -= len(piece.entries) * piece.length
+                rows, length = rows + len(piece.entries), max(length, piece.length)
             else:
                 num_taken += len(piece.entries)
         return num_taken
 
-    def _cut(self, block: Block, frame_room: int, long_room: int) -> Piece | None:
-        """Cuts the next piece from a block, None where it does not fit; a new group is as large as fits."""
-        is_first = block.stop <= block.cursor
-        room = long_room if block.is_long else frame_room
-        if is_first and room > 0:
-            block.stop = min(block.cursor + room, len(block.slots))
-            block.rows_done = 0
-        elif is_first or block.stop - block.cursor > room:
+    def _cut_frame(self, block: Block, room: int) -> Piece | None:
+        """Cuts as many entries of a frame as fit, None where none does."""
+        if room < 1:
             return None
-        totals = block.totals[block.cursor : block.stop]
+        return self._cut(block, min(block.cursor + room, len(block.slots)), 1)
+
+    def _cut_long(self, block: Block, rows: int, length: int) -> Piece | None:
+        """Cuts the next piece of a long input, None where it does not fit beside so many rows and steps.
+
+        It goes in whole or waits, and is first in the next batch: cut to what is left, short inputs would be
+        scanned a few at a time at the length of a long one.
+        """
+        most = self._max_batch_steps
+        stop, done = block.stop, block.rows_done
+        if stop <= block.cursor:
+            stop, done = min(block.cursor + most, len(block.slots)), 0
+        totals = block.totals[block.cursor : stop]
+        num_entries = int(np.count_nonzero(totals > done))
+        steps = min(int(totals.max()) - done, self._max_piece_steps, max(1, most // num_entries))
+        if rows and (rows + num_entries) * max(length, steps) > most:
+            return None
+        return self._cut(block, stop, steps)
+
+    @staticmethod
+    def _cut(block: Block, stop: int, length: int) -> Piece:
+        """Cuts `length` time steps of the entries up to `stop`, which form a group until all are done."""
+        is_first = block.stop <= block.cursor
+        if is_first:
+            block.stop, block.rows_done = stop, 0
         offset = block.rows_done
-        entries = block.cursor + np.flatnonzero(totals > offset)
-        length = min(int(totals.max()) - offset, self._max_piece_steps, max(1, room // len(entries)))
+        entries = block.cursor + np.flatnonzero(block.totals[block.cursor : stop] > offset)
         block.rows_done += length
         return Piece(block, entries, offset, length, is_first)

@@ -156,10 +156,11 @@ class StepStream:
 
     def _refuse(self, request: pb.StreamRequest, error: StreamcellError) -> None:
         self._stream.count(error)
+        asked = request.step
         response = pb.StreamResponse(
             request_id=request.request_id,
-            session_id=request.step.session_id[:128],
-            session=request.step.session,
+            session_id=asked.session_id[:128],
+            session=0 if asked.session_id else asked.session,
             error=convert.stream_error(error),
         )
         self._stream.send(response.SerializeToString())

@@ -36,8 +36,10 @@ class WatchedScheduler(Scheduler):
 
 
 def long_steps(batch):
-    """Returns the steps that a batch's long part may run at most."""
-    return sum(len(piece.entries) * piece.length for piece in batch.pieces if piece.block.is_long)
+    """Returns the steps that a batch's long part computes: every row as many as the longest."""
+    pieces = [piece for piece in batch.pieces if piece.block.is_long]
+    rows = sum(len(piece.entries) for piece in pieces)
+    return rows * max((piece.length for piece in pieces), default=0)
 
 
 def block_of(counts):

@@ -370,6 +370,7 @@ class Watched(fakes.Runner):
     def __init__(self):
         super().__init__(fakes.recurrence(), 64)
         self.calls = []
+        self.computed = []  # by each scan: rows times the time steps of the longest
 
     def step(self, slots, *columns):
         """Runs one step of each session."""
@@ -379,6 +380,7 @@ class Watched(fakes.Runner):
     def scan(self, slots, x, times, lengths):
         """Runs several steps of each session."""
         self.calls.append((slots.tolist(), int(lengths.sum())))
+        self.computed.append(x.shape[0] * x.shape[1])
         return super().scan(slots, x, times, lengths)
 
 
@@ -423,6 +425,18 @@ def test_single_steps_get_in_between_long_inputs_in_any_number():
         longest = max(longest, *(num_steps for _, num_steps in long))
     assert longest > 8
     assert all(work.error is None for work in rig.done)
+
+
+def test_a_short_input_is_not_scanned_at_the_length_of_a_long_one():
+    """A call computes max_batch_steps steps at most, counting those that pad its shorter rows."""
+    rig = Rig(runner=Watched(), max_batch_steps=16, max_piece_steps=4)
+    slots = rig.open(*(f"s{number}" for number in range(11)))
+    rig.block(slots[:1], [random_x(9)])
+    rig.block(slots[1:], [random_x(2)] * 10)
+    while rig.turns.due:
+        turn(rig)
+    assert sorted(work.num_steps for work in rig.done) == [9, 20]
+    assert max(rig.runner.computed) <= 16
 
 
 def test_no_two_pieces_of_work_share_a_thing():

@@ -72,18 +72,19 @@ async def test_an_error_of_a_step_does_not_end_the_stream(served):
     stream = await bound(served, "a")
     found = await talk(
         stream, step(1, step_index=5), step(2, "nobody"), step(3, x=(1,)), step(4, session=9),
-        step(5, model="other"), pb.StreamRequest(request_id=6), step(7),
+        step(5, model="other"), pb.StreamRequest(request_id=6), step(7), step(8, "nobody", session=3),
     )  # fmt: skip
     answers = {one.request_id: one for one in found}
     assert {number: one.error.reason for number, one in answers.items()} == {
         1: "STEP_GAP", 2: "SESSION_NOT_FOUND", 3: "INVALID_ARGUMENT", 4: "INVALID_ARGUMENT",
-        5: "MODEL_CHANGED", 6: "INVALID_ARGUMENT", 7: "",
+        5: "MODEL_CHANGED", 6: "INVALID_ARGUMENT", 7: "", 8: "SESSION_NOT_FOUND",
     }  # fmt: skip
     assert answers[1].error.metadata == {"expected_step_index": "0"}
     assert answers[2].session_id == "nobody"
     assert answers[4].session == 9
     assert answers[7].step.step_index == 0
-    assert len(served.errors) == 6
+    assert (answers[8].session_id, answers[8].session) == ("nobody", 0)
+    assert len(served.errors) == 7
 
 
 async def test_long_ids_come_back_cut(served):
