@@ -147,8 +147,12 @@ class Engine:
         self._scheduler.submit(work)
         self._pacer.wake(work.may_be_held)
 
+    def has_room(self, num_steps: int) -> bool:
+        """Tells whether the queue has room for so many steps, that nobody waits for."""
+        return not self._waiting_for_room and self._scheduler.has_room(num_steps)
+
     def when_room(self, num_steps: int, function: Callable[[], None]) -> None:
-        """Calls a function once, in its turn, when the queue has room for as many steps as were refused."""
+        """Calls a function once, in its turn, when the queue has room for so many steps."""
         self._waiting_for_room.append((num_steps, function))
 
     def withdraw(self, work: AnyWork) -> bool:
@@ -178,12 +182,9 @@ class Engine:
             self._pacer.wake()
 
     def _tell_of_room(self) -> None:
-        """Tells as many as there is room for: all at once would fill the queue, and most be refused again."""
-        room = self._scheduler.num_free_steps
-        while self._waiting_for_room and (room > 0 or self.is_idle):
-            num_steps, function = self._waiting_for_room.popleft()
-            room -= num_steps
-            function()
+        """Calls those for whom there is room, of which each takes its share at once."""
+        while self._waiting_for_room and self._scheduler.has_room(self._waiting_for_room[0][0]):
+            self._waiting_for_room.popleft()[1]()
 
     def _run_controls(self, controls: list[Control]) -> None:
         for control in controls:

@@ -156,15 +156,7 @@ class Stream:
         if self._is_ended or self.conversation is None:
             return
         self._num_unanswered += 1
-        try:
-            _check_size(raw, self._max_message_bytes)
-            self.conversation.receive(raw)
-        except StreamcellError as error:
-            self.conversation.cancel()
-            self.end(error)
-        except Exception as exception:
-            self.conversation.cancel()
-            self.end(faults.report(exception))
+        self.hand(raw, self.conversation.receive)
 
     def half_close(self) -> None:
         """The client will send no more."""
@@ -199,6 +191,21 @@ class Stream:
         self._outgoing.append(raw)
         if self._writer is not None:
             _wake(self._writer)
+
+    def hand(self, raw: bytes, take: Callable[[bytes], None]) -> None:
+        """Has a message taken; what is raised over it ends the stream."""
+        try:
+            _check_size(raw, self._max_message_bytes)
+            take(raw)
+        except StreamcellError as error:
+            self._break_off(error)
+        except Exception as exception:
+            self._break_off(faults.report(exception))
+
+    def _break_off(self, error: StreamcellError) -> None:
+        if self.conversation is not None:
+            self.conversation.cancel()
+        self.end(error)
 
     def pause(self) -> None:
         """Has the front read no further messages; what it has read is received still."""

@@ -131,14 +131,14 @@ class Scheduler:
         """Whether an iteration would have something to do."""
         return bool(self._steps or self._blocks or self._controls)
 
-    @property
-    def num_free_steps(self) -> int:
-        """Steps for which the queue has room."""
-        return max(0, self._max_queue_steps - self.num_queued_steps)
-
     def is_busy(self, slot: int) -> bool:
         """Tells whether work of a session is queued or running."""
         return self._lanes.is_taken(slot)
+
+    def has_room(self, num_steps: int) -> bool:
+        """Tells whether so many steps may be queued."""
+        # An empty queue takes anything that a message may hold, else that message could never be served.
+        return self.num_queued_steps + num_steps <= self._max_queue_steps or not self.num_queued_steps
 
     def check_room(self, num_steps: int) -> None:
         """Checks that so many steps may be queued.
@@ -146,8 +146,7 @@ class Scheduler:
         Raises:
             StreamcellError: OVERLOADED.
         """
-        # An empty queue takes anything that a message may hold, else that message could never be served.
-        if self.num_queued_steps + num_steps > self._max_queue_steps and self.num_queued_steps:
+        if not self.has_room(num_steps):
             raise overloaded(self.num_queued_steps, _RETRY_SECONDS)
 
     def submit(self, work: AnyWork) -> None:

@@ -54,12 +54,30 @@ class StepStream:
         self._reply = convert.StepReply()
         self._under_way: dict[AnyWork, Engine] = {}
         self._is_stopping = False
+        self._refused: tuple[Engine, int] | None = None  # by whom, and how many steps: turns are taken there
         self._last_error: StreamcellError | None = None
 
     # -- What the front tells ----------------------------------------------------------------------
 
     def receive(self, raw: bytes) -> None:
-        """Takes one request, unless the stream is on its way out."""
+        """Takes one request: at once, or in its turn after one that the queue had no room for.
+
+        To read on, only to refuse, would take time that the steps in the queue need.
+        """
+        if self._refused is not None:
+            engine, num_steps = self._refused
+            if not engine.has_room(num_steps):
+                self._stream.pause()
+                engine.when_room(num_steps, functools.partial(self._take_turn, raw))
+                return
+            self._refused = None
+        self._take(raw)
+
+    def _take_turn(self, raw: bytes) -> None:
+        self._stream.hand(raw, self._take)
+        self._stream.resume()
+
+    def _take(self, raw: bytes) -> None:
         if self._is_stopping:
             return
         request = parse(pb.StreamRequest, raw)
@@ -87,6 +105,7 @@ class StepStream:
 
     def cancel(self) -> None:
         """Withdraws what has not begun: the client is gone."""
+        self._is_stopping = True
         for work, engine in self._under_way.items():
             engine.withdraw(work)
         self._under_way.clear()
@@ -129,7 +148,7 @@ class StepStream:
         try:
             engine.submit(work)
         except StreamcellError:
-            self._wait_for_room(engine, work.num_steps)
+            self._refused = engine, work.num_steps
             raise
         self._under_way[work] = engine
 
@@ -137,13 +156,8 @@ class StepStream:
         try:
             engine.check_room(num_steps)
         except StreamcellError:
-            self._wait_for_room(engine, num_steps)
+            self._refused = engine, num_steps
             raise
-
-    def _wait_for_room(self, engine: Engine, num_steps: int) -> None:
-        # To read on, only to refuse, would take time that the steps in the queue need.
-        self._stream.pause()
-        engine.when_room(num_steps, self._stream.resume)
 
     # -- Answers -----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from streamcell.v1 import streamcell_pb2 as pb
 from tests import fakes
 from tests.fakes import FAULT, FAULT_TEXT, INTERVAL_NS, Alone, Served, answer, bits, ending, talk, turn
 
+SESSIONS = "abcdefg"
 X = np.random.default_rng(4).standard_normal((40, 2)).astype(np.float32)
 
 
@@ -156,26 +157,56 @@ async def test_a_full_queue_is_the_steps_error():
     assert [answers[number].step.step_index for number in (1, 2)] == [0, 0]
 
 
-async def test_streams_refused_for_a_full_queue_are_read_on_in_turn_as_there_is_room():
-    """The front reads them no further meanwhile; each step done makes room for one, which takes it."""
-    served = Served(max_queue_steps=4, max_batch_steps=1)
-    await served.open(*"abcdefg")
-    first, *others = [await bound(served, *"abcdefg") for _ in range(4)]
+async def crowd(served, num_streams=3):
+    """Fills a queue of four steps; the other streams are refused a step and then wait with another."""
+    first, *others = [await bound(served, *SESSIONS) for _ in range(1 + num_streams)]
     for number in range(4):
         first.receive(step(number, session=number).SerializeToString())
     for number, stream in enumerate(others, 4):
         stream.receive(step(number, session=number).SerializeToString())
-    assert [stream.is_full for stream in (first, *others)] == [False, True, True, True]
+        assert not stream.is_full
+        stream.receive(step(10 + number, session=number).SerializeToString())
+    assert [stream.is_full for stream in (first, *others)] == [False] + [True] * num_streams
+    return first, *others
+
+
+async def told(stream):
+    """Returns a stream's next answer."""
+    return pb.StreamResponse.FromString(await asyncio.wait_for(stream.next_message(), 5))
+
+
+async def test_streams_refused_for_a_full_queue_take_turns_as_there_is_room():
+    """Each step done makes room for the next of one stream; the front reads the others no further."""
+    served = Served(max_queue_steps=4, max_batch_steps=1)
+    await served.open(*SESSIONS)
+    first, *others = await crowd(served)
     seen = []
     for number in range(3):
-        assert pb.StreamResponse.FromString(await first.next_message()).request_id == number
+        answer = await first.next_message()  # one iteration
+        assert pb.StreamResponse.FromString(answer).request_id == number
         seen.append([stream.is_full for stream in others])
-        others[number].receive(step(9, session=4 + number).SerializeToString())
-    assert seen == [[False, True, True], [False, False, True], [False, False, False]]
+        others[number].receive(step(20 + number, session=4 + number).SerializeToString())
+    assert seen == [[False, True, True], [True, False, True], [True, True, False]]
+    for stream in others:
+        assert (await told(stream)).error.reason == "OVERLOADED"
+        assert [(await told(stream)).step.step_index for _ in range(2)] == [0, 1]
+
+
+async def test_a_stream_takes_no_turns_when_nobody_waits():
+    """Once there is room for all, a stream may fill the queue again, and is refused beyond."""
+    served = Served(max_queue_steps=4, max_batch_steps=1)
+    await served.open(*SESSIONS)
+    _, other = await crowd(served, num_streams=1)
+    answers = [await told(other) for _ in range(2)]
+    assert [answer.request_id for answer in answers] == [4, 14]
+    for number in range(5):
+        other.receive(step(20 + number, session=number).SerializeToString())
+    answers = [await told(other) for _ in range(5)]
+    assert [answer.error.reason for answer in answers] == ["OVERLOADED", "", "", "", ""]
 
 
 async def test_an_idle_queue_holds_nobody_up():
-    """Even a message larger than what is free of the queue is read on once nothing is queued."""
+    """Even a message that waits for more room than is free is taken once nothing is queued."""
     served = Served(max_queue_steps=2, max_batch_steps=8)
     await served.open(*"abcd")
     stream, other = await bound(served, *"abcd"), await bound(served, *"abcd")
@@ -184,23 +215,39 @@ async def test_an_idle_queue_holds_nobody_up():
     for _ in range(2):
         other.receive(frame.SerializeToString())
     assert other.is_full
-    await stream.next_message()
+    await told(stream)
     assert not other.is_full
+    assert (await told(other)).error.reason == "OVERLOADED"
+    assert (await told(other)).frame.step_index_raw == bytes(24)
 
 
-async def test_a_stream_that_is_gone_may_still_be_told_of_room():
-    """A client refused for a full queue hangs up; the queue goes on."""
-    served = Served(max_queue_steps=1)
-    await served.open(*"ab")
-    stream = await bound(served, *"ab")
-    stream.receive(step(1, session=0).SerializeToString())
-    stream.receive(step(2, session=1).SerializeToString())
-    served.router.close(stream)
-    (found,) = await talk(await bound(served, "b"), step(3))
+async def test_a_message_that_waits_for_its_turn_can_end_its_stream():
+    """As it would at once; the others' turns come."""
+    served = Served(max_queue_steps=4, max_batch_steps=1)
+    await served.open(*SESSIONS)
+    first, bad, other = await crowd(served, num_streams=2)
+    bad.receive(b"\xff")
+    for _ in range(4):
+        await told(first)
+    assert (await told(other)).error.reason == "OVERLOADED"
+    assert (await told(other)).step.step_index == 0
+    assert (await told(bad)).error.reason == "OVERLOADED"
+    assert await bad.next_message() is None
+    assert bad.status.code == 3
+
+
+async def test_nothing_is_taken_of_a_stream_that_is_gone_before_its_turn():
+    """A client that waits for room hangs up: its session stands, and the queue goes on."""
+    served = Served(max_queue_steps=4, max_batch_steps=1)
+    await served.open(*SESSIONS)
+    first, gone, other = await crowd(served, num_streams=2)
+    served.router.close(gone)
+    for _ in range(4):
+        await told(first)
+    assert (await told(other)).error.reason == "OVERLOADED"
+    assert (await told(other)).step.step_index == 0
+    (found,) = await talk(await bound(served, *SESSIONS), step(9, session=4))
     assert found.step.step_index == 0
-
-
-# -- Ends --------------------------------------------------------------------------------------------
 
 
 async def test_a_half_closed_stream_answers_all_it_was_asked(served):
