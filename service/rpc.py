@@ -6,7 +6,6 @@ A unary behaviour is a coroutine. A stream's behaviour is pushed to, message by 
 yet answered is bounded. Does not know the engine nor any server library.
 """
 
-import asyncio
 import dataclasses
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -118,8 +117,9 @@ class Streaming:
 class Stream:
     """One client's stream, between the front that carries it and the behaviour that answers.
 
-    The front calls `receive`, `half_close` and `cancel`, and sends what `next_message` returns; after None it
-    ends the call with `status`. The behaviour calls `send` and `end`.
+    The front calls `receive`, `half_close` and `cancel`, sends what `take` returns, and ends the call with
+    `status` when the stream `is_over`. The behaviour calls `send` and `end`. Whenever one of them did what
+    the front may want to act on, `on_change` is called: a message to send, room to read on, the end.
     """
 
     def __init__(
@@ -128,6 +128,7 @@ class Stream:
         self.path = path
         self.status: Status | None = None
         self.conversation: Conversation | None = None
+        self.on_change: Callable[[], None] = _ignore
         self._max_unanswered = max_unanswered
         self._max_message_bytes = max_message_bytes
         self._count_error = count_error
@@ -135,21 +136,18 @@ class Stream:
         self._num_unanswered = 0
         self._is_ended = False
         self._is_paused = False
-        self._writer: asyncio.Future[None] | None = None
-        self._reader: asyncio.Future[None] | None = None
 
     # -- For fronts --------------------------------------------------------------------------------
 
     @property
     def is_full(self) -> bool:
-        """Whether the front must await `room` before it reads on: paused, or too much is unanswered."""
-        return self._is_paused or self._num_unanswered >= self._max_unanswered
+        """Whether the front must not read on: paused, or too much is unanswered."""
+        return (self._is_paused or self._num_unanswered >= self._max_unanswered) and not self._is_ended
 
-    async def room(self) -> None:
-        """Waits until the stream is not full."""
-        while self.is_full and not self._is_ended:
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
+    @property
+    def is_over(self) -> bool:
+        """Whether the call is to end with `status`, all that was to be sent being taken."""
+        return self._is_ended and not self._outgoing
 
     def receive(self, raw: bytes) -> None:
         """Hands a message of the client's to the behaviour."""
@@ -168,20 +166,13 @@ class Stream:
         self._is_ended = True
         if self.conversation is not None:
             self.conversation.cancel()
-        _wake(self._reader)
-        _wake(self._writer)
+        self.on_change()
 
-    async def next_message(self) -> bytes | None:
-        """Returns the next message to send, None when the call is to end with `status`."""
-        while not self._outgoing:
-            if self._is_ended:
-                return None
-            self._writer = asyncio.get_running_loop().create_future()
-            await self._writer
-            self._writer = None
+    def take(self) -> bytes | None:
+        """Returns the next message to send, None while there is none. It counts as answered."""
+        if not self._outgoing:
+            return None
         self._num_unanswered -= 1
-        if self._reader is not None:
-            _wake(self._reader)
         return self._outgoing.popleft()
 
     # -- For behaviours ----------------------------------------------------------------------------
@@ -189,8 +180,7 @@ class Stream:
     def send(self, raw: bytes) -> None:
         """Sends a message, soon."""
         self._outgoing.append(raw)
-        if self._writer is not None:
-            _wake(self._writer)
+        self.on_change()
 
     def hand(self, raw: bytes, take: Callable[[bytes], None]) -> None:
         """Has a message taken; what is raised over it ends the stream."""
@@ -214,7 +204,7 @@ class Stream:
     def resume(self) -> None:
         """Ends a pause."""
         self._is_paused = False
-        _wake(self._reader)
+        self.on_change()
 
     def end(self, error: StreamcellError | None = None) -> None:
         """Ends the call after what was sent: with OK, or with an error."""
@@ -224,17 +214,15 @@ class Stream:
         if error is not None:
             self.status = status_of(error)
             self.count(error)
-        _wake(self._reader)
-        _wake(self._writer)
+        self.on_change()
 
     def count(self, error: StreamcellError) -> None:
         """Counts an error that is answered within the stream."""
         self._count_error(self.path, error)
 
 
-def _wake(waiter: "asyncio.Future[None] | None") -> None:
-    if waiter is not None and not waiter.done():
-        waiter.set_result(None)
+def _ignore() -> None:
+    pass
 
 
 def _check_size(raw: bytes, most: int) -> None:

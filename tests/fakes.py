@@ -390,16 +390,36 @@ async def talk(stream: Stream, *requests: Message) -> list[pb.StreamResponse]:
     return [await answer(stream) for _ in requests]
 
 
+async def changed(stream: Stream) -> None:
+    """Waits until a stream tells its front of something."""
+    told = asyncio.get_running_loop().create_future()
+    stream.on_change = lambda: None if told.done() else told.set_result(None)
+    await told
+
+
+async def next_message(stream: Stream) -> bytes | None:
+    """Returns the next message that a front would send, None at the end."""
+    while (message := stream.take()) is None and not stream.is_over:
+        await changed(stream)
+    return message
+
+
+async def room(stream: Stream) -> None:
+    """Waits until a front may read on."""
+    while stream.is_full:
+        await changed(stream)
+
+
 async def answer(stream: Stream) -> pb.StreamResponse:
     """Returns a Stream's next message."""
-    raw = await asyncio.wait_for(stream.next_message(), 10)
+    raw = await asyncio.wait_for(next_message(stream), 10)
     assert raw is not None, f"the stream ended: {stream.status}"
     return pb.StreamResponse.FromString(raw)
 
 
 async def ending(stream: Stream) -> "Refusal | None":
     """Waits for a stream's end, past what it still sends; returns its error, None for OK."""
-    while await asyncio.wait_for(stream.next_message(), 10) is not None:
+    while await asyncio.wait_for(next_message(stream), 10) is not None:
         pass
     return None if stream.status is None else Refusal.of(stream.status)
 

@@ -89,10 +89,15 @@ def _answer_unary(router: Router, method: "Unary[Any]", caller: "_Caller") -> An
 def _carry_stream(router: Router, method: Streaming, caller: "_Caller") -> Any:
     async def carry(_: Any, context: "aio.ServicerContext[bytes, bytes]") -> None:
         stream = router.open(method, caller(context))
-        reader = asyncio.create_task(_read(stream, context))
+        waits = _Waits(stream)
+        reader = asyncio.create_task(_read(stream, waits, context))
         try:
-            while (message := await stream.next_message()) is not None:
-                await context.write(message)
+            while not stream.is_over:
+                while (message := stream.take()) is not None:
+                    waits.wake_reader()
+                    await context.write(message)
+                if not stream.is_over:
+                    await waits.for_message()
             if stream.status is not None:
                 await _abort(context, stream.status)
         finally:
@@ -102,12 +107,41 @@ def _carry_stream(router: Router, method: Streaming, caller: "_Caller") -> Any:
     return carry
 
 
-async def _read(stream: Stream, context: "aio.ServicerContext[bytes, bytes]") -> None:
+async def _read(stream: Stream, waits: "_Waits", context: "aio.ServicerContext[bytes, bytes]") -> None:
     while isinstance(raw := cast(object, await context.read()), bytes):  # else it is the end
         stream.receive(raw)
-        if stream.is_full:
-            await stream.room()
+        while stream.is_full:
+            await waits.for_room()
     stream.half_close()
+
+
+class _Waits:
+    """What the two tasks of a stream wait for: its writer a message or the end, its reader room."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._message: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+        stream.on_change = self._wake
+
+    async def for_message(self) -> None:
+        self._message = asyncio.get_running_loop().create_future()
+        await self._message
+        self._message = None
+
+    async def for_room(self) -> None:
+        self._room = asyncio.get_running_loop().create_future()
+        await self._room
+        self._room = None
+
+    def wake_reader(self) -> None:
+        if self._room is not None and not self._room.done() and not self._stream.is_full:
+            self._room.set_result(None)
+
+    def _wake(self) -> None:
+        if self._message is not None and not self._message.done():
+            self._message.set_result(None)
+        self.wake_reader()
 
 
 async def _abort(context: "aio.ServicerContext[bytes, bytes]", status: Status) -> None:

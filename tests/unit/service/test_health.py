@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from service.servicers import health, reflection, streamcell
-from tests.fakes import Served, ending
+from tests.fakes import Served, ending, next_message
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -32,7 +32,7 @@ def watch(served, service=""):
 
 async def status(stream):
     """Returns a Watch's next status."""
-    raw = await asyncio.wait_for(stream.next_message(), 10)
+    raw = await asyncio.wait_for(next_message(stream), 10)
     return health_pb2.HealthCheckResponse.FromString(raw).status
 
 
@@ -69,7 +69,7 @@ async def test_watch_of_an_unknown_service_says_so_and_stays(served):
     stream = watch(served, "nobody")
     assert await status(stream) == UNKNOWN
     served.health.set_all(is_serving=True)
-    waiting = asyncio.create_task(stream.next_message())
+    waiting = asyncio.create_task(next_message(stream))
     served.router.close(stream)
     assert await asyncio.wait_for(waiting, 10) is None
 
@@ -99,7 +99,7 @@ async def reflect(served, **question):
     """Returns reflection's answer."""
     stream = served.stream(f"/{reflection.SERVICE}/ServerReflectionInfo")
     stream.receive(reflection_pb2.ServerReflectionRequest(**question).SerializeToString())
-    raw = await asyncio.wait_for(stream.next_message(), 10)
+    raw = await asyncio.wait_for(next_message(stream), 10)
     stream.half_close()
     assert await ending(stream) is None
     return reflection_pb2.ServerReflectionResponse.FromString(raw)

@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 from service import errors
 from service.errors import Reason, StreamcellError
 from service.rpc import Call, RefusedError, Router, Stream, Streaming, Unary, parse, status_of
-from tests.fakes import Refusal, turn
+from tests.fakes import Refusal, next_message, room, turn
 
 SECRET = "the password is sealed"  # noqa: S105
 
@@ -84,7 +84,7 @@ def house():
 async def collect(stream):
     """Returns what a stream sends until its end."""
     found = []
-    while (message := await asyncio.wait_for(stream.next_message(), 5)) is not None:
+    while (message := await asyncio.wait_for(next_message(stream), 5)) is not None:
         found.append(message)
     return found
 
@@ -217,9 +217,9 @@ async def test_messages_are_sent_in_order(house):
 
 
 async def test_a_waiting_front_is_woken_by_a_message(house):
-    """`next_message` waits until there is something to send."""
+    """It is told when there is something to take."""
     stream, _ = house.open()
-    waiting = asyncio.create_task(stream.next_message())
+    waiting = asyncio.create_task(next_message(stream))
     await turn()
     assert not waiting.done()
     stream.send(b"x")
@@ -233,15 +233,11 @@ async def test_unanswered_messages_are_bounded(house):
     assert not stream.is_full
     stream.receive(b"b")
     assert stream.is_full
-    waiting = asyncio.create_task(stream.room())
-    await turn()
-    assert not waiting.done()
     stream.send(b"A")
-    await turn()
-    assert not waiting.done()
-    assert await stream.next_message() == b"A"
-    await asyncio.wait_for(waiting, 5)
+    assert stream.is_full
+    assert stream.take() == b"A"
     assert not stream.is_full
+    assert stream.take() is None
 
 
 async def test_the_end_wakes_a_reader_that_waits_for_room(house):
@@ -250,7 +246,7 @@ async def test_the_end_wakes_a_reader_that_waits_for_room(house):
         stream, _ = house.open()
         stream.receive(b"a")
         stream.receive(b"b")
-        waiting = asyncio.create_task(stream.room())
+        waiting = asyncio.create_task(room(stream))
         await turn()
         finish(stream)
         await asyncio.wait_for(waiting, 5)
@@ -269,7 +265,7 @@ async def test_a_half_close_stops_the_conversation(house):
 async def test_a_cancelled_stream_ends_and_takes_no_more(house):
     """The behaviour withdraws what has not begun; later messages are not handed on."""
     stream, echo = house.open()
-    waiting = asyncio.create_task(stream.next_message())
+    waiting = asyncio.create_task(next_message(stream))
     await turn()
     stream.cancel()
     assert await asyncio.wait_for(waiting, 5) is None
@@ -319,14 +315,14 @@ async def test_a_paused_stream_is_read_no_further(house):
     assert stream.is_full
     stream.receive(b"a")
     assert echo.told == [b"a"]
-    waiting = asyncio.create_task(stream.room())
+    waiting = asyncio.create_task(room(stream))
     await turn()
     assert not waiting.done()
     stream.resume()
     await asyncio.wait_for(waiting, 5)
     stream.pause()
     stream.cancel()
-    await asyncio.wait_for(stream.room(), 5)
+    await asyncio.wait_for(room(stream), 5)
 
 
 async def test_errors_within_a_stream_are_counted(house):
@@ -334,7 +330,7 @@ async def test_errors_within_a_stream_are_counted(house):
     stream, _ = house.open()
     stream.count(errors.step_gap(1, 2))
     stream.send(b"after")
-    assert await stream.next_message() == b"after"
+    assert await next_message(stream) == b"after"
     assert house.errors == [("/t/Stream", Reason.STEP_GAP)]
 
 
