@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from bench.cases import CELL_BATCHES, NUM_INPUTS
-from service import artifact, memory
+from service import artifact, process
 from service.config import Config
 from service.engine import Engine
 from service.metrics import Metrics
@@ -133,7 +133,7 @@ def _status_bytes(key: str) -> int:
 def main() -> None:
     """Measures every batch size, then the resident sessions."""
     torch.set_num_threads(1)
-    memory.keep_freed()
+    process.keep_freed_memory()
     path, seconds, count = pathlib.Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     model = artifact.load("reference", "1", path, torch.device("cpu"))
     found = {f"engine_{batch}": latencies(model, batch, seconds) for batch in CELL_BATCHES}

@@ -3,10 +3,13 @@
 import asyncio
 import os
 import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import uvloop
 
-from service import config, log, server
+from service import config, log, process
+from service.config import Config
 from service.errors import ConfigError
 
 
@@ -15,11 +18,25 @@ def main() -> int:
     log.set_up()
     try:
         settings = config.from_command(sys.argv[1:], os.environ)
+        if settings.cpu_scheduling == "batch":
+            process.schedule_in_batches()
+        run = _run_of(settings)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(server.run(settings))
+            return runner.run(run(settings))
     except ConfigError as error:
         print(f"streamcell: {error}", file=sys.stderr)
         return 2
+
+
+def _run_of(settings: Config) -> Callable[[Config], Coroutine[Any, Any, int]]:
+    # Each brings what the other does without: the server torch and grpcio, the supervisor a process.
+    if settings.front == "envoy":
+        from service import supervisor
+
+        return supervisor.run
+    from service import server
+
+    return server.run
 
 
 if __name__ == "__main__":

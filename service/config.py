@@ -64,6 +64,11 @@ class Config:
     workers: int = _flag(1, "server processes on the port")
     front: str = _flag("grpcio", "the server technology", ("grpcio", "envoy"))
     threads: int = _flag(1, "CPU threads of one cell call; from 3 on a prediction's last bits may change")
+    cpu_scheduling: str = _flag(
+        "batch",
+        "batch: up to twice the steps a core; normal: lower latency where other programs keep all cores busy",
+        ("batch", "normal"),
+    )
     max_resident_sessions: int = _flag(100_000, "sessions open at once, per model")
     session_ttl_seconds: float = _flag(3600.0, "idle seconds after which a session expires; 0: never")
     replies_kept: int = _flag(8, "replies kept per session for repeated steps")
@@ -109,8 +114,6 @@ class Config:
             raise _wrong("store", f"{self.store!r} is not in this version; memory: is")
         if self.workers != 1:
             raise _wrong("workers", "several are not in this version; 1 is")
-        if self.front != "grpcio":
-            raise _wrong("front", f"{self.front} is not in this version; grpcio is")
 
 
 def from_command(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
@@ -131,6 +134,14 @@ def from_command(arguments: Sequence[str], environment: Mapping[str, str]) -> Co
         if text is not None:
             values[field.name] = _convert(field, text, source)
     return Config(**values)
+
+
+def to_environment(settings: Config) -> dict[str, str]:
+    """Returns the variables that give these settings to another process."""
+    return {
+        ENV_PREFIX + field.name.upper(): str(getattr(settings, field.name))
+        for field in dataclasses.fields(Config)
+    }
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,13 +6,14 @@ import gc
 import importlib.metadata
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
 
 import grpc
 import torch
 from prometheus_client import start_http_server
 
-from service import artifact, cuda, log, memory
+from service import artifact, cuda, log, process
 from service.catalog import Catalog
 from service.config import Address, Config
 from service.engine import Engine
@@ -28,10 +29,20 @@ from service.staged import runner_for
 _SWEEP_SECONDS = 1.0
 
 
+class Front(Protocol):
+    """What carries the bytes."""
+
+    async def start(self) -> Address:
+        """Begins to serve and returns where."""
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Takes no new calls, gives those under way `grace_seconds`, then cancels them."""
+
+
 class Server:
     """The parts of one server, in the order in which they start; needs a running loop."""
 
-    def __init__(self, settings: Config) -> None:
+    def __init__(self, settings: Config, front: "Callable[[Router, Config], Front]" = GrpcioFront) -> None:
         self._settings = settings
         self._metrics = Metrics()
         self.catalog = Catalog(_engines(settings, self._metrics))
@@ -49,7 +60,7 @@ class Server:
             self._count_error,
             self._metrics.streams.set,
         )
-        self._front = GrpcioFront(self._router, settings)
+        self.front = front(self._router, settings)
         self._metrics_server: _MetricsServer | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self.listen = settings.listen
@@ -64,7 +75,7 @@ class Server:
         self._metrics_server = _MetricsServer(self._settings.metrics_listen, self._metrics)
         self.metrics_listen = self._metrics_server.address
         try:
-            self.listen = await self._front.start()
+            self.listen = await self.front.start()
         except ConfigError:
             self._metrics_server.close()
             raise
@@ -81,14 +92,14 @@ class Server:
         self._router.drain()
         started = time.monotonic()
         # stop returns when all calls have ended by themselves, or cancels them when the time is over.
-        await self._front.stop(self._settings.drain_timeout_seconds)
+        await self.front.stop(self._settings.drain_timeout_seconds)
         is_clean = time.monotonic() - started < self._settings.drain_timeout_seconds
         await self._close()
         return is_clean
 
     async def abandon(self) -> None:
         """Ends at once; what is in flight is cancelled."""
-        await self._front.stop(0)
+        await self.front.stop(0)
         await self._close()
 
     async def _close(self) -> None:
@@ -215,7 +226,7 @@ async def run(settings: Config) -> int:
     Raises:
         ConfigError: the server cannot start; the message says why.
     """
-    memory.keep_freed()
+    process.keep_freed_memory()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 # Bottom up; a module imports from rows below its own alone, so modules of one row never import each other.
 LAYERS = [
-    {"errors", "log", "manifest", "memory", "metrics", "pace"},
+    {"errors", "log", "manifest", "metrics", "pace", "process"},
     {"config", "faults"},
     {"artifact", "cuda", "sessions", "slots", "state"},
     {"work"},
@@ -25,8 +25,11 @@ LAYERS = [
     {"servicers.frames"},
     {"servicers.stream"},
     {"servicers.health", "servicers.reflection", "servicers.streamcell"},
-    {"fronts.grpcio"},
-    {"server"},
+    {"control", "fronts.envoy_process", "fronts.grpcio", "fronts.wire"},
+    {"fronts.carried"},
+    {"fronts.envoy"},
+    {"server", "supervisor"},
+    {"worker"},
     {"__main__"},
 ]
 ROW = {module: row for row, modules in enumerate(LAYERS) for module in modules}

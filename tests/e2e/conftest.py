@@ -72,13 +72,19 @@ class ServerProcess:
         self.process.stdout.close()
 
 
+@pytest.fixture(params=["grpcio", "envoy"])
+def front(request):
+    """Each test that starts a server runs on every front."""
+    return request.param
+
+
 @pytest.fixture
-def start_server():
+def start_server(front):
     """Starts server processes, and ends them after the test."""
     running = []
 
     def start(*flags, **options):
-        running.append(ServerProcess(*flags, **options))
+        running.append(ServerProcess("--front", front, *flags, **options))
         return running[-1]
 
     yield start

@@ -82,7 +82,7 @@ def test_a_second_signal_ends_it_at_once(start_server):
         (["--models", "/nonexistent"], "--models: /nonexistent is not a folder"),
         (["--device", "tpu"], "--device: must be one of auto, cpu, cuda"),
         (["--store", "redis://x"], "--store: "),
-        (["--front", "envoy"], "--front: "),
+        (["--front", "nginx"], "--front: must be one of grpcio, envoy"),
         (["--workers", "2"], "--workers: "),
         (["--tls-cert", "a.pem"], "--tls-cert: goes with --tls-key"),
         (["--tls-cert", "/nonexistent.pem", "--tls-key", "/nonexistent.key"], "/nonexistent"),

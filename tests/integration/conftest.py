@@ -1,10 +1,13 @@
-"""A real server in this process, on ports of its own, and ways to talk to it."""
+"""A real server on ports of its own, on either front, and ways to talk to it."""
 
 import asyncio
+import contextlib
 import dataclasses
 import pathlib
+import tempfile
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,24 +16,82 @@ import torch
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from grpc import aio
 from grpc_status.rpc_status import from_call
+from prometheus_client.parser import text_string_to_metric_families
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as stubs
 
 from service import artifact
 from service.artifact import Artifact
 from service.config import Address, Config
-from service.server import Server, serving
+from service.server import Server
+from service.supervisor import Worker
 
 ROOT = pathlib.Path(__file__).parents[2]
 ARTIFACTS = ROOT / "model" / "artifacts"
 BOUND_SECONDS = 60.0  # for what never takes long: a hang fails here, with a name
 
 
+class Hosted(Protocol):
+    """A server that runs."""
+
+    listen: Address
+    metrics_listen: str
+
+    async def drain(self) -> bool:
+        """Drains it and tells whether that was clean; it is gone then."""
+
+    async def stop(self) -> None:
+        """Ends it, if it has not ended yet."""
+
+
+class InProcess:
+    """A server on the grpcio front, in this process."""
+
+    async def start(self, settings: Config) -> None:
+        """Starts it."""
+        self._server: Server | None = Server(settings)
+        await self._server.start()
+        self.listen, self.metrics_listen = self._server.listen, str(self._server.metrics_listen)
+
+    async def drain(self) -> bool:
+        """Drains it."""
+        assert self._server is not None
+        server, self._server = self._server, None
+        return await server.drain()
+
+    async def stop(self) -> None:
+        """Drains it, if that was not done yet."""
+        if self._server is not None:
+            await self.drain()
+
+
+class InEnvoy:
+    """A server on the envoy front, in a process of its own."""
+
+    async def start(self, settings: Config) -> None:
+        """Starts it."""
+        self._folder = tempfile.TemporaryDirectory()
+        self._worker = await Worker.start(settings, pathlib.Path(self._folder.name))
+        self.listen, self.metrics_listen = await self._worker.ready()
+
+    async def drain(self) -> bool:
+        """Drains it."""
+        return await self._worker.drain()
+
+    async def stop(self) -> None:
+        """Ends the process."""
+        await self._worker.stop()
+        self._folder.cleanup()
+
+
+FRONTS: dict[str, Callable[[], Any]] = {"grpcio": InProcess, "envoy": InEnvoy}
+
+
 @dataclasses.dataclass
 class Peer:
     """A server and a channel to it."""
 
-    server: Server
+    server: Hosted
     channel: aio.Channel
     stub: Any
 
@@ -45,6 +106,25 @@ class Peer:
         await call.write(pb.StreamRequest(config=pb.StreamConfig(session_ids=session_ids)))
         assert len((await answer(call)).config.sessions) == len(session_ids)
         return call
+
+    async def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        """Returns the samples of the metrics endpoint, by name and labels."""
+        url = f"http://{self.server.metrics_listen}/metrics"
+
+        def read() -> str:
+            with urllib.request.urlopen(url, timeout=BOUND_SECONDS) as response:
+                return str(response.read().decode())
+
+        families = text_string_to_metric_families(await asyncio.to_thread(read))
+        return {
+            (s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples
+        }
+
+    async def until(self, name: str, holds: Callable[[float], bool], model: str = "mackey-glass") -> None:
+        """Waits until a metric of a model's is as it should be."""
+        async with asyncio.timeout(BOUND_SECONDS):
+            while not holds((await self.samples())[name, (("model", model), ("version", "1"))]):
+                pass
 
 
 @dataclasses.dataclass
@@ -92,22 +172,26 @@ def refusal_of(error: aio.AioRpcError) -> Refusal:
     return Refusal(error.code().name, info.reason, error.details() or "", dict(info.metadata), seconds)
 
 
+@pytest.fixture(params=FRONTS)
+def front(request: pytest.FixtureRequest) -> str:
+    """Each test that uses a server runs on every front."""
+    return str(request.param)
+
+
 @pytest.fixture
-async def start() -> AsyncIterator[Start]:
-    """Starts servers with settings of the test's; they drain at its end."""
-    running = []
+async def start(front: str) -> AsyncIterator[Start]:
+    """Starts servers with settings of the test's; they end with it."""
+    async with contextlib.AsyncExitStack() as running:
 
-    async def start_one(**changes: Any) -> Peer:
-        context = serving(settings(**changes))
-        server = await context.__aenter__()
-        channel = aio.insecure_channel(str(server.listen))
-        running.append((context, channel))
-        return Peer(server, channel, stubs.StreamcellServiceStub(channel))
+        async def start_one(**changes: Any) -> Peer:
+            server = FRONTS[front]()
+            await server.start(settings(front=front, **changes))
+            running.push_async_callback(server.stop)
+            channel = aio.insecure_channel(str(server.listen))
+            running.push_async_callback(channel.close)
+            return Peer(server, channel, stubs.StreamcellServiceStub(channel))
 
-    yield start_one
-    for context, channel in running:
-        await channel.close()
-        await context.__aexit__(None, None, None)
+        yield start_one
 
 
 @pytest.fixture

@@ -59,10 +59,9 @@ async def test_a_reused_slot_starts_clean(start, mackey_glass):
 
 async def test_an_idle_session_expires_and_says_so(start):
     """After its time a session is SESSION_EXPIRED, not unknown; it is not begun anew by itself."""
-    peer = await start()
+    peer = await start(session_ttl_seconds=0.01)
     session_id = await peer.open()
-    for engine in peer.server.catalog.engines:
-        engine.expire_idle(0)  # what the server's sweep calls, with no time to wait for
+    await peer.until("streamcell_sessions_expired_total", lambda count: count == 1)
     found = await refusal(peer.stub.Step(pb.StepRequest(session_id=session_id, x=[0.5])))
     assert (found.code, found.reason) == ("NOT_FOUND", "SESSION_EXPIRED")
     resumed = pb.OpenSessionRequest(session_id=session_id, mode=pb.OPEN_MODE_RESUME)
@@ -92,10 +91,7 @@ async def busy(peer, num_steps):
         session_id=await peer.open(), x_raw=inputs(seed=5, num_steps=num_steps).tobytes(), step_index=0
     )
     priming = asyncio.ensure_future(peer.stub.Prime(history))
-    engine = next(engine for engine in peer.server.catalog.engines if engine.name == "mackey-glass")
-    async with asyncio.timeout(BOUND_SECONDS):
-        while engine.is_idle:
-            await peer.stub.ListModels(pb.ListModelsRequest())
+    await peer.until("streamcell_queued_steps", lambda count: count > 0)
     return priming
 
 
@@ -205,10 +201,7 @@ async def test_a_step_whose_deadline_passes_while_it_waits_is_withdrawn(peer):
     session_id = await peer.open()
     history = pb.PrimeRequest(session_id=session_id, x_raw=inputs(seed=4, num_steps=20_000).tobytes())
     priming = asyncio.ensure_future(peer.stub.Prime(history))
-    engine = next(engine for engine in peer.server.catalog.engines if engine.name == "mackey-glass")
-    async with asyncio.timeout(BOUND_SECONDS):
-        while engine.is_idle:
-            await peer.stub.ListModels(pb.ListModelsRequest())
+    await peer.until("streamcell_queued_steps", lambda count: count > 0)
     found = await refusal(peer.stub.Step(pb.StepRequest(session_id=session_id, x=[0.5]), timeout=0.05))
     assert found.code == "DEADLINE_EXCEEDED"
     assert (await priming).step_index == 19_999

@@ -2,34 +2,18 @@
 
 import asyncio
 import subprocess
-import urllib.request
 
 import grpc
 import pytest
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from prometheus_client.parser import text_string_to_metric_families
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as stubs
 
-from service.server import Server
-from tests.integration.conftest import BOUND_SECONDS, refusal, refusal_of, settings
+from tests.integration.conftest import BOUND_SECONDS, refusal, refusal_of
 
 SERVICE = "streamcell.v1.StreamcellService"
-
-
-async def scrape(server):
-    """Returns the samples of the metrics endpoint, by name and labels."""
-    url = f"http://{server.metrics_listen}/metrics"
-
-    def read():
-        with urllib.request.urlopen(url, timeout=BOUND_SECONDS) as response:
-            return response.read().decode()
-
-    text = await asyncio.to_thread(read)
-    families = text_string_to_metric_families(text)
-    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
 
 
 async def test_health_answers_for_the_server_and_its_service(peer):
@@ -43,16 +27,14 @@ async def test_health_answers_for_the_server_and_its_service(peer):
 
 async def test_watch_tells_of_the_drain_and_then_ends(start):
     """Who watches hears SERVING, then NOT_SERVING, then the end; an unknown service is SERVICE_UNKNOWN."""
-    server = Server(settings())
-    await server.start()
-    async with aio.insecure_channel(str(server.listen)) as channel:
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
-        unknown = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="x"))
-        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-        assert (await unknown.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-        assert await asyncio.wait_for(server.drain(), BOUND_SECONDS)
-        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert await watch.code() == grpc.StatusCode.UNAVAILABLE
+    peer = await start()
+    watch = health_pb2_grpc.HealthStub(peer.channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+    unknown = health_pb2_grpc.HealthStub(peer.channel).Watch(health_pb2.HealthCheckRequest(service="x"))
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    assert (await unknown.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    assert await asyncio.wait_for(peer.server.drain(), BOUND_SECONDS)
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert await watch.code() == grpc.StatusCode.UNAVAILABLE
 
 
 async def test_reflection_lists_the_services_and_can_be_turned_off(start):
@@ -79,7 +61,7 @@ async def test_metrics_count_what_happened(peer):
     await peer.stub.Prime(pb.PrimeRequest(session_id=session_id, x=[0.5] * 20))
     await peer.stub.Forecast(pb.ForecastRequest(session_id=session_id, horizon_steps=2))
     await refusal(peer.stub.Step(pb.StepRequest(session_id=session_id, x=[0.5], step_index=99)))
-    samples = await scrape(peer.server)
+    samples = await peer.samples()
     model = (("model", "mackey-glass"), ("version", "1"))
     expected = {
         "streamcell_steps_total": 27,
@@ -105,24 +87,21 @@ async def test_metrics_count_what_happened(peer):
 
 async def test_draining_finishes_what_is_in_flight_and_sends_clients_elsewhere(start):
     """Steps taken are answered, streams end with DRAINING, new work is refused; the drain is clean."""
-    server = Server(settings())
-    await server.start()
-    channel = aio.insecure_channel(str(server.listen))
-    stub = stubs.StreamcellServiceStub(channel)
+    peer = await start()
+    stub = peer.stub
     await stub.OpenSession(pb.OpenSessionRequest(session_id="s", model="mackey-glass"))
     call = stub.Stream()
     for _ in range(20):
         await call.write(pb.StreamRequest(step=pb.StepRequest(session_id="s", x=[0.5])))
     first = await anext(aiter(call))
     assert first.step.step_index == 0
-    assert await asyncio.wait_for(server.drain(), BOUND_SECONDS)
+    assert await asyncio.wait_for(peer.server.drain(), BOUND_SECONDS)
     rest = []
     with pytest.raises(aio.AioRpcError) as caught:
         rest.extend([message.step.step_index async for message in call])
     assert rest == list(range(1, 1 + len(rest)))
     found = refusal_of(caught.value)
     assert (found.code, found.reason) == ("UNAVAILABLE", "DRAINING")
-    await channel.close()
 
 
 async def test_sessions_belong_to_the_certificate_that_opened_them(start, tmp_path):

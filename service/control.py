@@ -1,0 +1,50 @@
+"""The line between a supervisor and a worker process: JSON objects, one a line, over an inherited socket.
+
+Does not know what is said on it. Its end is the end of the other process, however that came.
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+VARIABLE = "STREAMCELL_CONTROL_FD"  # tells a worker which of its file descriptors is its end
+
+
+class Channel:
+    """One end."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def of(cls, end: socket.socket) -> "Channel":
+        """Returns the channel over a connected socket, which it then owns."""
+        return cls(*await asyncio.open_connection(sock=end))
+
+    @classmethod
+    async def inherited(cls, environment: Mapping[str, str]) -> "Channel":
+        """Returns the worker's end."""
+        return await cls.of(socket.socket(fileno=int(environment[VARIABLE])))
+
+    def send(self, **message: Any) -> None:
+        """Sends a message, unless the other end is gone."""
+        if not self._writer.is_closing():
+            self._writer.write(json.dumps(message).encode() + b"\n")
+
+    async def receive(self) -> dict[str, Any] | None:
+        """Returns the next message, None when the other end is gone."""
+        try:
+            line = await self._reader.readline()
+        except ConnectionError:
+            return None
+        return json.loads(line) if line.endswith(b"\n") else None
+
+    async def close(self) -> None:
+        """Closes this end, once all that was sent has left."""
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()

@@ -1,0 +1,133 @@
+"""The fast front: an ASGI application within Envoy, which carries the bytes (docs/adr/0005).
+
+Owns which calls are under way and how they begin and end; each carries itself. Knows gRPC's wire, not what
+the methods do.
+"""
+
+import asyncio
+from typing import Any
+
+from service import errors
+from service.config import Address, Config
+from service.errors import Code
+from service.fronts import wire
+from service.fronts.carried import BODY, START, Carried, CarriedCall, CarriedStream, Receive, Send, end
+from service.fronts.wire import Deframer, Headers
+from service.rpc import Call, RefusedError, Router, Status, Unary, status_of
+
+# Messages somewhat over the bound still arrive, to be refused with their reason, as on the other front.
+_HARD_LIMIT_FACTOR = 4
+_ASK_SECONDS = 0.05  # how often clients with nothing left to send are asked whether they are there
+_NOBODY = Call()
+
+Scope = dict[str, Any]
+
+
+class EnvoyFront:
+    """The application, over a router's methods; Envoy listens."""
+
+    def __init__(self, router: Router, settings: Config) -> None:
+        self._router = router
+        self._listen = settings.listen
+        self._hard_limit = _HARD_LIMIT_FACTOR * settings.max_message_bytes
+        self._has_principals = bool(settings.tls_client_ca)
+        self._calls: set[Carried] = set()
+        self._is_stopping = False
+        self._asking: asyncio.Task[None] | None = None
+        self._all_ended = asyncio.Event()
+
+    async def start(self) -> Address:
+        """Is ready for calls; returns where Envoy was told to listen."""
+        self._asking = asyncio.create_task(self._ask_on())
+        return self._listen
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Takes no new calls, gives those under way `grace_seconds`, then breaks them off."""
+        self._is_stopping = True
+        try:
+            async with asyncio.timeout(grace_seconds):
+                while self._calls:
+                    self._all_ended.clear()
+                    await self._all_ended.wait()
+        except TimeoutError:
+            status = Status(Code.CANCELLED, "the server is stopping: connect again, to another one", b"")
+            for call in list(self._calls):
+                call.break_off(status)
+        if self._asking is not None:
+            self._asking.cancel()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one HTTP request."""
+        headers = dict(scope["headers"])
+        if (answer := _not_grpc(scope["method"], headers)) is not None:
+            _answer_http(send, *answer)
+            return
+        try:
+            carried = self._begin(scope["path"], headers, receive, send)
+        except RefusedError as refused:
+            end(send, refused.status)
+            return
+        timer = None
+        if (seconds := wire.timeout_seconds(headers.get(b"grpc-timeout", b""))) is not None:
+            late = Status(Code.DEADLINE_EXCEEDED, "Deadline Exceeded", b"")
+            timer = asyncio.get_running_loop().call_later(seconds, carried.break_off, late)
+        self._calls.add(carried)
+        try:
+            await carried.carry(self._caller(scope))
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._calls.discard(carried)
+            if not self._calls:
+                self._all_ended.set()
+
+    def _begin(self, path: str, headers: dict[bytes, bytes], receive: Receive, send: Send) -> Carried:
+        method = self._router.methods.get(path)
+        if method is None:
+            raise wire.refused(Code.UNIMPLEMENTED, "Method not found!")
+        if self._is_stopping:
+            raise RefusedError(status_of(errors.draining()))
+        deframer = Deframer(self._hard_limit, headers.get(b"grpc-encoding", b""))
+        if isinstance(method, Unary):
+            return CarriedCall(self._router, method, deframer, receive, send)
+        return CarriedStream(self._router, method, deframer, receive, send)
+
+    def _caller(self, scope: Scope) -> Call:
+        if not self._has_principals:
+            return _NOBODY
+        return Call(principal=_common_name(scope["extensions"].get("tls", {}).get("client_cert_name") or ""))
+
+    async def _ask_on(self) -> None:
+        while True:
+            await asyncio.sleep(_ASK_SECONDS)
+            for call in list(self._calls):
+                call.ask()
+
+
+def _not_grpc(method: str, headers: dict[bytes, bytes]) -> tuple[int, Headers, bytes] | None:
+    """Returns the HTTP answer (status, headers, text) to a request that is no gRPC call, else None."""
+    content_type = headers.get(b"content-type", b"").split(b";")[0].strip()
+    if content_type not in (wire.CONTENT_TYPE, wire.CONTENT_TYPE + b"+proto"):
+        return (
+            415,
+            [(b"accept", wire.CONTENT_TYPE)],
+            b"this serves gRPC: application/grpc\n",
+        )
+    if method != "POST":
+        return 405, [(b"allow", b"POST")], b"a gRPC call is a POST request\n"
+    return None
+
+
+def _answer_http(send: Send, status: int, headers: Headers, text: bytes) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), *headers]
+    send({"type": START, "status": status, "headers": headers})
+    send({"type": BODY, "body": text})
+
+
+def _common_name(subject: str) -> str:
+    """Returns the CN of a certificate's subject, "" where it has none."""
+    for part in subject.split(","):
+        name, _, value = part.strip().partition("=")
+        if name.upper() == "CN":
+            return value.replace("\0", "")
+    return ""

