@@ -63,6 +63,10 @@ serve: $(VENV)/.runtime ## Serves the models of model/artifacts until stopped; A
 test: $(VENV)/.dev ## Runs the tests; ARGS='-k name' for some of them
 	$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: slow
+slow: $(VENV)/.dev ## Runs the tests that take minutes each
+	$(BIN)/python -m pytest -m slow --timeout 900 $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.dev ## Checks style, types, the Dockerfile and the compose file
 	$(BIN)/ruff check

@@ -39,14 +39,14 @@ class Worker:
         self._admin = admin
 
     @classmethod
-    async def start(cls, settings: Config, folder: pathlib.Path) -> "Worker":
-        """Starts a worker; `folder` is for its sockets.
+    async def start(cls, settings: Config, folder: pathlib.Path, application: str = _APPLICATION) -> "Worker":
+        """Starts a worker that serves the ASGI application `module:name`; `folder` is for its sockets.
 
         Raises:
             ConfigError: the front cannot be had here, or a file cannot be read.
         """
         admin = folder / "admin.sock"
-        configuration = envoy_process.configuration(settings, _APPLICATION, admin)
+        configuration = envoy_process.configuration(settings, application, admin)
         ours, theirs = socket.socketpair()
         variables = {
             **os.environ,

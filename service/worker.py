@@ -6,7 +6,8 @@ The settings come as variables, orders over the control channel. If the supervis
 import asyncio
 import os
 import signal
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from service import config, log, process
 from service.config import Config
@@ -20,7 +21,8 @@ from service.server import Server
 class Application:
     """What pyvoy calls: once for the life of the process, and for every request."""
 
-    def __init__(self) -> None:
+    def __init__(self, server: "Callable[[Config], _Server]") -> None:
+        self._new_server = server
         self._front: Any = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,17 +51,33 @@ class Application:
         await server.abandon()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _started(self, settings: Config) -> Server:
-        server = Server(settings, EnvoyFront)
+    async def _started(self, settings: Config) -> "_Server":
+        server = self._new_server(settings)
         await server.start()
         self._front = server.front
         return server
 
 
-async def _obey(channel: Channel, server: Server) -> None:
+class _Server(Protocol):
+    """A server whose front is an ASGI application."""
+
+    front: Any
+    metrics_listen: Any
+
+    async def start(self) -> None:
+        """Is ready to serve."""
+
+    async def drain(self) -> bool:
+        """Finishes what is in flight; tells whether all was finished in time."""
+
+    async def abandon(self) -> None:
+        """Ends at once."""
+
+
+async def _obey(channel: Channel, server: _Server) -> None:
     while await channel.receive() is not None:  # there is one order: to drain
         channel.send(event="drained", clean=await server.drain())
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-application = Application()
+application = Application(lambda settings: Server(settings, EnvoyFront))

@@ -9,7 +9,7 @@ now and then. Knows gRPC's wire, not what the methods do.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from service.errors import Code
 from service.fronts import wire
@@ -42,6 +42,14 @@ class Carried(Protocol):
         """Finds out whether the client still waits, where nothing else would tell."""
 
 
+_Result = TypeVar("_Result")
+
+
+def future_of(given: Awaitable[_Result]) -> "asyncio.Future[_Result]":
+    """Returns what pyvoy gave as the future that it is; what it answers at once is none, and becomes one."""
+    return given if isinstance(given, asyncio.Future) else asyncio.ensure_future(given)
+
+
 def end(send: Send, status: Status | None) -> None:
     """Ends a call that has sent nothing: the status stands in its only headers."""
     send({"type": START, "status": 200, "headers": [*_HEADERS, *wire.trailers(status)]})
@@ -59,7 +67,7 @@ class _Presence:
     def ask(self) -> None:
         if not self._is_asking:
             self._is_asking = True
-            asyncio.ensure_future(self._receive()).add_done_callback(self._told)
+            future_of(self._receive()).add_done_callback(self._told)
 
     def _told(self, future: "asyncio.Future[Event]") -> None:
         self._is_asking = False
@@ -203,20 +211,20 @@ class CarriedStream:
         """Gives the stream what it has room for, and then reads on."""
         if self._is_handing_on:  # the stream answered at once: the call that handed on goes on
             return
-        self._is_handing_on = True
         arrived, stream = self._arrived, self._stream
-        while arrived and not stream.is_full:
-            stream.receive(arrived.popleft())
-        self._is_handing_on = False
-        if arrived or stream.is_full or self._over.done():
+        if arrived:
+            self._is_handing_on = True
+            while arrived and not stream.is_full:
+                stream.receive(arrived.popleft())
+            self._is_handing_on = False
+        if self._is_reading or arrived or stream.is_full or self._over.done():
             return
-        if self._presence is not None:
-            if not self._is_half_closed:
-                self._is_half_closed = True
-                stream.half_close()
-        elif not self._is_reading:
+        if self._presence is None:
             self._is_reading = True
-            asyncio.ensure_future(self._receive()).add_done_callback(self._on_read)
+            future_of(self._receive()).add_done_callback(self._on_read)
+        elif not self._is_half_closed:
+            self._is_half_closed = True
+            stream.half_close()
 
     def _on_read(self, future: "asyncio.Future[Event]") -> None:
         self._is_reading = False
@@ -225,7 +233,7 @@ class CarriedStream:
             self._finish()
             return
         try:
-            self._arrived.extend(self._deframer.feed(event["body"]))
+            self._arrived += self._deframer.feed(event["body"])
             if not event["more_body"]:
                 self._deframer.close()
                 self._presence = _Presence(self._receive, self._finish)
@@ -253,7 +261,7 @@ class CarriedStream:
         if not self._has_begun:
             self._has_begun = True
             self._send(_BEGINNING)
-        self._untaken = asyncio.ensure_future(self._send({"type": BODY, "body": body, "more_body": True}))
+        self._untaken = future_of(self._send({"type": BODY, "body": body, "more_body": True}))
 
     def _on_taken(self, future: "asyncio.Future[None]") -> None:
         self._is_watched = False

@@ -63,12 +63,13 @@ class EnvoyFront:
             _answer_http(send, *answer)
             return
         try:
+            seconds = wire.timeout_seconds(headers.get(b"grpc-timeout"))
             carried = self._begin(scope["path"], headers, receive, send)
         except RefusedError as refused:
             end(send, refused.status)
             return
         timer = None
-        if (seconds := wire.timeout_seconds(headers.get(b"grpc-timeout", b""))) is not None:
+        if seconds is not None:
             late = Status(Code.DEADLINE_EXCEEDED, "Deadline Exceeded", b"")
             timer = asyncio.get_running_loop().call_later(seconds, carried.break_off, late)
         self._calls.add(carried)
@@ -108,13 +109,11 @@ def _not_grpc(method: str, headers: dict[bytes, bytes]) -> tuple[int, Headers, b
     """Returns the HTTP answer (status, headers, text) to a request that is no gRPC call, else None."""
     content_type = headers.get(b"content-type", b"").split(b";")[0].strip()
     if content_type not in (wire.CONTENT_TYPE, wire.CONTENT_TYPE + b"+proto"):
-        return (
-            415,
-            [(b"accept", wire.CONTENT_TYPE)],
-            b"this serves gRPC: application/grpc\n",
-        )
+        return 415, [(b"accept", wire.CONTENT_TYPE)], b"this serves gRPC: application/grpc\n"
     if method != "POST":
         return 405, [(b"allow", b"POST")], b"a gRPC call is a POST request\n"
+    if headers.get(b"te") != b"trailers":
+        return 400, [], b"a gRPC client takes trailers, and says so: te: trailers\n"
     return None
 
 

@@ -68,6 +68,11 @@ class Deframer:
                 return []
             data = b"".join(self._pieces)
             self._pieces = []
+        elif data[:1] == b"\0":
+            length = len(data) - _PREFIX_BYTES
+            is_whole = int.from_bytes(data[1:_PREFIX_BYTES], "big") == length
+            if is_whole and length <= self._max_message_bytes:  # one message, as almost always
+                return [data[_PREFIX_BYTES:]]
         messages = []
         at, size, needed = 0, len(data), _PREFIX_BYTES
         while size - at >= _PREFIX_BYTES:
@@ -115,10 +120,18 @@ class Deframer:
         return message
 
 
-def timeout_seconds(value: bytes) -> float | None:
-    """Returns what a grpc-timeout header says, None where it says nothing that is known."""
+def timeout_seconds(value: bytes | None) -> float | None:
+    """Returns what a grpc-timeout header says; None where there is none.
+
+    Raises:
+        RefusedError: INTERNAL, it is not what the protocol has.
+    """
+    if value is None:
+        return None
     found = _TIMEOUT.fullmatch(value)
-    return int(found[1]) * _SECONDS[found[2]] if found else None
+    if found is None:
+        raise refused(Code.INTERNAL, "the grpc-timeout is none: up to eight digits and one of H M S m u n")
+    return int(found[1]) * _SECONDS[found[2]]
 
 
 def trailers(status: Status | None) -> Headers:

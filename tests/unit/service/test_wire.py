@@ -138,10 +138,17 @@ def test_timeouts(text, seconds):
     assert wire.timeout_seconds(text) == pytest.approx(seconds)
 
 
+def test_no_timeout_is_none():
+    """A call without the header has no deadline."""
+    assert wire.timeout_seconds(None) is None
+
+
 @pytest.mark.parametrize("text", [b"", b"S", b"1", b"1s", b"-1S", b"123456789S", b"1.5S", b"1 S", b"1SS"])
 def test_a_timeout_that_is_none(text):
-    """What the protocol does not know sets no deadline."""
-    assert wire.timeout_seconds(text) is None
+    """What the protocol does not have is refused: a client must not wait for a deadline that never comes."""
+    with pytest.raises(RefusedError) as caught:
+        wire.timeout_seconds(text)
+    assert caught.value.status.code == Code.INTERNAL
 
 
 @given(st.integers(1, 16), st.text(max_size=80), st.binary(max_size=50))

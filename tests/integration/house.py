@@ -1,0 +1,180 @@
+"""Methods made to try a front with, and the same router served on each front."""
+
+import asyncio
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from google.protobuf.wrappers_pb2 import StringValue
+
+from service.config import Config
+from service.errors import Reason, StreamcellError
+from service.fronts.envoy import EnvoyFront
+from service.fronts.grpcio import GrpcioFront
+from service.rpc import Call, Router, Stream, Streaming, Unary
+from service.supervisor import Worker
+
+SECRET = "this stands in the log alone"  # noqa: S105
+
+
+class House:
+    """The methods, and what was seen of their callers.
+
+    Echo answers with the request. Refuse fails with the reason that the request names, or with a fault. Wait
+    never answers. Told says what happened so far, and forgets it. Talk is a stream that does as it is told.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def methods(self) -> list[Unary[Any] | Streaming]:
+        """Returns the methods."""
+        unary = {"Echo": self._echo, "Refuse": self._refuse, "Wait": self._wait, "Told": self._told}
+        return [
+            *(Unary(f"/t/{name}", StringValue, behaviour) for name, behaviour in unary.items()),
+            Streaming("/t/Talk", self._talk),
+        ]
+
+    async def _echo(self, request: StringValue, call: Call) -> StringValue:
+        return request
+
+    async def _refuse(self, request: StringValue, call: Call) -> StringValue:
+        raise refusal(request.value)
+
+    async def _wait(self, request: StringValue, call: Call) -> StringValue:
+        self.events.append(f"waits {request.value}")
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self.events.append(f"left {request.value}")
+        return request
+
+    async def _told(self, request: StringValue, call: Call) -> StringValue:
+        events, self.events = self.events, []
+        return StringValue(value=",".join(events))
+
+    def _talk(self, stream: Stream, call: Call) -> "Talk":
+        return Talk(self, stream)
+
+
+def refusal(name: str) -> Exception:
+    """Returns what a method raises that is to fail in a certain way."""
+    if name == "fault":
+        return RuntimeError(SECRET)
+    return StreamcellError(
+        Reason(name), f"as asked: {name} ü %", metadata={"asked": name}, retry_delay_seconds=0.5
+    )
+
+
+class Talk:
+    """One client's Talk: `say X`, `flood N`, `end`, `keep NAME`, `quiet`, or the name of a failure.
+
+    What becomes of a stream that is kept open after the client's half-close is told under its name.
+    """
+
+    def __init__(self, house: House, stream: Stream) -> None:
+        self._house = house
+        self._stream = stream
+        self._kept_as = ""
+
+    def receive(self, raw: bytes) -> None:
+        """Does as it is told."""
+        command, _, rest = StringValue.FromString(raw).value.partition(" ")
+        if command == "say":
+            self._stream.send(raw)
+        elif command == "flood":
+            for number in range(int(rest)):
+                self._stream.send(StringValue(value=f"{number:1000}").SerializeToString())
+        elif command == "end":
+            self._stream.end()
+        elif command == "keep":
+            self._kept_as = rest
+        elif command != "quiet":
+            raise refusal(command)
+
+    def stop(self, error: StreamcellError | None) -> None:
+        """Ends, unless it was told to keep the stream open."""
+        self._tell("half-closed" if error is None else "drained")
+        if error is not None or not self._kept_as:
+            self._stream.end(error)
+
+    def cancel(self) -> None:
+        """Takes note."""
+        self._tell("cancelled")
+
+    def _tell(self, event: str) -> None:
+        if self._kept_as:
+            self._house.events.append(f"{event} {self._kept_as}")
+
+
+def router(settings: Config) -> Router:
+    """Returns a router over a house's methods."""
+    return Router(
+        House().methods(),
+        settings.max_message_bytes,
+        settings.max_stream_messages,
+        lambda path, error: None,
+        lambda count: None,
+    )
+
+
+class InProcess:
+    """The house on the grpcio front, in this process."""
+
+    async def start(self, settings: Config) -> str:
+        """Starts it and returns where it listens."""
+        self._front = GrpcioFront(router(settings), settings)
+        return str(await self._front.start())
+
+    async def stop(self) -> None:
+        """Ends it."""
+        await self._front.stop(0)
+
+
+class InEnvoy:
+    """The house on the envoy front, in a process of its own."""
+
+    async def start(self, settings: Config) -> str:
+        """Starts it and returns where it listens."""
+        self._folder = tempfile.TemporaryDirectory()
+        self._worker = await Worker.start(
+            settings, pathlib.Path(self._folder.name), "tests.integration.house:application"
+        )
+        return str((await self._worker.ready())[0])
+
+    async def stop(self) -> None:
+        """Ends the process."""
+        await self._worker.stop()
+        self._folder.cleanup()
+
+
+HOUSES: dict[str, Callable[[], Any]] = {"grpcio": InProcess, "envoy": InEnvoy}
+
+
+class _InsideServer:
+    """What `service.worker` needs of a server."""
+
+    def __init__(self, settings: Config) -> None:
+        self.front = EnvoyFront(router(settings), settings)
+        self.metrics_listen = "none"
+
+    async def start(self) -> None:
+        await self.front.start()
+
+    async def drain(self) -> bool:
+        await self.front.stop(1)
+        return True
+
+    async def abandon(self) -> None:
+        await self.front.stop(0)
+
+
+def __getattr__(name: str) -> Any:
+    """Makes the ASGI application where it is asked for: inside Envoy alone."""
+    if name != "application" or "STREAMCELL_CONTROL_FD" not in os.environ:
+        raise AttributeError(name)
+    from service.worker import Application
+
+    return Application(_InsideServer)
