@@ -29,8 +29,8 @@ def main() -> int:
 
 
 def _run_of(settings: Config) -> Callable[[Config], Coroutine[Any, Any, int]]:
-    # Each brings what the other does without: the server torch and grpcio, the supervisor a process.
-    if settings.front == "envoy":
+    # Each brings what the other does without: the server torch and grpcio, the supervisor processes.
+    if settings.front == "envoy" or settings.workers > 1:
         from service import supervisor
 
         return supervisor.run

@@ -61,7 +61,7 @@ class Config:
     device: str = _flag(
         "auto", "where the models run; auto takes CUDA when it is there", ("auto", "cpu", "cuda")
     )
-    workers: int = _flag(1, "server processes on the port")
+    workers: int = _flag(1, "server processes on the port; sessions belong to one of them")
     front: str = _flag("grpcio", "the server technology", ("grpcio", "envoy"))
     threads: int = _flag(1, "CPU threads of one cell call; from 3 on a prediction's last bits may change")
     cpu_scheduling: str = _flag(
@@ -112,8 +112,6 @@ class Config:
     def _check_available(self) -> None:
         if self.store != "memory:":
             raise _wrong("store", f"{self.store!r} is not in this version; memory: is")
-        if self.workers != 1:
-            raise _wrong("workers", "several are not in this version; 1 is")
 
 
 def from_command(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:

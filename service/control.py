@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 VARIABLE = "STREAMCELL_CONTROL_FD"  # tells a worker which of its file descriptors is its end
+_MAX_LINE_BYTES = 64 << 20  # a page of metrics is one line
 
 
 class Channel:
@@ -23,7 +24,7 @@ class Channel:
     @classmethod
     async def of(cls, end: socket.socket) -> "Channel":
         """Returns the channel over a connected socket, which it then owns."""
-        return cls(*await asyncio.open_connection(sock=end))
+        return cls(*await asyncio.open_connection(sock=end, limit=_MAX_LINE_BYTES))
 
     @classmethod
     async def inherited(cls, environment: Mapping[str, str]) -> "Channel":

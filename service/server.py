@@ -11,7 +11,7 @@ from typing import Protocol
 
 import grpc
 import torch
-from prometheus_client import start_http_server
+from prometheus_client import generate_latest
 
 from service import artifact, cuda, log, process
 from service.catalog import Catalog
@@ -20,6 +20,7 @@ from service.engine import Engine
 from service.errors import ConfigError, StreamcellError
 from service.fronts.grpcio import GrpcioFront
 from service.metrics import Metrics
+from service.metrics_page import MetricsPage
 from service.rpc import Router
 from service.runner import Runner
 from service.servicers import health as health_servicer
@@ -40,10 +41,22 @@ class Front(Protocol):
 
 
 class Server:
-    """The parts of one server, in the order in which they start; needs a running loop."""
+    """The parts of one server, in the order in which they start; needs a running loop.
 
-    def __init__(self, settings: Config, front: "Callable[[Router, Config], Front]" = GrpcioFront) -> None:
+    Args:
+        front: what carries the bytes.
+        has_page: whether it listens for Prometheus; a worker's page is its supervisor's to show.
+    """
+
+    def __init__(
+        self,
+        settings: Config,
+        front: "Callable[[Router, Config], Front]" = GrpcioFront,
+        *,
+        has_page: bool = True,
+    ) -> None:
         self._settings = settings
+        self._has_page = has_page
         self._metrics = Metrics()
         self.catalog = Catalog(_engines(settings, self._metrics))
         services = [streamcell.SERVICE]
@@ -61,7 +74,7 @@ class Server:
             self._metrics.streams.set,
         )
         self.front = front(self._router, settings)
-        self._metrics_server: _MetricsServer | None = None
+        self._page: MetricsPage | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self.listen = settings.listen
         self.metrics_listen = settings.metrics_listen
@@ -72,12 +85,13 @@ class Server:
         Raises:
             ConfigError: an address cannot be listened on.
         """
-        self._metrics_server = _MetricsServer(self._settings.metrics_listen, self._metrics)
-        self.metrics_listen = self._metrics_server.address
+        if self._has_page:
+            self._page = MetricsPage(self._settings.metrics_listen, self._metrics.registry)
+            self.metrics_listen = self._page.address
         try:
             self.listen = await self.front.start()
         except ConfigError:
-            self._metrics_server.close()
+            await self._close()
             raise
         self._sweeper = asyncio.create_task(self._sweep())
         self._health.set_all(is_serving=True)
@@ -102,13 +116,17 @@ class Server:
         await self.front.stop(0)
         await self._close()
 
+    def page(self) -> str:
+        """Returns Prometheus' page."""
+        return generate_latest(self._metrics.registry).decode()
+
     async def _close(self) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._sweeper
-        if self._metrics_server is not None:
-            self._metrics_server.close()
+        if self._page is not None:
+            self._page.close()
 
     async def _sweep(self) -> None:
         ttl_ns = round(self._settings.session_ttl_seconds * 1e9)
@@ -119,22 +137,6 @@ class Server:
 
     def _count_error(self, method: str, error: StreamcellError) -> None:
         self._metrics.errors.labels(method, error.code.name, error.reason).inc()
-
-
-class _MetricsServer:
-    """Prometheus' endpoint, on a listener and a thread of its own."""
-
-    def __init__(self, address: Address, metrics: Metrics) -> None:
-        try:
-            self._http, self._thread = start_http_server(address.port, address.host, metrics.registry)
-        except OSError as error:
-            raise ConfigError(f"--metrics-listen: cannot listen on {address}: {error.strerror}") from None
-        self.address = Address(address.host, self._http.server_port)
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
 
 
 def _engines(settings: Config, metrics: Metrics) -> list[Engine]:

@@ -1,4 +1,4 @@
-"""A server within Envoy: the ASGI application that pyvoy runs, whose life a supervisor leads.
+"""A server in a worker process, whose life a supervisor leads: within Envoy, or on the grpcio front.
 
 The settings come as variables, orders over the control channel. If the supervisor goes, so does the worker.
 """
@@ -9,20 +9,79 @@ import signal
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import uvloop
+
 from service import config, log, process
-from service.config import Config
+from service.config import Address, Config
 from service.control import Channel
 from service.errors import ConfigError
 from service.fronts.carried import Receive, Send
 from service.fronts.envoy import EnvoyFront, Scope
 from service.server import Server
 
+_NewServer = Callable[[Config], "_Server"]
+
+
+class _Server(Protocol):
+    """What a worker serves."""
+
+    front: Any
+    listen: Address
+
+    async def start(self) -> None:
+        """Is ready to serve."""
+
+    def page(self) -> str:
+        """Returns Prometheus' page."""
+
+    async def drain(self) -> bool:
+        """Finishes what is in flight; tells whether all was finished in time."""
+
+    async def abandon(self) -> None:
+        """Ends at once."""
+
+
+class Led:
+    """A server, and the supervisor that leads it."""
+
+    def __init__(self, channel: Channel, server: _Server) -> None:
+        self._channel = channel
+        self.server = server
+        self._draining: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, new_server: _NewServer) -> "Led":
+        """Starts the server; ends the process if it cannot start, as the supervisor then says why."""
+        log.set_up()
+        process.keep_freed_memory()
+        channel = await Channel.inherited(os.environ)
+        try:
+            server = new_server(config.from_command([], os.environ))
+            await server.start()
+        except ConfigError as error:
+            channel.send(event="started", failed=str(error))
+            await channel.close()
+            os._exit(2)
+        channel.send(event="started", failed="", listen=list(server.listen))
+        return cls(channel, server)
+
+    async def obey(self) -> None:
+        """Does as it is told, for as long as there is somebody who tells."""
+        while (told := await self._channel.receive()) is not None:
+            if told["order"] == "page":
+                self._channel.send(event="page", page=self.server.page())
+            elif self._draining is None:
+                self._draining = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        self._channel.send(event="drain", clean=await self.server.drain())
+
 
 class Application:
     """What pyvoy calls: once for the life of the process, and for every request."""
 
-    def __init__(self, server: "Callable[[Config], _Server]") -> None:
-        self._new_server = server
+    def __init__(self, new_server: _NewServer) -> None:
+        self._new_server = new_server
         self._front: Any = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -33,51 +92,34 @@ class Application:
             await self._front(scope, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        log.set_up()
-        process.keep_freed_memory()
         await receive()  # "lifespan.startup"
-        channel = await Channel.inherited(os.environ)
-        try:
-            server = await self._started(config.from_command([], os.environ))
-        except ConfigError as error:
-            channel.send(event="failed", why=str(error))
-            await channel.close()
-            os._exit(2)  # the supervisor says why; Envoy would add that it cannot go on
-        channel.send(event="ready", metrics=str(server.metrics_listen))
+        led = await Led.start(self._new_server)
+        self._front = led.server.front
         await send({"type": "lifespan.startup.complete"})
-        orders = asyncio.create_task(_obey(channel, server))
+        obeying = asyncio.create_task(self._obey(led))
         await receive()  # "lifespan.shutdown"
-        orders.cancel()
-        await server.abandon()
+        obeying.cancel()
+        await led.server.abandon()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _started(self, settings: Config) -> "_Server":
-        server = self._new_server(settings)
-        await server.start()
-        self._front = server.front
-        return server
+    @staticmethod
+    async def _obey(led: Led) -> None:
+        await led.obey()
+        os.kill(os.getpid(), signal.SIGTERM)  # Envoy's own
 
 
-class _Server(Protocol):
-    """A server whose front is an ASGI application."""
-
-    front: Any
-    metrics_listen: Any
-
-    async def start(self) -> None:
-        """Is ready to serve."""
-
-    async def drain(self) -> bool:
-        """Finishes what is in flight; tells whether all was finished in time."""
-
-    async def abandon(self) -> None:
-        """Ends at once."""
+application = Application(lambda settings: Server(settings, EnvoyFront, has_page=False))
 
 
-async def _obey(channel: Channel, server: _Server) -> None:
-    while await channel.receive() is not None:  # there is one order: to drain
-        channel.send(event="drained", clean=await server.drain())
-    os.kill(os.getpid(), signal.SIGTERM)
+async def _serve() -> None:
+    led = await Led.start(lambda settings: Server(settings, has_page=False))
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    obeying = asyncio.create_task(led.obey())
+    await asyncio.wait((obeying, asyncio.create_task(ended.wait())), return_when=asyncio.FIRST_COMPLETED)
+    await led.server.abandon()
 
 
-application = Application(lambda settings: Server(settings, EnvoyFront))
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve())

@@ -43,7 +43,8 @@ def configuration(settings: Config, application: str, admin_socket: pathlib.Path
     found = server.get_envoy_config()
     found["admin"] = {"address": {"pipe": {"path": str(admin_socket), "mode": 0o600}}}
     for listener in found["static_resources"]["listeners"]:
-        listener["enable_reuse_port"] = False  # else a second server would silently share the port
+        # Workers share a port by it; where none are meant, a second server would share it silently.
+        listener["enable_reuse_port"] = settings.workers > 1
         for chain in listener["filter_chains"]:
             _adapt(chain["filters"][-1]["typed_config"])
     return found

@@ -173,7 +173,8 @@ def _credentials(settings: Config) -> grpc.ServerCredentials:
 
 def _options(settings: Config) -> list[tuple[str, int]]:
     return [
-        ("grpc.so_reuseport", 0),  # else a second server would silently share the port
+        # Workers share a port by it; where none are meant, a second server would share it silently.
+        ("grpc.so_reuseport", int(settings.workers > 1)),
         ("grpc.max_receive_message_length", min(_HARD_LIMIT_FACTOR * settings.max_message_bytes, LARGEST)),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_permit_without_calls", 1),

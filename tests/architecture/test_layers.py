@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 LAYERS = [
     {"errors", "log", "manifest", "metrics", "pace", "process"},
     {"config", "faults"},
+    {"metrics_page"},
     {"artifact", "cuda", "sessions", "slots", "state"},
     {"work"},
     {"scheduler"},
@@ -25,8 +26,8 @@ LAYERS = [
     {"servicers.frames"},
     {"servicers.stream"},
     {"servicers.health", "servicers.reflection", "servicers.streamcell"},
-    {"control", "fronts.envoy_process", "fronts.grpcio", "fronts.wire"},
-    {"fronts.carried"},
+    {"control", "fronts.envoy_admin", "fronts.envoy_process", "fronts.grpcio", "fronts.wire"},
+    {"fronts.carried", "workers"},
     {"fronts.envoy"},
     {"server", "supervisor"},
     {"worker"},
@@ -116,7 +117,7 @@ def test_who_knows_what(module):
     assert "torch" not in known or module in TORCH
     assert "grpc" not in known or module in GRPC
     assert "asyncio" not in known or ROW[module] >= ASYNCIO_FROM
-    assert "uvloop" not in known or module == "__main__"
+    assert "uvloop" not in known or module in ("__main__", "worker")
 
 
 def test_the_server_takes_from_grpc_its_version_alone():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -70,6 +71,22 @@ class ServerProcess:
         self._reader.join(BOUND_SECONDS)
         self.process.stderr.close()
         self.process.stdout.close()
+
+
+def children(pid):
+    """Returns the process ids of a process's children."""
+    tasks = pathlib.Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def until_gone(pid):
+    """Waits until a process has ended."""
+    end = time.monotonic() + BOUND_SECONDS
+    while pathlib.Path(f"/proc/{pid}").exists():
+        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        if state == "Z":
+            return
+        assert time.monotonic() < end, "a process was left behind"
 
 
 @pytest.fixture(params=["grpcio", "envoy"])

@@ -83,7 +83,7 @@ def test_a_second_signal_ends_it_at_once(start_server):
         (["--device", "tpu"], "--device: must be one of auto, cpu, cuda"),
         (["--store", "redis://x"], "--store: "),
         (["--front", "nginx"], "--front: must be one of grpcio, envoy"),
-        (["--workers", "2"], "--workers: "),
+        (["--workers", "0"], "--workers: must be a number of at least 1"),
         (["--tls-cert", "a.pem"], "--tls-cert: goes with --tls-key"),
         (["--tls-cert", "/nonexistent.pem", "--tls-key", "/nonexistent.key"], "/nonexistent"),
     ],

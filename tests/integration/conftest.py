@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import pathlib
-import tempfile
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
@@ -24,7 +23,7 @@ from service import artifact
 from service.artifact import Artifact
 from service.config import Address, Config
 from service.server import Server
-from service.supervisor import Worker
+from service.supervisor import Supervisor
 
 ROOT = pathlib.Path(__file__).parents[2]
 ARTIFACTS = ROOT / "model" / "artifacts"
@@ -70,18 +69,17 @@ class InEnvoy:
 
     async def start(self, settings: Config) -> None:
         """Starts it."""
-        self._folder = tempfile.TemporaryDirectory()
-        self._worker = await Worker.start(settings, pathlib.Path(self._folder.name))
-        self.listen, self.metrics_listen = await self._worker.ready()
+        self._supervisor = Supervisor(settings)
+        await self._supervisor.start()
+        self.listen, self.metrics_listen = self._supervisor.listen, str(self._supervisor.metrics_listen)
 
     async def drain(self) -> bool:
         """Drains it."""
-        return await self._worker.drain()
+        return await self._supervisor.drain()
 
     async def stop(self) -> None:
         """Ends the process."""
-        await self._worker.stop()
-        self._folder.cleanup()
+        await self._supervisor.stop()
 
 
 FRONTS: dict[str, Callable[[], Any]] = {"grpcio": InProcess, "envoy": InEnvoy}

@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import pathlib
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +12,7 @@ from service.errors import Reason, StreamcellError
 from service.fronts.envoy import EnvoyFront
 from service.fronts.grpcio import GrpcioFront
 from service.rpc import Call, Router, Stream, Streaming, Unary
-from service.supervisor import Worker
+from service.supervisor import Supervisor
 
 SECRET = "this stands in the log alone"  # noqa: S105
 
@@ -138,16 +136,13 @@ class InEnvoy:
 
     async def start(self, settings: Config) -> str:
         """Starts it and returns where it listens."""
-        self._folder = tempfile.TemporaryDirectory()
-        self._worker = await Worker.start(
-            settings, pathlib.Path(self._folder.name), "tests.integration.house:application"
-        )
-        return str((await self._worker.ready())[0])
+        self._supervisor = Supervisor(settings, "tests.integration.house:application")
+        await self._supervisor.start()
+        return str(self._supervisor.listen)
 
     async def stop(self) -> None:
         """Ends the process."""
-        await self._worker.stop()
-        self._folder.cleanup()
+        await self._supervisor.stop()
 
 
 HOUSES: dict[str, Callable[[], Any]] = {"grpcio": InProcess, "envoy": InEnvoy}
@@ -158,10 +153,13 @@ class _InsideServer:
 
     def __init__(self, settings: Config) -> None:
         self.front = EnvoyFront(router(settings), settings)
-        self.metrics_listen = "none"
+        self.listen = settings.listen
 
     async def start(self) -> None:
         await self.front.start()
+
+    def page(self) -> str:
+        return ""
 
     async def drain(self) -> bool:
         await self.front.stop(1)

@@ -1,0 +1,51 @@
+"""What a running Envoy tells of itself: where it listens, what it still has to send. Changes nothing."""
+
+import contextlib
+import http.client
+import json
+import pathlib
+import socket
+
+from service.config import Address
+
+_ANSWER_SECONDS = 10.0
+
+
+class EnvoyAdmin:
+    """Envoy's administration, on a socket in the file system; each method blocks until it answers."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+
+    def listening(self) -> Address | None:
+        """Returns where Envoy listens; None as long as it does not."""
+        try:
+            statuses = json.loads(self._page("/listeners?format=json"))["listener_statuses"]
+            found = statuses[0]["local_address"]["socket_address"]
+        except (OSError, http.client.HTTPException, ValueError, LookupError):
+            return None
+        return Address(found["address"], found["port_value"])
+
+    def is_sending(self) -> bool:
+        """Tells whether answers are on their way to clients still."""
+        try:
+            lines = self._page("/stats?filter=downstream_rq_active|downstream_cx_tx_bytes_buffered")
+            return any(int(line.rpartition(": ")[2]) for line in lines.splitlines())
+        except (OSError, http.client.HTTPException, ValueError):
+            return False
+
+    def _page(self, path: str) -> str:
+        with contextlib.closing(_Connection(self._path)) as connection:
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: pathlib.Path) -> None:
+        super().__init__("localhost", timeout=_ANSWER_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))

@@ -1,0 +1,138 @@
+"""Several workers on one port: shared load, one page of metrics, a new worker for one that died."""
+
+import contextlib
+import os
+import signal
+import socket
+import urllib.request
+
+import grpc
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from streamcell.v1 import streamcell_pb2 as pb
+from streamcell.v1 import streamcell_pb2_grpc as stubs
+
+from tests.e2e.conftest import BOUND_SECONDS, children, until_gone
+
+NUM_CLIENTS = 24  # enough that the system gives some to each of two workers
+
+
+@contextlib.contextmanager
+def clients(address, count=NUM_CLIENTS):
+    """Yields stubs, each over a connection of its own."""
+    with contextlib.ExitStack() as stack:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channels = [stack.enter_context(grpc.insecure_channel(address, options)) for _ in range(count)]
+        yield [stubs.StreamcellServiceStub(channel) for channel in channels]
+
+
+def samples(metrics, name):
+    """Returns a metric's samples, as pairs of labels and value."""
+    with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=BOUND_SECONDS) as response:
+        families = text_string_to_metric_families(response.read().decode())
+    return [(s.labels, s.value) for family in families for s in family.samples if s.name == name]
+
+
+def step(stub, number):
+    """Begins a session with one step."""
+    request = pb.StepRequest(session_id=f"s{number}", model="mackey-glass", x=[0.5], step_index=0)
+    return stub.Step(request, timeout=BOUND_SECONDS)
+
+
+def test_all_workers_serve_and_one_page_tells_of_all(start_server):
+    """Connections spread over the workers; each one's figures are on the page, its process's too."""
+    server = start_server("--workers", "2")
+    serving = server.event("serving")
+    with clients(serving["listen"]) as each:
+        replies = {tuple(step(stub, number).y) for number, stub in enumerate(each)}
+    assert len(replies) == 1, "workers differ in their predictions"
+    steps = {
+        labels["worker"]: value
+        for labels, value in samples(serving["metrics"], "streamcell_steps_total")
+        if labels["model"] == "mackey-glass"
+    }
+    assert set(steps) == {"0", "1"}
+    assert min(steps.values()) > 0
+    assert sum(steps.values()) == NUM_CLIENTS
+    cpu = samples(serving["metrics"], "process_cpu_seconds_total")
+    assert {labels["worker"] for labels, _ in cpu} == {"0", "1"}
+    assert samples(serving["metrics"], "streamcell_workers") == [({}, 2.0)]
+    assert samples(serving["metrics"], "streamcell_supervisor_process_resident_memory_bytes")
+
+
+def test_a_worker_that_dies_is_replaced_and_counted(start_server):
+    """The others serve on meanwhile; the new one serves as well, on the same port."""
+    server = start_server("--workers", "2")
+    serving = server.event("serving")
+    first = children(server.process.pid)
+    os.kill(first[0], signal.SIGKILL)
+    assert "status -9" in server.event("worker_ended")["why"]
+    server.event("worker_restarted")
+    assert len(set(children(server.process.pid)) - set(first)) == 1
+    assert samples(serving["metrics"], "streamcell_worker_restarts_total") == [({}, 1.0)]
+    with clients(serving["listen"]) as each:
+        for number, stub in enumerate(each):
+            assert step(stub, number).y
+    opened = samples(serving["metrics"], "streamcell_sessions_opened_total")
+    assert {labels["worker"] for labels, value in opened if value} == {"0", "1"}
+    server.signal()
+    assert server.wait() == 0
+
+
+def test_workers_drain_together_and_leave_no_process(start_server):
+    """SIGTERM ends streams on every worker with UNAVAILABLE, then the server with status 0."""
+    server = start_server("--workers", "2")
+    serving = server.event("serving")
+    processes = children(server.process.pid)
+    with clients(serving["listen"]) as each:
+        calls = []
+        for number, stub in enumerate(each):
+            step(stub, number)
+            request = pb.StreamRequest(step=pb.StepRequest(session_id=f"s{number}", x=[0.5]))
+
+            def requests(request=request):
+                yield request
+                server.process.wait(BOUND_SECONDS)  # a client that stays connected
+
+            calls.append(stub.Stream(requests()))
+        for call in calls:
+            assert next(call).step.step_index == 1
+        server.signal()
+        for call in calls:
+            with pytest.raises(grpc.RpcError) as caught:
+                next(call)
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert server.wait() == 0
+    for process in processes:
+        until_gone(process)
+
+
+def test_a_killed_supervisor_takes_its_workers_with_it(start_server):
+    """They hear that nobody leads them any more."""
+    server = start_server("--workers", "2")
+    server.event("serving")
+    processes = children(server.process.pid)
+    assert len(processes) == 2
+    server.signal(signal.SIGKILL)
+    for process in processes:
+        until_gone(process)
+
+
+def test_nobody_else_shares_the_port(start_server):
+    """A second server, with workers or without, is refused the port of one with workers."""
+    server = start_server("--workers", "2")
+    listen = server.event("serving")["listen"]
+    for workers in ("1", "2"):
+        second = start_server("--workers", workers, "--listen", listen)
+        assert second.wait() == 2
+        assert "--listen: cannot listen on" in second.lines[-1]
+    host, _, port = listen.rpartition(":")
+    with socket.create_connection((host, int(port)), BOUND_SECONDS):
+        pass
+
+
+def test_a_worker_that_cannot_start_is_one_line(start_server):
+    """What is wrong is said once, as with one worker, and nothing is left behind."""
+    server = start_server("--workers", "2", "--models", "/nonexistent")
+    assert server.wait() == 2
+    assert server.lines[-1] == "streamcell: --models: /nonexistent is not a folder"
