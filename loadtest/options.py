@@ -60,7 +60,9 @@ class Options:
     )
     processes: int = _option(1, "generator processes, where one is not enough", 1, 256)
     metrics: str = _option("", "HOST:PORT of the server's metrics: shows its CPU and its own latencies")
-    server_pid: int = _option(0, "process of a server on this machine: its CPU from /proc instead")
+    server_pid: int = _option(
+        0, "process of a server on this machine: its CPU from /proc instead, and that of those it started"
+    )
     json: str = _option("", "file for the result; - for standard output")
 
     def __post_init__(self) -> None:

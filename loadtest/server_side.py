@@ -4,6 +4,7 @@ Reads a metrics endpoint or /proc, before and after the measured window. Does no
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import math
 import os
@@ -82,18 +83,46 @@ def parse_metrics(text: str) -> Reading:
     return Reading(totals[_CPU], totals[_STEPS], buckets)
 
 
-def read_process(pid: int) -> Reading:
-    """Returns the CPU time of a process on this machine, from /proc.
+def family(pid: int) -> tuple[int, ...]:
+    """Returns a process on this machine and those that it started, directly or not, as they are now.
+
+    A server may be several: one that leads, and others that serve.
 
     Raises:
         LoadtestError: there is no such process, or no /proc.
     """
-    try:
-        text = pathlib.Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        raise LoadtestError(f"--server-pid: there is no process {pid}, or no /proc") from None
-    user, system = text.rpartition(")")[2].split()[11:13]  # the name before ")" may hold anything
-    return Reading((int(user) + int(system)) / os.sysconf("SC_CLK_TCK"))
+    parents = {}
+    for entry in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            parents[int(entry.name)] = int(_stat(int(entry.name))[1])
+    if pid not in parents:
+        raise LoadtestError(f"--server-pid: there is no process {pid}, or no /proc")
+    found = [pid]
+    for each in found:  # which grows meanwhile
+        found += [child for child, parent in parents.items() if parent == each]
+    return tuple(found)
+
+
+def read_process(*pids: int) -> Reading:
+    """Returns the CPU time of processes on this machine, all their threads together, from /proc.
+
+    Raises:
+        LoadtestError: there is no such process, or no /proc.
+    """
+    ticks = 0
+    for pid in pids:
+        try:
+            user, system = _stat(pid)[11:13]
+        except OSError:
+            raise LoadtestError(f"--server-pid: there is no process {pid}, or no /proc") from None
+        ticks += int(user) + int(system)
+    return Reading(ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def _stat(pid: int) -> list[str]:
+    """Returns what /proc says of a process, from its state on."""
+    text = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    return text.rpartition(")")[2].split()  # the name before ")" may hold anything
 
 
 def cost(before: Reading, after: Reading, num_steps: int) -> ServerCost:
@@ -137,13 +166,18 @@ class Observer:
     """Reads a server at the ends of the measured window; without a source it reads nothing."""
 
     def __init__(self, metrics: str, server_pid: int) -> None:
+        """Finds the server's processes, which stay the same: looking for them anew would cost a load's time.
+
+        Raises:
+            LoadtestError: there is no such process, or no /proc.
+        """
         self._metrics = metrics
-        self._pid = server_pid
+        self._pids = family(server_pid) if server_pid else ()
 
     @property
     def has_source(self) -> bool:
         """Whether there is anything to read."""
-        return bool(self._metrics or self._pid)
+        return bool(self._metrics or self._pids)
 
     async def read(self) -> Reading:
         """Returns the counters now.
@@ -151,4 +185,4 @@ class Observer:
         Raises:
             LoadtestError: they cannot be read.
         """
-        return await read_metrics(self._metrics) if self._metrics else read_process(self._pid)
+        return await read_metrics(self._metrics) if self._metrics else read_process(*self._pids)

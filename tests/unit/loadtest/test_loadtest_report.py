@@ -1,6 +1,9 @@
 """What a result says: to people in a table, to programs in JSON, and about its own limits."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -10,7 +13,7 @@ from loadtest.errors import LoadtestError
 from loadtest.latencies import Latencies
 from loadtest.options import Options
 from loadtest.run import Result
-from loadtest.server_side import Reading, cost, parse_metrics, quantile, read_process
+from loadtest.server_side import Reading, cost, family, parse_metrics, quantile, read_process
 from loadtest.tally import Tally
 
 METRICS = """\
@@ -151,3 +154,22 @@ def test_process_that_is_not_there_is_named():
     """A pid beyond what Linux gives out."""
     with pytest.raises(LoadtestError, match="--server-pid: there is no process 99999999"):
         read_process(99_999_999)
+    with pytest.raises(LoadtestError, match="--server-pid: there is no process 99999999"):
+        family(99_999_999)
+
+
+def test_server_of_several_processes_is_read_as_one():
+    """Those that it started and those that they started, each with all its threads."""
+    inner = "import sys; print(flush=True); sys.stdin.read()"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    with subprocess.Popen(
+        [sys.executable, "-c", outer], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()  # the inner one runs
+        pids = family(process.pid)
+        assert len(pids) == 2
+        assert pids[0] == process.pid
+        assert set(pids) < set(family(os.getpid()))
+        each = [read_process(pid).cpu_seconds for pid in pids]
+        assert read_process(*pids).cpu_seconds >= sum(each)
+        process.stdin.close()
