@@ -5,22 +5,24 @@ A case and the one it is compared with stand side by side, so that a noisy momen
 
 import dataclasses
 
+from bench.servers import ECHO, ECHO_BATCH, ENVOY, ENVOY_ECHO, SERVERS, SERVICE, SMALL_QUEUE
+
 NUM_INPUTS = 8
 HIDDEN_SIZE = 128
 CELL_BATCHES = (1, 8, 64, 256)
 ENGINE_BATCHES = (1, 8, 64, 256)
-SMALL_QUEUE_STEPS = 8192  # of the server that is overloaded: it is then full within a tenth of a second
-SERVICE, ECHO, SMALL_QUEUE = "service", "echo", "small queue"  # the servers
+LOADTEST, RAW = "loadtest", "bench.generator"  # the modules that send
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
     """A load on one of the servers.
 
-    `on`: which server. `num_steps`: measured over so many steps and not by time, where few messages fit into
-    a window. `rate`: open loop, in steps a second; or `share_of` times the rate that `rate_of`, a case before
-    it, reached in the same round. `beside`: another load, under way for as long as this one. `max_rounds`: in
-    so many rounds at most; 0: in all.
+    `on`: which server. `by`: which generator; the raw one where a server does more than loadtest can ask for,
+    whose own queue would then be the latency. `num_steps`: measured over so many steps and not by time, where
+    few messages fit into a window. `rate`: open loop, in steps a second; or `share_of` times the rate that
+    `rate_of`, a case before it, reached in the same round. `beside`: another load, under way for as long as
+    this one. `max_rounds`: in so many rounds at most; 0: in all.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Case:
     streams: int
     frame_steps: int = 0
     on: str = SERVICE
+    by: str = LOADTEST
     num_steps: int = 0
     rate: float = 0.0
     rate_of: str = ""
@@ -57,27 +60,53 @@ class Case:
 _PRIMING = Case("priming", "8 clients priming", "prime", 8, 25_000)
 
 CASES = (
-    Case("echo_stream_64", "empty echo: stream, 64", "stream", 64, on=ECHO),
-    Case("stream_64", "steps on 64 streams", "stream", 64),
-    Case("half_64", "64 streams at half that rate", "stream", 64, rate_of="stream_64", share_of=0.5),
+    Case(
+        "echo_batch_stream_64", "echo with SCHED_BATCH: stream, 64", "stream", 64,
+        on=ECHO_BATCH, by=RAW, max_rounds=3,
+    ),
+    Case("echo_stream_64", "empty echo: stream, 64", "stream", 64, on=ECHO, by=RAW),
+    Case("stream_64", "steps on 64 streams", "stream", 64, by=RAW),
+    Case("envoy_stream_64", "envoy: steps on 64 streams", "stream", 64, on=ENVOY, by=RAW),
+    Case("envoy_echo_stream_64", "envoy's empty echo: stream, 64", "stream", 64, on=ENVOY_ECHO, by=RAW),
+    Case(
+        "half_64", "64 streams at half that rate", "stream", 64, by=RAW, rate_of="stream_64", share_of=0.5
+    ),
     Case(
         "echo_half_64", "empty echo: at that rate, 64", "stream", 64,
-        on=ECHO, rate_of="stream_64", share_of=0.5,
+        on=ECHO, by=RAW, rate_of="stream_64", share_of=0.5,
     ),
-    Case("echo_unary_64", "empty echo: unary, 64", "unary", 64, on=ECHO),
-    Case("unary_64", "unary steps, 64 callers", "unary", 64),
+    Case(
+        "echo_batch_unary_64", "echo with SCHED_BATCH: unary, 64", "unary", 64,
+        on=ECHO_BATCH, by=RAW, max_rounds=3,
+    ),
+    Case("echo_unary_64", "empty echo: unary, 64", "unary", 64, on=ECHO, by=RAW),
+    Case("unary_64", "unary steps, 64 callers", "unary", 64, by=RAW),
+    Case("envoy_unary_64", "envoy: unary steps, 64 callers", "unary", 64, on=ENVOY, by=RAW),
+    Case("envoy_echo_unary_64", "envoy's empty echo: unary, 64", "unary", 64, on=ENVOY_ECHO, by=RAW),
     Case("stream_1", "steps on 1 stream", "stream", 1),
     Case("prime_10000", "priming, 10,000 steps", "prime", 1, 10_000, num_steps=30_000),
-    Case("stream_8", "steps on 8 streams", "stream", 8),
-    Case("stream_256", "steps on 256 streams", "stream", 256),
-    Case("forecast_48", "forecasts of 48, each as one, 8", "forecast", 8, horizon=48),
+    Case("stream_8", "steps on 8 streams", "stream", 8, max_rounds=3),
+    Case("echo_stream_256", "empty echo: stream, 256", "stream", 256, on=ECHO, by=RAW),
+    Case("envoy_stream_256", "envoy: steps on 256 streams", "stream", 256, on=ENVOY, by=RAW),
+    Case("stream_256", "steps on 256 streams", "stream", 256, by=RAW),
+    # A closed loop would compare each front at its own most: here both are offered the same.
+    Case(
+        "half_256", "256 streams at half that rate", "stream", 256,
+        by=RAW, rate_of="stream_256", share_of=0.5,
+    ),
+    Case(
+        "envoy_half_256", "envoy: 256 streams at that rate", "stream", 256,
+        on=ENVOY, by=RAW, rate_of="stream_256", share_of=0.5,
+    ),
+    Case("forecast_48", "forecasts of 48, each as one, 8", "forecast", 8, horizon=48, max_rounds=3),
     Case("idle_4", "4 streams at 200/s, else idle", "stream", 4, rate=200.0, max_rounds=3, seconds=4.0),
     Case(
         "primed_4", "4 streams at 200/s, 8 clients prime", "stream", 4,
         rate=200.0, max_rounds=3, seconds=4.0, beside=_PRIMING,
     ),
-    Case("frame_16", "frames of 16, 2 streams", "frame", 2, 16),
+    Case("frame_16", "frames of 16, 2 streams", "frame", 2, 16, max_rounds=3),
     Case("frame_1024", "frames of 1,024, 2 streams", "frame", 2, 1024),
+    Case("envoy_frame_256", "envoy: frames of 256, 2 streams", "frame", 2, 256, on=ENVOY),
     Case("frame_256", "frames of 256, 2 streams", "frame", 2, 256),
     # Many streams, because what a server does not read yet is held back by flow control and not offered.
     Case(
@@ -89,6 +118,7 @@ CASES = (
         rate=2000.0, max_rounds=1, seconds=5.0,
     ),
 )  # fmt: skip
+ENVOY_CASES = frozenset(case.name for case in CASES if SERVERS[case.on].needs_envoy)
 CELL_AFTER = "frame_256"  # the cell is measured right after the case that is compared with it
 _LARGEST = CELL_BATCHES[-1]
 # Each measured by one process, in this order.
@@ -101,14 +131,18 @@ ENGINE_LABELS = {f"engine_{batch}": f"engine in process, {batch} at a time" for 
 RESIDENT = "resident"
 START = "start"
 RESIDENT_LABEL = "engine, all resident sessions in turn"
-FLOORS = (*(case.name for case in CASES if case.on == ECHO), *CELL_LABELS)
+FLOORS = (*(case.name for case in CASES if case.on in (ECHO, ECHO_BATCH, ENVOY_ECHO)), *CELL_LABELS)
 
-_OF_ECHO = ("echo_stream_64", "echo_half_64", "echo_unary_64")
+_OF_ECHO = (
+    *("echo_stream_64", "echo_stream_256", "echo_half_64", "echo_unary_64"),
+    *("echo_batch_stream_64", "echo_batch_unary_64", "envoy_echo_stream_64", "envoy_echo_unary_64"),
+)
+_OF_ENVOY = ("envoy_stream_64", "envoy_stream_256", "envoy_half_256", "envoy_unary_64", "envoy_frame_256")
 _OF_SINGLES = ("stream_1", "stream_8", "stream_64", "stream_256", "unary_64")
 _OF_MANY = ("frame_16", "frame_256", "frame_1024", "prime_10000", "forecast_48")
-_OF_TROUBLE = ("half_64", "open_2000", "idle_4", "primed_4", "overload")
+_OF_TROUBLE = ("half_64", "half_256", "open_2000", "idle_4", "primed_4", "overload")
 _OF_CELL = (*(f"cell_{batch}" for batch in CELL_BATCHES), f"step_{_LARGEST}", f"sgemm_{_LARGEST}")
-GROUPS = (_OF_ECHO, _OF_CELL, (*ENGINE_LABELS, RESIDENT), _OF_SINGLES, _OF_MANY, _OF_TROUBLE)
+GROUPS = (_OF_ECHO, _OF_CELL, (*ENGINE_LABELS, RESIDENT), _OF_SINGLES, _OF_ENVOY, _OF_MANY, _OF_TROUBLE)
 
 
 def labels() -> dict[str, str]:

@@ -1,8 +1,7 @@
 """The floor of gRPC's Python server: it answers every message with bytes made before, and does nothing else.
 
-Its messages are as large as the real server's for one step, both ways. So that the same generator can drive
-both it has a model's name and takes any session; it keeps none. `python -m bench.echo` serves on a free port
-and says which, in a line of JSON on standard error.
+`python -m bench.echo` serves on a free port and says which, in a line of JSON on standard error; with
+`--batch` its threads are scheduled as the real server's are, where by default they are as grpcio leaves them.
 """
 
 import asyncio
@@ -14,23 +13,9 @@ from typing import Any
 import grpc
 import uvloop
 from grpc import aio
-from streamcell.v1 import streamcell_pb2 as pb
 
-from bench.cases import NUM_INPUTS
-
-_SERVICE = pb.DESCRIPTOR.services_by_name["StreamcellService"].full_name
-_STEP = pb.StepResponse(step_index=1000, y=[0.5])
-_MODEL = pb.Model(
-    name="reference", version="1", inputs=[pb.Variable(name=f"x{i}") for i in range(NUM_INPUTS)]
-)
-_UNARY: dict[str, Any] = {
-    "ListModels": pb.ListModelsResponse(models=[_MODEL]),
-    "OpenSession": pb.OpenSessionResponse(),
-    "CloseSession": pb.CloseSessionResponse(),
-    "Step": _STEP,
-}
-_CONFIGURED = pb.StreamResponse(config=pb.StreamConfigured()).SerializeToString()
-_STREAM_STEP = pb.StreamResponse(step=_STEP).SerializeToString()
+from bench import replies
+from service import process
 
 
 def _unary(response: bytes) -> Any:
@@ -41,18 +26,18 @@ def _unary(response: bytes) -> Any:
 
 
 async def _stream(_: Any, context: Any) -> None:
-    response = _CONFIGURED  # to the first message, which binds the sessions
+    response = replies.CONFIGURED
     while isinstance(await context.read(), bytes):
         await context.write(response)
-        response = _STREAM_STEP
+        response = replies.STREAM_STEP
 
 
 async def serve() -> None:
     """Serves until SIGTERM."""
     server = aio.server(options=[("grpc.so_reuseport", 0)])
-    handlers = {name: _unary(message.SerializeToString()) for name, message in _UNARY.items()}
-    handlers["Stream"] = grpc.stream_stream_rpc_method_handler(_stream)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
+    handlers = {name: _unary(response) for name, response in replies.UNARY.items()}
+    handlers[replies.STREAM] = grpc.stream_stream_rpc_method_handler(_stream)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(replies.SERVICE, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     stop = asyncio.Event()
@@ -64,5 +49,7 @@ async def serve() -> None:
 
 
 if __name__ == "__main__":
+    if "--batch" in sys.argv[1:]:
+        process.schedule_in_batches()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())

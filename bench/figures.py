@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from bench.targets import TARGETS, Outcome, Ratio, Target, Value, outcome
 
@@ -25,12 +25,14 @@ class Spread:
 class Summary:
     """What the rounds come to: each case's figures, those of the targets, and what the generator limited.
 
-    A case or a target that no round could measure is not in it.
+    A case or a target that no round could measure is not in it. `wanted` are the targets that count: all but
+    those of cases that cannot be had on this machine.
     """
 
     cases: dict[str, dict[str, Spread]]
     targets: dict[str, Spread]
     limited: tuple[str, ...]
+    wanted: tuple[Target, ...] = TARGETS
 
     def outcome(self, target: Target) -> Outcome:
         """Returns whether a target is met, by the median."""
@@ -40,20 +42,26 @@ class Summary:
     @property
     def missed(self) -> list[str]:
         """The labels of the targets that are not met."""
-        return [target.label for target in TARGETS if not self.outcome(target).is_met]
+        return [target.label for target in self.wanted if not self.outcome(target).is_met]
 
 
-def summarise(rounds: Sequence[Round]) -> Summary:
-    """Returns medians and spreads. A ratio is taken within each round: both sides met its noise."""
+def summarise(rounds: Sequence[Round], left_out: Collection[str] = ()) -> Summary:
+    """Returns medians and spreads. A ratio is taken within each round: both sides met its noise.
+
+    Args:
+        rounds: the figures of each, by case.
+        left_out: cases that no round has, and that nobody misses.
+    """
     names = dict.fromkeys(name for each in rounds for name in each)
     cases = {name: _spreads([each[name] for each in rounds if name in each]) for name in names}
     targets = {}
-    for target in TARGETS:
+    wanted = tuple(target for target in TARGETS if target.source.cases.isdisjoint(left_out))
+    for target in wanted:
         values = [value_in(each, target.source) for each in rounds]
         if known := [value for value in values if not math.isnan(value)]:
             targets[target.name] = spread(known)
     limited = tuple(name for name in names if _is_limited(cases[name]))
-    return Summary(cases, targets, limited)
+    return Summary(cases, targets, limited, wanted)
 
 
 def value_in(figures: Round, source: Ratio | Value) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.background import loading
-from bench.cases import Case
+from bench.cases import LOADTEST, Case
 from bench.errors import BenchError
 from bench.figures import Figures
 from bench.processes import Cores, Server, json_of
@@ -44,10 +44,11 @@ def load(case: Case, rate: float, server: Server, lengths: Lengths, cores: Cores
     server.forget_peak_memory()
     source = ["--metrics", server.metrics] if case.beside else ["--server-pid", str(server.pid)]
     where = ["--target", server.listen, *source, "--json", "-"]
-    processes = ["--processes", str(min(cores.num_generators, case.streams))]
+    num_processes = min(cores.num_generators, case.streams) if case.by == LOADTEST else 1
+    processes = ["--processes", str(num_processes)]
     options = [*where, *processes, *lengths.window(case), *case.arguments(rate)]
     with _beside(case, server, cores):
-        result = json_of("loadtest", *options, cores=cores.generators, statuses=(0, 1))
+        result = json_of(case.by, *options, cores=cores.generators, statuses=(0, 1))
     _check(case, result)
     return figures_of(result, server.peak_memory_bytes())
 

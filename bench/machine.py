@@ -7,12 +7,15 @@ import pathlib
 import platform
 from collections.abc import Collection, Iterator
 
-_PACKAGES = ("torch", "grpcio", "uvloop", "protobuf", "numpy")
+_PACKAGES = ("torch", "grpcio", "uvloop", "protobuf", "numpy", "pyvoy")
 
 
 def describe() -> dict[str, str]:
     """Returns the machine's CPU and cores, and the versions of what matters here."""
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not every system has pyvoy
+            versions[name] = importlib.metadata.version(name)
     return {
         "cpu": _cpu_model(),
         "cores": str(len(cores()) or os.cpu_count()),

@@ -8,15 +8,16 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from bench.cases import FLOORS, GROUPS, labels
+from bench.cases import ENVOY_CASES, FLOORS, GROUPS, labels
 from bench.figures import Spread, Summary
 from bench.report import About, goal, with_unit
-from bench.targets import TARGETS, Target, strain
+from bench.targets import Target, strain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_FLOOR, _SERVICE, _INK, _FAINT, _GRID = "#b4bac4", "#2a6fbb", "#2b3038", "#7a818c", "#e4e7ec"
+_FLOOR, _SERVICE, _ENVOY = "#b4bac4", "#2a6fbb", "#8a4fb0"
+_INK, _FAINT, _GRID = "#2b3038", "#7a818c", "#e4e7ec"
 _MET, _MISSED = "#2e8b57", "#c4552d"
 _GAP = 0.55  # between groups, in rows
 _LEAST_STRAIN, _MOST_STRAIN = 0.02, 1000.0
@@ -26,7 +27,7 @@ _ROOM = 7  # from a mark to its number, in points
 def save(path: pathlib.Path, about: About, summary: Summary) -> None:
     """Draws the summary into a PNG file."""
     rows = _places(summary)
-    heights = (0.27 * max(rows.values()) + 1.0, 0.3 * len(TARGETS) + 0.6)  # inches
+    heights = (0.27 * max(rows.values()) + 1.0, 0.3 * len(summary.wanted) + 0.6)  # inches
     layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.12)  # inches
     figure = Figure(figsize=(14, sum(heights) + 0.8), dpi=130, layout=layout)
     FigureCanvasAgg(figure)
@@ -50,7 +51,9 @@ def save(path: pathlib.Path, about: About, summary: Summary) -> None:
 def _title(about: About) -> str:
     machine = about.machine
     where = f"{machine['cpu']}, {machine['cores']} cores, {about.date}"
-    what = "Streamcell (blue) beside its floors (grey): LSTM, 8 inputs, 128 hidden, one core"
+    what = (
+        "Streamcell (blue; in Envoy: violet) beside its floors (grey): LSTM, 8 inputs, 128 hidden, one core"
+    )
     rounds = about.plan.num_rounds
     how = f"median of {rounds} rounds, lines from least to most" if rounds > 1 else "one round"
     return f"{what}   ·   {where}   ·   {how}"
@@ -100,14 +103,15 @@ def _latencies(axes: "Axes", rows: dict[str, float], summary: Summary) -> None:
 
 def _targets(axes: "Axes", summary: Summary) -> None:
     _dress(axes, "targets: the figure as a multiple of its goal; right of 1 it is missed   ( | stretch )")
-    for row, target in enumerate(TARGETS):
+    wanted = summary.wanted
+    for row, target in enumerate(wanted):
         if (found := summary.targets.get(target.name)) is not None:
             _target(axes, row, target, found, summary)
         if target.stretch is not None:
             axes.plot([_place(target, target.stretch)], [row], "|", color=_INK, markersize=9, zorder=4)
     axes.axvline(1.0, color=_INK, linewidth=1, zorder=1)
-    axes.set_yticks(range(len(TARGETS)), [target.label for target in TARGETS])
-    axes.set_ylim(len(TARGETS) - 0.4, -0.6)
+    axes.set_yticks(range(len(wanted)), [target.label for target in wanted])
+    axes.set_ylim(len(wanted) - 0.4, -0.6)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0.1), max(high, 2.0) * 3)
 
@@ -143,7 +147,13 @@ def _ms(spread: Spread | None) -> float | None:
 
 
 def _colours(names: dict[str, Any]) -> list[str]:
-    return [_FLOOR if name in FLOORS else _SERVICE for name in names]
+    return [_colour(name) for name in names]
+
+
+def _colour(name: str) -> str:
+    if name in FLOORS:
+        return _FLOOR
+    return _ENVOY if name in ENVOY_CASES else _SERVICE
 
 
 def _dress(axes: "Axes", title: str) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 from bench import machine
 from bench.errors import BenchError
+from loadtest.errors import LoadtestError
+from loadtest.server_side import family
 
 ROOT = pathlib.Path(__file__).parents[1]
 STOP_SECONDS = 30.0
@@ -50,6 +52,7 @@ class Server:
         self._said: collections.deque[str] = collections.deque(maxlen=20)
         self.pid = process.pid
         self.listen, self.metrics = self._wait_until_serving()
+        self._pids = _family(self.pid)
         threading.Thread(target=self._read_on, daemon=True).start()
 
     def _wait_until_serving(self) -> tuple[str, str]:
@@ -62,22 +65,37 @@ class Server:
         raise BenchError(f"a server did not start: {last}")
 
     def _read_on(self) -> None:
-        for line in self._process.stderr or ():  # else it would block on a full pipe
-            self._said.append(line.rstrip())
+        if self._process.stderr is not None:
+            with self._process.stderr as lines:
+                for line in lines:  # else it would block on a full pipe
+                    self._said.append(line.rstrip())
 
     def forget_peak_memory(self) -> None:
         """Makes `peak_memory_bytes` begin anew, where the system can."""
-        with contextlib.suppress(OSError):
-            pathlib.Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        for pid in self._pids:
+            with contextlib.suppress(OSError):
+                pathlib.Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     def peak_memory_bytes(self) -> int | None:
-        """Returns the most memory it had; None where the system cannot tell."""
+        """Returns the most memory it had, the sum over its processes; None where the system cannot tell."""
         try:
-            status = pathlib.Path(f"/proc/{self.pid}/status").read_text()
+            return sum(map(_peak_memory_bytes, self._pids)) or None
         except OSError:
             return None
-        lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-        return int(lines["VmHWM"].split()[0]) * 1024
+
+
+def _family(pid: int) -> tuple[int, ...]:
+    """Returns a server's processes; none where the system cannot tell."""
+    try:
+        return family(pid)
+    except LoadtestError:
+        return ()
+
+
+def _peak_memory_bytes(pid: int) -> int:
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    return int(lines["VmHWM"].split()[0]) * 1024
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from bench.cases import RESIDENT, labels
 from bench.figures import Spread, Summary
 from bench.rounds import Measured, Plan
 from bench.tables import aligned, number, percent
-from bench.targets import TARGETS, TRITON_NOTE, Target
+from bench.targets import TRITON_NOTE, Target
 
 _MIB = 1 << 20
 _LIMITED = "(*)"
@@ -16,7 +16,8 @@ _LIMITED_NOTE = f"{_LIMITED} the generator was busy over 90 % of its core: the s
 _LEGEND = (
     "Latency is a message's, in an open loop from its planned time. CPU µs: the server's, a step. "
     "server, gen.: the\nshare of a core that the server and the busiest generator process used. MiB: the "
-    "server's peak memory."
+    "server's peak memory.\nA server is all of its processes. Steps on 64 and 256 streams, and unary ones, "
+    "come from bench.generator, all\nelse from loadtest."
 )
 _Show = Callable[[float], str]
 _COLUMNS: tuple[tuple[str, str, _Show], ...] = (
@@ -46,9 +47,10 @@ def to_json(about: About, measured: Measured, summary: Summary) -> dict[str, Any
     """Returns everything as plain values: what was measured, and what it comes to."""
     return {
         "about": dataclasses.asdict(about),
-        "targets": [_target_json(target, summary) for target in TARGETS],
+        "targets": [_target_json(target, summary) for target in summary.wanted],
         "summary": {"cases": _plain(summary.cases), "limited": summary.limited},
         "cuda": measured.cuda,
+        "no_envoy": measured.no_envoy,
         "rounds": list(measured.rounds),
     }
 
@@ -59,8 +61,14 @@ def markdown(about: About, measured: Measured, summary: Summary) -> str:
     if summary.limited:
         parts.append(_LIMITED_NOTE)
     parts += _notes(summary)
-    parts += ["", aligned(_TARGET_HEADINGS, [_target_row(each, summary) for each in TARGETS], num_left=2)]
-    parts += ["", TRITON_NOTE, "", *_cuda(measured.cuda)]
+    parts += [
+        "",
+        aligned(_TARGET_HEADINGS, [_target_row(each, summary) for each in summary.wanted], num_left=2),
+    ]
+    parts += ["", TRITON_NOTE, ""]
+    if measured.no_envoy:
+        parts += [f"The rows of the envoy front were left out: {measured.no_envoy}.", ""]
+    parts += _cuda(measured.cuda)
     return "\n".join(parts) + "\n"
 
 

@@ -11,21 +11,18 @@ from typing import Any
 from bench.cases import (
     CASES,
     CELL_AFTER,
-    ECHO,
+    ENVOY_CASES,
     HIDDEN_SIZE,
     NUM_INPUTS,
-    SERVICE,
-    SMALL_QUEUE,
-    SMALL_QUEUE_STEPS,
     START,
     Case,
 )
 from bench.figures import Figures, Round
 from bench.loads import Lengths, load
 from bench.processes import Cores, Server, json_of, output_of, running
+from bench.servers import SERVERS, SERVICE, Kind, why_no_envoy
 
 Tell = Callable[[str], None]
-_FREE = ("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--device", "cpu")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,10 +43,19 @@ QUICK = Plan(1, Lengths(0.4, 0.2, 0.4), cell_seconds=0.1, engine_seconds=0.1, nu
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Measured:
-    """All that was measured: the rounds, and what the GPU does; {"skipped": why} where there is none."""
+    """All that was measured: the rounds, and what the GPU does; {"skipped": why} where there is none.
+
+    `no_envoy`: why that front's cases were left out, "" where they were not.
+    """
 
     rounds: list[Round]
     cuda: dict[str, Any]
+    no_envoy: str = ""
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """The cases that cannot be measured here."""
+        return ENVOY_CASES if self.no_envoy else frozenset()
 
 
 def measure(plan: Plan, cores: Cores, tell: Tell) -> Measured:
@@ -58,19 +64,21 @@ def measure(plan: Plan, cores: Cores, tell: Tell) -> Measured:
     Raises:
         BenchError: a server or a generator failed.
     """
+    no_envoy = why_no_envoy()
     with _artifact() as artifact:
-        with _servers(artifact, cores) as servers:
+        with _servers(artifact, cores, has_envoy=not no_envoy) as servers:
             bench = _Bench(plan, cores, artifact, servers, tell)
             rounds = [bench.round(number) for number in range(1, plan.num_rounds + 1)]
         tell("CUDA")
-        return Measured(rounds, json_of("bench.cuda", str(artifact), str(plan.cuda_seconds)))
+        cuda = json_of("bench.cuda", str(artifact), str(plan.cuda_seconds))
+        return Measured(rounds, cuda, no_envoy)
 
 
 @contextlib.contextmanager
 def _artifact() -> Iterator[pathlib.Path]:
-    """Yields the reference artifact, in a folder that can be served."""
+    """Yields the reference artifact, in a folder that can be served: "models" in the run's."""
     with tempfile.TemporaryDirectory() as folder:
-        artifact = pathlib.Path(folder) / "reference" / "1" / "model.pt"
+        artifact = pathlib.Path(folder) / "models" / "reference" / "1" / "model.pt"
         artifact.parent.mkdir(parents=True)
         sizes = ("--inputs", str(NUM_INPUTS), "--hidden", str(HIDDEN_SIZE), "--layers", "1")
         output_of("model", "export", "--reference", *sizes, "--out", str(artifact))
@@ -78,22 +86,16 @@ def _artifact() -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _servers(artifact: pathlib.Path, cores: Cores) -> Iterator[Mapping[str, Server]]:
-    """Runs the service, the echo, and a service with a small queue: those without load cost nothing."""
-    small = ("--max-queue-steps", str(SMALL_QUEUE_STEPS))
-    with (
-        _service(artifact, cores) as service,
-        running("bench.echo", cores=cores.server) as echo,
-        _service(artifact, cores, *small) as small_queue,
-    ):
-        yield {SERVICE: service, ECHO: echo, SMALL_QUEUE: small_queue}
+def _servers(artifact: pathlib.Path, cores: Cores, *, has_envoy: bool) -> Iterator[Mapping[str, Server]]:
+    """Runs all servers that can be had."""
+    with contextlib.ExitStack() as stack:
+        kinds = {name: kind for name, kind in SERVERS.items() if has_envoy or not kind.needs_envoy}
+        yield {name: stack.enter_context(_run(kind, artifact, cores)) for name, kind in kinds.items()}
 
 
-def _service(
-    artifact: pathlib.Path, cores: Cores, *options: str
-) -> contextlib.AbstractContextManager[Server]:
-    models = ("--models", str(artifact.parents[2]))
-    return running("service", *_FREE, *models, *options, cores=cores.server)
+def _run(kind: Kind, artifact: pathlib.Path, cores: Cores) -> contextlib.AbstractContextManager[Server]:
+    folder = artifact.parents[3]  # folder/models/NAME/VERSION/model.pt
+    return running(kind.module, *kind.arguments(folder), cores=cores.server)
 
 
 class _Bench:
@@ -113,7 +115,7 @@ class _Bench:
         of = f"round {number} of {self._plan.num_rounds}"
         found: dict[str, Figures] = {}
         for case in CASES:
-            if case.max_rounds and number > case.max_rounds:
+            if case.on not in self._servers or 0 < case.max_rounds < number:
                 continue
             self._tell(f"{of}: {case.label}")
             found[case.name] = self._load(case, found)
@@ -138,5 +140,5 @@ class _Bench:
     def _start(self) -> Figures:
         """Returns the time from starting a server to its word that it serves."""
         begun = time.perf_counter()
-        with _service(self._artifact, self._cores):
+        with _run(SERVERS[SERVICE], self._artifact, self._cores):
             return {"start_seconds": time.perf_counter() - begun}

@@ -8,7 +8,9 @@ import math
 
 from bench.cases import RESIDENT, START
 
-_TRITON_STEPS_PER_SECOND = 3300.0  # per core
+_TRITON_STEPS_PER_SECOND = 3300.0  # per core, on streams
+_TRITON_CALLS_PER_SECOND = 3700.0  # per core, unary
+_TRITON_P99_MS = 38
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -19,6 +21,11 @@ class Ratio:
     over: str
     under: str
 
+    @property
+    def cases(self) -> set[str]:
+        """The cases it is of."""
+        return {self.over, self.under}
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Value:
@@ -27,6 +34,11 @@ class Value:
     figure: str
     case: str
     factor: float = 1.0
+
+    @property
+    def cases(self) -> set[str]:
+        """The case it is of."""
+        return {self.case}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -127,10 +139,88 @@ TARGETS = (
         20,
         at_least=True,
     ),
+    Target(
+        "envoy_stream_to_echo",
+        "envoy stream: CPU a step / its echo's",
+        Ratio(_CPU, "envoy_stream_64", "envoy_echo_stream_64"),
+        1.8,
+        1.4,
+    ),
+    Target(
+        "envoy_unary_to_echo",
+        "envoy unary: CPU a step / its echo's",
+        Ratio(_CPU, "envoy_unary_64", "envoy_echo_unary_64"),
+        1.8,
+        1.4,
+    ),
+    # The others' costs over these: the inverse of the rates, as above.
+    Target(
+        "envoy_64_to_grpcio_echo",
+        "envoy 64 streams: steps per core s / grpc.aio echo",
+        Ratio(_CPU, "echo_stream_64", "envoy_stream_64"),
+        2,
+        3,
+        at_least=True,
+    ),
+    Target(
+        "envoy_256_to_grpcio_echo",
+        "envoy 256 streams: steps per core s / grpc.aio echo",
+        Ratio(_CPU, "echo_stream_256", "envoy_stream_256"),
+        2,
+        3,
+        at_least=True,
+    ),
+    Target(
+        "envoy_unary_to_grpcio_echo",
+        "envoy unary: steps per core s / grpc.aio echo",
+        Ratio(_CPU, "echo_unary_64", "envoy_unary_64"),
+        2,
+        4,
+        at_least=True,
+    ),
+    Target(
+        "envoy_p99_to_grpcio",
+        "envoy 256 streams, half load: p99 / grpcio's",
+        Ratio(_P99, "envoy_half_256", "half_256"),
+        0.3,
+        0.1,
+    ),
+    Target(
+        "envoy_frame_to_grpcio",
+        "envoy frames of 256: steps per core s / grpcio's",
+        Ratio(_CPU, "frame_256", "envoy_frame_256"),
+        1,
+        1.3,
+        at_least=True,
+    ),
+    Target(
+        "envoy_64_to_triton",
+        "envoy 64 streams: steps per core s / Triton's [1]",
+        Value("steps_per_core_second", "envoy_stream_64", 1 / _TRITON_STEPS_PER_SECOND),
+        4,
+        6,
+        at_least=True,
+    ),
+    Target(
+        "envoy_unary_to_triton",
+        "envoy unary: steps per core s / Triton's [1]",
+        Value("steps_per_core_second", "envoy_unary_64", 1 / _TRITON_CALLS_PER_SECOND),
+        1.5,
+        2.5,
+        at_least=True,
+    ),
+    Target(
+        "envoy_p99_to_triton",
+        "envoy 64 streams: p99, Triton's as goal [1]",
+        Value(_P99, "envoy_stream_64", 1e3),
+        _TRITON_P99_MS,
+        unit="ms",
+    ),
 )
 TRITON_NOTE = (
-    f"[1] A figure from elsewhere: {_TRITON_STEPS_PER_SECOND:,.0f} single steps per core s of this cell, as "
-    "published for\nTriton 2.51 (sequence batcher, Python backend, 64 streams) on another such machine."
+    f"[1] Figures from elsewhere: {_TRITON_STEPS_PER_SECOND:,.0f} single steps per core s of this cell on 64 "
+    f"streams (p99 {_TRITON_P99_MS} ms), {_TRITON_CALLS_PER_SECOND:,.0f} by\nunary calls, as published for "
+    "Triton 2.51 (sequence batcher, Python backend) on another such machine."
 )
 
 

@@ -6,11 +6,23 @@ import pytest
 import torch
 
 from bench import cuda
-from bench.cases import CASES, CELL_AFTER, CELL_LABELS, ECHO, ENGINE_LABELS, RESIDENT, labels
+from bench.cases import (
+    CASES,
+    CELL_AFTER,
+    CELL_LABELS,
+    ENGINE_LABELS,
+    ENVOY_CASES,
+    FLOORS,
+    LOADTEST,
+    RAW,
+    RESIDENT,
+    labels,
+)
 from bench.errors import BenchError
 from bench.figures import summarise
 from bench.loads import _check, figures_of
 from bench.processes import Cores
+from bench.servers import ECHO
 from loadtest.options import parse
 from tests.unit.bench.canned import LENGTHS, one_round
 
@@ -57,6 +69,10 @@ def test_cases_that_are_compared_stand_side_by_side():
     pairs = [
         ("echo_stream_64", "stream_64"), ("half_64", "echo_half_64"), ("echo_unary_64", "unary_64"),
         ("stream_1", "prime_10000"), ("idle_4", "primed_4"), ("frame_256", "overload"),
+        ("stream_64", "envoy_stream_64"), ("envoy_stream_64", "envoy_echo_stream_64"),
+        ("unary_64", "envoy_unary_64"), ("envoy_unary_64", "envoy_echo_unary_64"),
+        ("echo_stream_256", "envoy_stream_256"), ("envoy_stream_256", "stream_256"),
+        ("half_256", "envoy_half_256"), ("envoy_frame_256", "frame_256"),
     ]  # fmt: skip
     assert all(names.index(after) - names.index(before) == 1 for before, after in pairs)
     assert CELL_AFTER == "frame_256"
@@ -67,6 +83,24 @@ def test_half_load_is_the_same_on_the_echo():
     service, echo = BY_NAME["half_64"], BY_NAME["echo_half_64"]
     assert echo.on == ECHO
     assert service.arguments(100.0) == echo.arguments(100.0)
+
+
+@pytest.mark.parametrize("name", sorted(ENVOY_CASES))
+def test_every_case_of_the_envoy_front_has_its_like_on_the_other(name):
+    """The same load, from the same generator."""
+    here, there = BY_NAME[name], BY_NAME[name.removeprefix("envoy_")]
+    assert here.arguments(100.0) == there.arguments(100.0)
+    assert (here.by, here.rate_of, here.share_of) == (there.by, there.rate_of, there.share_of)
+    assert here.on != there.on
+
+
+def test_raw_generator_sends_what_loadtest_could_not():
+    """Single steps, one at a time on a stream; it drives every echo, and hence what is compared with one."""
+    raw = [case for case in CASES if case.by == RAW]
+    assert {case.mode for case in raw} == {"stream", "unary"}
+    assert all(case.in_flight == 0 for case in raw)
+    assert all(case.by == RAW for case in CASES if case.name in FLOORS)
+    assert all(case.by in (RAW, LOADTEST) for case in CASES)
 
 
 def test_priming_fits_into_the_queue():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from bench.cases import ENVOY_CASES
 from bench.figures import Spread, spread, summarise, value_in
 from bench.targets import TARGETS, Value
 from tests.unit.bench.canned import figures, one_round
@@ -22,6 +23,15 @@ def test_value_has_the_unit_of_its_target():
     assert value_in(one_round(), SOURCES["engine_1"]) == pytest.approx(100)
     busy = one_round(frame_1024=figures(cpu=10.0))
     assert value_in(busy, SOURCES["frame_to_triton"]) == pytest.approx(100_000 / 3300)
+    assert value_in(one_round(), SOURCES["envoy_unary_to_triton"]) == pytest.approx(10_000 / 3700)
+    assert value_in(one_round(), SOURCES["envoy_p99_to_triton"]) == pytest.approx(2.0)
+
+
+def test_more_steps_per_core_second_is_a_larger_ratio():
+    """Whichever way round the costs stand: a step at 20 µs where the other takes 100."""
+    fast = one_round(**{name: figures(cpu=20.0) for name in ENVOY_CASES})
+    for name in ("envoy_64_to_grpcio_echo", "envoy_unary_to_grpcio_echo", "envoy_frame_to_grpcio"):
+        assert value_in(fast, SOURCES[name]) == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +72,17 @@ def test_cases_of_some_rounds_come_from_those():
     assert "overload" not in summary.cases
     assert "5 times the peak offered: goodput / peak" in summary.missed
     assert "p99 while 8 clients prime / idle" in summary.missed
+
+
+def test_cases_that_cannot_be_had_are_not_missed():
+    """Their targets are none, and others' stay."""
+    found = {name: each for name, each in one_round().items() if name not in ENVOY_CASES}
+    summary = summarise([found], ENVOY_CASES)
+    assert {target.name for target in TARGETS} - {target.name for target in summary.wanted} == {
+        target.name for target in TARGETS if target.name.startswith("envoy")
+    }
+    assert not any("envoy" in label for label in summary.missed)
+    assert "envoy stream: CPU a step / its echo's" in summarise([found]).missed
 
 
 def test_targets_are_met_by_their_medians():

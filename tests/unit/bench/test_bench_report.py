@@ -6,7 +6,7 @@ import pytest
 
 from bench import __main__ as command
 from bench import report
-from bench.cases import labels
+from bench.cases import ENVOY_CASES, labels
 from bench.figures import summarise
 from bench.rounds import Measured
 from bench.tables import aligned, number
@@ -80,7 +80,24 @@ def test_figure_from_elsewhere_is_said_to_be_one():
     """Nobody takes it for a measurement of this machine."""
     text = markdown(one_round())
     assert "Triton's [1]" in text
-    assert "[1] A figure from elsewhere: 3,300" in text
+    assert "[1] Figures from elsewhere: 3,300" in text
+
+
+def test_envoy_front_that_cannot_be_had_is_a_line(tmp_path):
+    """Its rows and targets are left out, of the picture and the JSON too."""
+    from bench import plot
+
+    found = {name: each for name, each in one_round().items() if name not in ENVOY_CASES}
+    measured = Measured([found], SKIPPED, "envoy needs something")
+    summary = summarise([found], measured.left_out)
+    text = report.markdown(ABOUT, measured, summary)
+    assert "The rows of the envoy front were left out: envoy needs something." in text
+    assert not any(row.startswith("envoy") for row in rows_of(text))
+    assert "left out" not in markdown(one_round())
+    found = report.to_json(ABOUT, measured, summary)
+    assert found["no_envoy"] == "envoy needs something"
+    assert not any(target["name"].startswith("envoy") for target in found["targets"])
+    plot.save(tmp_path / "bench.png", ABOUT, summary)
 
 
 def test_what_the_columns_have_no_place_for_is_said_below():

@@ -1,0 +1,56 @@
+"""A client's HTTP/2 frames, held against h2, which knows the whole of it."""
+
+import h2.config
+import h2.connection
+import h2.events
+import pytest
+
+from bench import http2
+
+
+@pytest.fixture
+def server():
+    """A server's end, which has heard the client's first words."""
+    connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+    connection.initiate_connection()
+    connection.receive_data(http2.opening())
+    return connection
+
+
+def test_server_understands_a_request(server):
+    """Headers, a message, the end."""
+    headers = {":method": "POST", ":scheme": "http", ":path": "/a/B", ":authority": "c:1", "te": "trailers"}
+    events = server.receive_data(http2.request(headers, 1))
+    events += server.receive_data(
+        http2.frame(http2.DATA, http2.END_STREAM, 1, http2.message(b"x" * 70_000)[:16_000])
+    )
+    received, data, ended = events
+    assert dict(received.headers) == {name.encode(): value.encode() for name, value in headers.items()}
+    assert data.data == b"\0\0\x01\x11\x70" + b"x" * 15_995
+    assert isinstance(ended, h2.events.StreamEnded)
+
+
+def test_server_may_send_as_much_as_it_likes(server):
+    """On a stream and in all."""
+    headers = {":method": "POST", ":scheme": "http", ":path": "/", ":authority": "c"}
+    server.receive_data(http2.request(headers, 1))
+    assert server.local_flow_control_window(1) == 2**31 - 1
+
+
+@pytest.mark.parametrize("size", [1, 8, 9, 10, 1000])
+def test_reader_puts_pieces_together(server, size):
+    """Of any size."""
+    server.receive_data(
+        http2.request({":method": "POST", ":scheme": "http", ":path": "/", ":authority": "c"}, 1)
+    )
+    server.data_to_send()
+    server.send_headers(1, [(":status", "200")])
+    server.send_data(1, b"hello")
+    server.send_headers(1, [("grpc-status", "0")], end_stream=True)
+    sent = server.data_to_send()
+    reader = http2.Reader()
+    frames = [each for at in range(0, len(sent), size) for each in reader.feed(sent[at : at + size])]
+    assert [each[0] for each in frames] == [http2.HEADERS, http2.DATA, http2.HEADERS]
+    assert [each[2] for each in frames] == [1, 1, 1]
+    assert frames[1][3] == b"hello"
+    assert [bool(each[1] & http2.END_STREAM) for each in frames] == [False, False, True]
