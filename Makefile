@@ -40,7 +40,7 @@ setup: $(VENV)/.dev ## Creates the environment in .venv, for training and tests 
 lock: ## Renews requirements.lock and requirements-dev.lock from the bounds in pyproject.toml
 	rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
 	.cache/lock/bin/pip install -q $(TORCH)
-	.cache/lock/bin/pip install -q -e client -e '.[envoy]'
+	.cache/lock/bin/pip install -q -e client -e '.[envoy,redis]'
 	.cache/lock/bin/pip freeze --all --exclude-editable --exclude torch --exclude pip | sort -f > requirements.lock
 	.cache/lock/bin/pip install -q -e client -e '.[dev]'
 	.cache/lock/bin/pip freeze --all --exclude-editable --exclude torch --exclude pip | sort -f \

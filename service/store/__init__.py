@@ -1,0 +1,1 @@
+"""Stores: where sessions outlive the process that serves them."""

@@ -1,0 +1,193 @@
+"""A store in a Redis server, which servers on many machines may share.
+
+Owns the connections. Scripts do the work, some rows in each; Redis runs one script at a time, so every row
+changes atomically. The server may be a single one or a primary with replicas, not a cluster, and wants
+`maxmemory-policy noeviction`: a row that it evicts is a session lost.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from urllib.parse import SplitResult, parse_qs, urlsplit
+
+from redis import exceptions
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from service.errors import ConfigError
+from service.store import redis_scripts
+from service.store.base import Claim, Claimed, Standing, StoreError, Write, new_owner
+
+_ROW = "streamcell:session:"
+_USED = "streamcell:used"
+_FORMAT = "streamcell:format"
+_FORMAT_VERSION = b"1"
+
+_TIMEOUT_SECONDS = 3.0
+_MAX_CONNECTIONS = 8
+_CHUNK_ROWS = 100  # a script keeps the server's other clients waiting, with so many rows about a millisecond
+
+# What an error means here, and what to do; the first that fits.
+_ADVICE: Sequence[tuple[type[exceptions.RedisError], str]] = (
+    (exceptions.AuthenticationError, "refuses the user or the password: see those in the URL"),
+    (exceptions.BusyLoadingError, "is loading its rows still: wait until it is done"),
+    (exceptions.NoPermissionError, "forbids its user what a store does: allow it scripts and streamcell:*"),
+    (exceptions.OutOfMemoryError, "has no memory left: raise its maxmemory"),
+    (exceptions.ReadOnlyError, "is a read-only replica: name the primary"),
+    (exceptions.TimeoutError, "does not answer in time: see whether it is overloaded or stopped"),
+    (exceptions.ConnectionError, "cannot be reached: see that it runs, and where"),
+)
+
+_FORM = "redis[s]://[USER:PASSWORD@]HOST[:PORT][/DATABASE] or unix://[USER:PASSWORD@]/PATH[?db=DATABASE]"
+_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"}
+
+
+class RedisStore:
+    """The store in the server that a URL names, as `base.Store` describes it.
+
+    `clock` gives Unix seconds, for the rows that are created; `timeout_seconds` bounds each exchange.
+
+    Raises:
+        ConfigError: the URL is wrong. No message here or later has it in it: it may hold a password.
+    """
+
+    def __init__(
+        self, url: str, *, clock: Callable[[], float] = time.time, timeout_seconds: float = _TIMEOUT_SECONDS
+    ) -> None:
+        self.owner = new_owner()
+        self._name = _checked(url)
+        self._clock = clock
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=_MAX_CONNECTIONS,
+            timeout=timeout_seconds,  # to wait for a connection that is free
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
+            # Nothing is repeated here: a claim that may only create would meet the row of its first attempt.
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,  # what every server speaks, without notices that are pushed in between
+        )
+        self._redis = Redis.from_pool(pool)
+        self._claim = self._redis.register_script(redis_scripts.CLAIM)
+        self._write = self._redis.register_script(redis_scripts.WRITE)
+        self._expire = self._redis.register_script(redis_scripts.EXPIRE)
+
+    def __str__(self) -> str:
+        return self._name
+
+    async def open(self) -> None:
+        """Connects, and marks the database with the format's version where it has none."""
+        try:
+            await self.check()
+        except StoreError as error:
+            raise ConfigError(f"--store: {error}") from error
+
+    async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
+        """Claims rows, some in each exchange with the server."""
+        now = repr(self._clock())
+        claimed: list[Claimed] = []
+        with self._explaining():
+            for start in range(0, len(claims), _CHUNK_ROWS):
+                chunk = claims[start : start + _CHUNK_ROWS]
+                replies = await self._claim(_keys(chunk), [self.owner, now, *map(_letters, chunk)])
+                claimed += [_claimed(*reply) for reply in replies]
+        return claimed
+
+    async def write(self, writes: Sequence[Write]) -> list[bool]:
+        """Writes rows, some in each exchange with the server."""
+        written: list[bool] = []
+        with self._explaining():
+            for start in range(0, len(writes), _CHUNK_ROWS):
+                chunk = writes[start : start + _CHUNK_ROWS]
+                fields = [field for one in chunk for field in _fields(one)]
+                replies = await self._write(_keys(chunk), [self.owner, *fields])
+                written += map(bool, replies)
+        return written
+
+    async def expire(self, before: float, limit: int) -> list[str]:
+        """Deletes rows not used since `before`, some in each exchange with the server."""
+        expired: list[bytes] = []
+        with self._explaining():
+            while num_left := min(_CHUNK_ROWS, limit - len(expired)):
+                rows = await self._redis.zrangebyscore(_USED, "-inf", f"({before!r}", 0, num_left)
+                if not rows:
+                    break
+                # A row that was used in between stays, and is not found again.
+                expired += await self._expire([*rows, _USED], [repr(before)])
+        return [row.decode().removeprefix(_ROW) for row in expired]
+
+    async def check(self) -> None:
+        """Sets the mark of the format's version, which the server refuses just as it refuses rows."""
+        with self._explaining():
+            await self._redis.set(_FORMAT, _FORMAT_VERSION, nx=True)
+            version = await self._redis.get(_FORMAT)
+        if version != _FORMAT_VERSION:
+            theirs = version.decode(errors="replace") if isinstance(version, bytes) else "none"
+            raise StoreError(
+                f"{self} has format version {theirs}, this server knows {_FORMAT_VERSION.decode()}: "
+                "choose another database"
+            )
+
+    async def close(self) -> None:
+        """Disconnects."""
+        with contextlib.suppress(exceptions.RedisError, OSError):
+            await self._redis.aclose()
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Turns the client's errors into the store's."""
+        try:
+            yield
+        except exceptions.RedisError as error:
+            advice = next((advice for kind, advice in _ADVICE if isinstance(error, kind)), "refuses")
+            raise StoreError(f"{self} {advice} ({error})") from error
+        except (OSError, UnicodeError) as error:  # certificates; names that cannot be ones
+            raise StoreError(f"{self} cannot be reached: {error}") from error
+
+
+def _checked(url: str) -> str:
+    """Returns what a URL may be called in messages: all but user, password and options.
+
+    Raises:
+        ConfigError: it is not of the form wanted. Nothing of it is told: a "/" in a password moves the parts.
+    """
+    try:
+        parts = urlsplit(url)
+        is_right = _is_right(parts)
+    except ValueError:
+        is_right = False
+    if not is_right:
+        raise ConfigError(
+            f"--store: the URL is not {_FORM}; special characters in a password are written as %XX; "
+            f"options of rediss are {', '.join(sorted(_OPTIONS))}"
+        )
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _is_right(parts: SplitResult) -> bool:
+    options = parse_qs(parts.query, strict_parsing=bool(parts.query))
+    if parts.fragment or parts.port == 0:
+        return False
+    if parts.scheme == "unix":
+        return bool(parts.path) and not parts.hostname and options.keys() <= {"db"}
+    database = parts.path.removeprefix("/")
+    is_database = not database or (database.isascii() and database.isdecimal())
+    return bool(parts.hostname) and is_database and options.keys() <= _OPTIONS
+
+
+def _keys(rows: Sequence[Claim] | Sequence[Write]) -> list[str]:
+    return [*(_ROW + row.key for row in rows), _USED]
+
+
+def _letters(claim: Claim) -> str:
+    return "c" * claim.may_create + "f" * claim.may_find + "t" * claim.may_take_over
+
+
+def _claimed(standing: bytes, epoch: int, used_at: bytes, record: bytes | None) -> Claimed:
+    return Claimed(Standing(standing.decode()), epoch, record, float(used_at))
+
+
+def _fields(write: Write) -> tuple[str | int | bytes, ...]:
+    has_record = write.record is not None
+    return write.kind.value, write.epoch, repr(write.used_at), int(has_record), write.record or b""

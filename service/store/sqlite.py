@@ -1,0 +1,251 @@
+"""A store in one SQLite file, which several processes of one machine may share.
+
+Owns the file and the connection. One thread of its own does all the work, so that the event loop never waits
+for the disk. The file must not be on a network file system: the write-ahead log needs shared memory.
+"""
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import sqlite3
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from service.errors import ConfigError
+from service.store import sqlite_rows
+from service.store.base import Claim, Claimed, StoreError, Write, new_owner
+from service.store.sqlite_rows import FORMAT_VERSION, LEAST_SQLITE, Database
+
+T = TypeVar("T")
+
+_APPLICATION_ID = int.from_bytes(b"Scel")  # stands in the file's header, for `file` and other programs to see
+_BUSY_SECONDS = 5.0  # how long another process may hold the file
+_RETRY_SECONDS = 0.01
+_PROBE_BYTES = 1 << 16
+_SETTINGS = (
+    # A commit is on the disk when it is done, power failure or not. That is one fsync for a transaction of
+    # any size, a quarter of a millisecond where it was measured: NORMAL would spare too little.
+    "PRAGMA synchronous = FULL",
+    f"PRAGMA cache_size = {-(32 << 10)}",  # in KiB; holds 10,000 rows, so that no write spills
+    f"PRAGMA journal_size_limit = {64 << 20}",
+)
+
+# By the beginning of SQLite's name of an error: what it means here, and what to do.
+_ADVICE = {
+    "SQLITE_FULL": "has no room left: free space on its disk",
+    "SQLITE_READONLY": "is read-only: let this server write to the file and its folder",
+    "SQLITE_PERM": "is read-only: let this server write to the file and its folder",
+    "SQLITE_CANTOPEN": "cannot be opened: see that its folder is there and that this server may write to it",
+    "SQLITE_BUSY": "was locked for too long: see which other process holds it",
+    "SQLITE_NOTADB": "is not an SQLite database: choose another file",
+    "SQLITE_CORRUPT": "is damaged: restore it from a copy, or begin with a new file",
+    "SQLITE_IOERR": "cannot be read or written: see to its disk",
+}
+
+
+class SqliteStore:
+    """The store in the file at `path`, as `base.Store` describes it.
+
+    `clock` gives Unix seconds, for the rows that are created; others' locks are waited for `busy_seconds`.
+    """
+
+    def __init__(
+        self, path: str, *, clock: Callable[[], float] = time.time, busy_seconds: float = _BUSY_SECONDS
+    ) -> None:
+        self.owner = new_owner()
+        self._path = pathlib.Path(path).absolute()
+        self._clock = clock
+        self._busy_seconds = busy_seconds
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._is_closed = False
+        # Both are the thread's alone.
+        self._database: Database | None = None
+        self._file: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        return f"sqlite:{self._path}"
+
+    async def open(self) -> None:
+        """Opens the file, and creates it where there is none."""
+        try:
+            await self._on_thread(self._open)
+        except StoreError as error:
+            raise ConfigError(f"--store: {error}") from error
+
+    async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
+        """Claims rows, in one transaction."""
+        now = self._clock()
+        return await self._transaction(lambda database: sqlite_rows.claim(database, claims, self.owner, now))
+
+    async def write(self, writes: Sequence[Write]) -> list[bool]:
+        """Writes rows, in one transaction: one fsync for all."""
+        return await self._transaction(lambda database: sqlite_rows.write(database, writes, self.owner))
+
+    async def expire(self, before: float, limit: int) -> list[str]:
+        """Deletes rows not used since `before`, in one transaction."""
+        return await self._transaction(lambda database: sqlite_rows.expire(database, before, limit))
+
+    async def check(self) -> None:
+        """Writes something, and takes it back."""
+        await self._on_thread(self._probe)
+
+    async def close(self) -> None:
+        """Closes the file, once what was asked for is done."""
+        if not self._is_closed:
+            self._is_closed = True
+            await self._on_thread(self._disconnect)
+            self._thread.shutdown()
+
+    async def _transaction(self, work: Callable[[Database], T]) -> T:
+        return await self._on_thread(lambda: self._transact(work))
+
+    async def _on_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._explaining, work)
+
+    # What follows runs on the thread.
+
+    def _explaining(self, work: Callable[[], T]) -> T:
+        """Does some work, and turns SQLite's errors into the store's."""
+        try:
+            return work()
+        except sqlite3.Error as error:
+            # Whatever it was, a new connection can be trusted. The next call makes one.
+            self._disconnect()
+            raise StoreError(self._explained(error)) from error
+
+    def _explained(self, error: sqlite3.Error) -> str:
+        name: str = getattr(error, "sqlite_errorname", "")
+        for beginning, advice in _ADVICE.items():
+            if name.startswith(beginning):
+                return f"{self} {advice} ({error})"
+        return f"{self} cannot be used: {error}"
+
+    def _open(self) -> None:
+        if sqlite3.sqlite_version_info < LEAST_SQLITE:
+            least = ".".join(map(str, LEAST_SQLITE))
+            raise StoreError(f"SQLite is of version {sqlite3.sqlite_version} here, too old: {least} would do")
+        self._database = self._connect(may_create=True)
+        self._probe()  # that a file cannot be written shows only when it is
+
+    def _connect(self, *, may_create: bool) -> Database:
+        mode = "rwc" if may_create else "rw"
+        uri = f"file:{urllib.parse.quote(str(self._path))}?mode={mode}"
+        database = sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None)
+        try:
+            if may_create:
+                _lay_out(database)
+            self._check_identity(database)
+            self._log_ahead(database)
+            for setting in _SETTINGS:
+                database.execute(setting)
+            self._file = self._file_now()
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _check_identity(self, database: Database) -> None:
+        application, version = _identity(database)
+        if application != _APPLICATION_ID:
+            raise StoreError(f"{self} is another program's database: choose another file")
+        if version != FORMAT_VERSION:
+            raise StoreError(
+                f"{self} has format version {version}, this server knows {FORMAT_VERSION}: "
+                "choose another file"
+            )
+
+    def _log_ahead(self, database: Database) -> None:
+        """Has the file keep a write-ahead log, waiting for others who do so too: here SQLite does not."""
+        deadline = time.monotonic() + self._busy_seconds
+        while True:
+            try:
+                mode = database.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+                break
+            except sqlite3.OperationalError as error:
+                if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > deadline:
+                    raise
+                time.sleep(_RETRY_SECONDS)
+        if mode != "wal":
+            raise StoreError(f"{self} cannot keep a write-ahead log: put it on a local disk")
+
+    def _connected(self) -> Database:
+        """Returns the connection, a new one after trouble.
+
+        A file that is gone is not created anew: in an empty one every session would count as lost.
+        """
+        if self._database is None:
+            self._database = self._connect(may_create=False)
+        elif self._file != self._file_now():
+            # SQLite would go on in the file that was, where nobody will ever look.
+            self._disconnect()
+            raise StoreError(f"{self} was removed or replaced: put it back, or start the server anew")
+        return self._database
+
+    def _file_now(self) -> tuple[int, int] | None:
+        """Returns what tells the file from another one at its path, None where there is none."""
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def _transact(self, work: Callable[[Database], T]) -> T:
+        database = self._connected()
+        with _transaction(database):
+            return work(database)
+
+    def _probe(self) -> None:
+        """Commits enough to notice a full disk: a page or two find room where others were freed."""
+        self._transact(
+            lambda database: database.execute("INSERT INTO probe VALUES (zeroblob(?))", [_PROBE_BYTES])
+        )
+        self._transact(lambda database: database.execute("DELETE FROM probe"))
+
+    def _disconnect(self) -> None:
+        database, self._database = self._database, None
+        if database is not None:
+            with contextlib.suppress(sqlite3.Error):
+                database.close()
+
+
+@contextlib.contextmanager
+def _transaction(database: Database) -> Iterator[None]:
+    """Commits what is done within, or nothing of it; has the lock to write from its beginning."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        if database.in_transaction:  # after some errors SQLite has rolled it back already
+            database.execute("ROLLBACK")
+        raise
+
+
+def _identity(database: Database) -> tuple[int, int]:
+    """Returns whose database it is, and which version of theirs; zeros for nobody's."""
+    (application,) = database.execute("PRAGMA application_id").fetchone()
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    return application, version
+
+
+def _is_empty(database: Database) -> bool:
+    (num_tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return not num_tables and _identity(database) == (0, 0)
+
+
+def _lay_out(database: Database) -> None:
+    """Lays an empty database out; any other stays as it is."""
+    if not _is_empty(database):
+        return
+    database.execute("PRAGMA page_size = 8192")  # records of a usual size waste less of it than of 4096
+    with _transaction(database):
+        if not _is_empty(database):
+            return  # another process was first
+        for statement in sqlite_rows.LAYOUT:
+            database.execute(statement)
+        database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        database.execute(f"PRAGMA user_version = {FORMAT_VERSION}")

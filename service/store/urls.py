@@ -1,0 +1,42 @@
+"""Which store a URL names. Connects to nothing; knows the stores by their schemes alone."""
+
+from service.errors import ConfigError
+from service.store.base import Store
+from service.store.sqlite import SqliteStore
+
+_FORMS = "memory: (none), sqlite:PATH, redis://HOST, rediss://HOST (with TLS) or unix://PATH (a Redis here)"
+
+
+def store_of(url: str) -> Store | None:
+    """Returns the store that a URL names, not opened yet; None for memory:, which keeps sessions in no store.
+
+    Raises:
+        ConfigError: it names none, or a package is missing. The message never has a password in it.
+    """
+    scheme, colon, rest = url.partition(":")
+    if url == "memory:":
+        return None
+    if colon and scheme == "sqlite":
+        return _sqlite(rest)
+    if colon and scheme in ("redis", "rediss", "unix"):
+        return _redis(url)
+    # Not all of the URL: another program's may hold a password.
+    raise ConfigError(f"--store: {scheme[:32] + colon!r} names no store: give it {_FORMS}")
+
+
+def _sqlite(path: str) -> Store:
+    if not path or "\0" in path:
+        raise ConfigError("--store: sqlite: wants the path of a file, as in sqlite:sessions.db")
+    return SqliteStore(path)
+
+
+def _redis(url: str) -> Store:
+    try:
+        from service.store.redis import RedisStore  # here, as its package is wanted by those alone who use it
+    except ModuleNotFoundError as error:
+        if error.name != "redis":
+            raise
+        raise ConfigError(
+            "--store: the package redis is missing, install it: pip install 'streamcell[redis]'"
+        ) from None
+    return RedisStore(url)
