@@ -8,7 +8,7 @@ manifest; does not know states, batches or tensors.
 import numpy as np
 
 from service import errors
-from service.errors import Reason, StreamcellError
+from service.errors import StreamcellError
 from service.manifest import Manifest
 from service.scheduler import Piece
 from service.sessions import MAX_TIME_NS, TIME_ABSENT, Float32s, Int64s, Prints, Sessions
@@ -31,7 +31,9 @@ class Admission:
         """
         sessions, slot = self._sessions, step.slot
         if sessions.generation.item(slot) != step.generation:
-            raise session_ended()
+            raise errors.session_ended(sessions.end_in(slot))
+        if sessions.store_trouble and sessions.is_durable.item(slot):
+            raise errors.store_unavailable(sessions.store_trouble)
         expected = sessions.next_step.item(slot)
         if not self.uses_time:
             step.time = 0
@@ -56,6 +58,8 @@ class Admission:
         asked = np.where(block.indexes[entries] == INDEX_NEXT, expected, block.indexes[entries])
         block.step_indexes[entries] = asked
         unusual = gone | (asked != expected)
+        if self._sessions.store_trouble:
+            unusual |= self._sessions.is_durable[slots]
         if self.uses_time and block.times is None:
             last = self._sessions.last_time[slots] + block.totals[entries] * float(self._interval_ns)
             unusual |= (expected == 0) | (last > MAX_TIME_NS)
@@ -63,7 +67,9 @@ class Admission:
             entry = int(entries[at])
             try:
                 if gone[at]:
-                    raise session_ended()
+                    raise errors.session_ended(self._sessions.end_in(int(slots[at])))
+                if self._sessions.store_trouble and self._sessions.is_durable[slots[at]]:
+                    raise errors.store_unavailable(self._sessions.store_trouble)
                 self._recognise(block, entry, int(asked[at]), int(expected[at]))
             except StreamcellError as error:
                 block.fail(entry, error)
@@ -141,10 +147,3 @@ class Admission:
 def first_time_missing(field: str) -> StreamcellError:
     """Returns the error for a session's first step without a time, on a model that uses it."""
     return errors.invalid_argument(field, "this model uses time, so a session's first step must give it")
-
-
-def session_ended() -> StreamcellError:
-    """Returns the error for work whose session ended while it waited."""
-    return StreamcellError(
-        Reason.SESSION_NOT_FOUND, "the session was closed or expired before this ran: open it again"
-    )

@@ -3,6 +3,7 @@
 Owns reading the file and the shapes of its three methods. Does not know sessions or the pool.
 """
 
+import hashlib
 import pathlib
 from collections.abc import Iterator
 from typing import cast
@@ -15,6 +16,7 @@ from service.errors import ConfigError
 
 FILE_NAME = "model.pt"
 _MANIFEST_FILE = "manifest.json"
+DIGEST_BYTES = 16
 _METHODS = ("step", "scan", "forecast")
 
 
@@ -23,6 +25,7 @@ class Artifact:
 
     Args:
         name, version: what it is served as, from the folder it lies in.
+        digest: of the file, by which a session's bytes tell the model that they are of.
 
     The methods take and give tensors on `device`; F inputs, O outputs, S state values, K future values.
     """
@@ -34,12 +37,14 @@ class Artifact:
         about: manifest.Manifest,
         script: torch.jit.ScriptModule,
         device: torch.device,
+        digest: bytes = bytes(DIGEST_BYTES),
     ) -> None:
         self.name = name
         self.version = version
         self.manifest = about
         self.device = device
         self.script = script
+        self.digest = digest
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -91,7 +96,8 @@ def load(name: str, version: str, path: pathlib.Path, device: torch.device) -> A
     missing = [method for method in _METHODS if not hasattr(script, method)]
     if missing:
         raise ConfigError(f"{path}: the script has no method {', '.join(missing)}")
-    artifact = Artifact(name, version, about, script.eval(), device)
+    digest = hashlib.blake2b(path.read_bytes(), digest_size=DIGEST_BYTES).digest()
+    artifact = Artifact(name, version, about, script.eval(), device, digest)
     _try_out(artifact, path)
     return artifact
 

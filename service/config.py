@@ -42,6 +42,14 @@ class Address(NamedTuple):
         return cls(bare, int(port))
 
 
+_LEAST = {
+    "session_ttl_seconds": 0,
+    "drain_timeout_seconds": 0,
+    "max_hold_seconds": 0,
+    "checkpoint_interval_seconds": 0.01,
+}
+
+
 def _flag(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
     return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
 
@@ -57,11 +65,17 @@ class Config:
     listen: Address = _flag(Address("127.0.0.1", 50051), "HOST:PORT to serve gRPC on; port 0 picks one")
     metrics_listen: Address = _flag(Address("127.0.0.1", 9090), "HOST:PORT to serve Prometheus metrics on")
     models: pathlib.Path = _flag(pathlib.Path("model/artifacts"), "folder of NAME/VERSION/model.pt")
-    store: str = _flag("memory:", "where sessions survive a crash; memory: keeps none")
+    store: str = _flag(
+        "memory:", "where sessions survive: sqlite:PATH, redis://HOST:PORT/NUMBER, or memory: for nowhere"
+    )
+    checkpoint_interval_seconds: float = _flag(
+        1.0, "how often sessions that changed are written to the store, off the steps' path"
+    )
+    max_changed_sessions: int = _flag(10_000, "sessions that may change before they are written earlier")
     device: str = _flag(
         "auto", "where the models run; auto takes CUDA when it is there", ("auto", "cpu", "cuda")
     )
-    workers: int = _flag(1, "server processes on the port; sessions belong to one of them")
+    workers: int = _flag(1, "server processes on the port, which share the sessions")
     front: str = _flag("grpcio", "the server technology", ("grpcio", "envoy"))
     threads: int = _flag(1, "CPU threads of one cell call; from 3 on a prediction's last bits may change")
     cpu_scheduling: str = _flag(
@@ -69,7 +83,9 @@ class Config:
         "batch: up to twice the steps a core; normal: lower latency where other programs keep all cores busy",
         ("batch", "normal"),
     )
-    max_resident_sessions: int = _flag(100_000, "sessions open at once, per model")
+    max_resident_sessions: int = _flag(
+        100_000, "sessions in memory, per model; with a store more may be open"
+    )
     session_ttl_seconds: float = _flag(3600.0, "idle seconds after which a session expires; 0: never")
     replies_kept: int = _flag(8, "replies kept per session for repeated steps")
     max_queue_steps: int = _flag(262_144, "steps waiting, per model; more are refused as OVERLOADED")
@@ -81,6 +97,7 @@ class Config:
     max_message_steps: int = _flag(65_536, "steps in one message")
     max_message_bytes: int = _flag(4 << 20, "bytes in one message")
     max_horizon_steps: int = _flag(1000, "steps ahead in one forecast")
+    max_stream_sessions: int = _flag(100_000, "sessions that one stream may bind to numbers")
     max_stream_messages: int = _flag(256, "messages of one stream unanswered before it is read no further")
     drain_timeout_seconds: float = _flag(20.0, "seconds for steps in flight after SIGTERM")
     reflection: bool = _flag(True, "offer server reflection, for grpcurl and its like")
@@ -98,20 +115,15 @@ class Config:
             raise _wrong("tls_cert", "goes with --tls-key")
         if self.tls_client_ca and not self.tls_cert:
             raise _wrong("tls_client_ca", "needs --tls-cert and --tls-key")
-        self._check_available()
 
     def _check_range(self, name: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return
-        least = 0 if name in ("session_ttl_seconds", "drain_timeout_seconds", "max_hold_seconds") else 1
+        least = _LEAST.get(name, 1)
         if not least <= value < float("inf"):
             raise _wrong(name, f"must be a number of at least {least}, not {value}")
         if value > LARGEST:
             raise _wrong(name, f"must be at most {LARGEST}, not {value}")
-
-    def _check_available(self) -> None:
-        if self.store != "memory:":
-            raise _wrong("store", f"{self.store!r} is not in this version; memory: is")
 
 
 def from_command(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:

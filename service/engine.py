@@ -5,27 +5,32 @@ begins is its batch; `pace` says when one is held back for company. Does not kno
 comes in as Step, Block or Control and its `on_done` goes out.
 """
 
+import itertools
 import struct
 from collections import deque
 from collections.abc import Callable
 
+import numpy as np
+
 from service import columns as columns_of
 from service import errors, faults
-from service.admission import Admission, session_ended
+from service.admission import Admission
 from service.columns import Columns, Flags
 from service.config import Config
 from service.errors import StreamcellError
-from service.manifest import Manifest
 from service.metrics import ModelMetrics
 from service.pace import Loop, Pacer
+from service.residents import Residents
 from service.runner import Runner
 from service.scheduler import Piece, Scheduler
-from service.sessions import Float32s, Sessions
-from service.slots import Slots
+from service.sessions import Float32s
 from service.work import AnyWork, Block, Control, Phase, Step
 
+Told = Callable[[StreamcellError | None], None]
+WhenStored = Callable[[list[int], Told], None]
 
-class Engine:
+
+class Engine(Residents):
     """Sessions of one model, and the iterations that move them.
 
     Args:
@@ -44,80 +49,32 @@ class Engine:
         loop: Loop,
         clock: Callable[[], int],
     ) -> None:
-        manifest = runner.artifact.manifest
-        capacity = settings.max_resident_sessions
-        self.name = runner.artifact.name
-        self.version = runner.artifact.version
-        self.manifest: Manifest = manifest
-        self.sessions = Sessions(capacity, len(manifest.inputs), len(manifest.outputs), settings.replies_kept)
-        self._slots = Slots(capacity)
+        super().__init__(runner, settings, metrics, clock)
         self._scheduler = Scheduler(
-            capacity, settings.max_queue_steps, settings.max_batch_steps, settings.max_piece_steps
+            self.max_sessions, settings.max_queue_steps, settings.max_batch_steps, settings.max_piece_steps
         )
-        self._admission = Admission(self.sessions, manifest)
-        self._runner = runner
-        self._metrics = metrics
+        self._admission = Admission(self.sessions, self.manifest)
         self._pacer = Pacer(loop, settings.max_hold_seconds, self._num_queued, self.iterate)
-        self._clock = clock
         self._waiting_for_room: deque[tuple[int, Callable[[], None]]] = deque()
-        self._num_inputs = len(manifest.inputs)
+        self._num_inputs = len(self.manifest.inputs)
         self.row = struct.Struct(f"<{self._num_inputs}f")
         """The bytes of one input row."""
+        self.when_stored: WhenStored | None = None
+        """Has a function called when sessions are in the store as they are now, or cannot be written."""
 
-    # -- Sessions ----------------------------------------------------------------------------------
-
-    def open(self, key: str) -> int:
-        """Opens a session and returns its slot.
-
-        Raises:
-            StreamcellError: SESSIONS_FULL.
-        """
-        slot = self._slots.take()
-        if slot is None:
-            raise errors.sessions_full(self._slots.capacity)
-        self._runner.clear(slot)
-        self.sessions.open(key, slot, self._clock())
-        self._metrics.sessions_opened.inc()
-        self._metrics.sessions.set(len(self.sessions))
-        return slot
-
-    def close(self, slot: int) -> int:
-        """Ends a session and returns how many steps it had; to be called from a control."""
-        num_steps = int(self.sessions.next_step[slot])
-        self.sessions.close(slot)
-        self._release(slot)
-        return num_steps
-
-    def reset(self, slot: int) -> None:
-        """Puts a session back to its start; to be called from a control."""
-        self._runner.clear(slot)
-        self.sessions.restart(slot)
-
-    def forecast(self, slot: int, horizon: int, future: Float32s) -> Float32s:
-        """Returns a session's forecast [H, O] for `future` [H, K]; to be called from a control.
-
-        Raises:
-            StreamcellError: INVALID_ARGUMENT, the session has no step yet.
-        """
-        if not self.sessions.next_step[slot]:
-            raise errors.invalid_argument(
-                "session_id", "the session has no step yet: a forecast needs one at least"
-            )
-        y = self._runner.forecast(slot, int(self.sessions.last_time[slot]), horizon, future)
-        self._metrics.forecasts.inc()
-        return y
+    # -- Sessions at rest --------------------------------------------------------------------------
 
     def expire_idle(self, ttl_ns: int) -> None:
         """Ends the sessions that nobody used for `ttl_ns`; those with work under way are in use."""
         for slot in self.sessions.idle_since(self._clock() - ttl_ns):
             if not self._scheduler.is_busy(slot):
-                self.sessions.expire(slot)
-                self._metrics.sessions_expired.inc()
-                self._release(slot)
+                self.expire(slot)
 
-    def _release(self, slot: int) -> None:
-        self._slots.give_back(slot)
-        self._metrics.sessions.set(len(self.sessions))
+    def at_rest(self, count: int) -> list[int]:
+        """Returns the slots of up to `count` sessions without work, those not used for longest first."""
+        is_busy = self._scheduler.is_busy
+        oldest = self.sessions.least_recently_used(len(self.sessions)).tolist()
+        return list(itertools.islice((slot for slot in oldest if not is_busy(slot)), count))
 
     # -- Work --------------------------------------------------------------------------------------
 
@@ -190,7 +147,7 @@ class Engine:
         for control in controls:
             try:
                 if self.sessions.generation[control.slot] != control.generation:
-                    raise session_ended()
+                    raise errors.session_ended(self.sessions.end_in(control.slot))
                 control.result = control.action(control.slot)
                 self.sessions.last_used[control.slot] = self._clock()
             except StreamcellError as error:
@@ -289,7 +246,10 @@ class Engine:
         for step in steps:
             if step.is_repeat:
                 self._metrics.repeated_steps.inc()
-            self._tell(step)
+            if self.when_stored is not None and self._waits_for_store(step):
+                self._tell_once_stored(self.when_stored, [step.slot], step)
+            else:
+                self._tell(step)
 
     def _finish_blocks(self, pieces: list[Piece]) -> None:
         """Ends the blocks of which nothing is left."""
@@ -302,7 +262,38 @@ class Engine:
                 continue
             if block.wants_replies:
                 self._observe_block(block)
-            self._tell(block)
+            if self.when_stored is not None and (slots := self._durable_of(block)):
+                self._tell_once_stored(self.when_stored, slots, block)
+            else:
+                self._tell(block)
+
+    # -- Answers that wait for the store ---------------------------------------------------------------
+
+    def _waits_for_store(self, step: Step) -> bool:
+        """Tells whether a step is of a durable session and not in the store yet."""
+        sessions = self.sessions
+        if step.error is not None or not sessions.is_durable.item(step.slot):
+            return False
+        return step.step_index >= sessions.num_durable.item(step.slot)
+
+    def _durable_of(self, block: Block) -> list[int]:
+        """Returns the durable sessions of a block, of which something may not be in the store yet."""
+        sessions, slots = self.sessions, block.slots
+        lives = sessions.generation[slots] == block.generations
+        waits = sessions.is_durable[slots] & (sessions.num_durable[slots] < sessions.next_step[slots])
+        found: list[int] = slots[lives & waits].tolist()
+        return found
+
+    def _tell_once_stored(self, when_stored: WhenStored, slots: list[int], work: Step | Block) -> None:
+        def told(error: StreamcellError | None) -> None:
+            if error is not None and isinstance(work, Block):
+                for entry in np.flatnonzero(np.isin(work.slots, slots)).tolist():
+                    work.errors.setdefault(entry, error)
+            elif error is not None:
+                work.error = error
+            self._tell(work)
+
+        when_stored(slots, told)
 
     @staticmethod
     def _tell(work: AnyWork) -> None:

@@ -141,6 +141,48 @@ def session_expired(session_id: str) -> StreamcellError:
     )
 
 
+def session_fenced(session_id: str) -> StreamcellError:
+    """Returns the error for a session that another server has taken over."""
+    return StreamcellError(
+        Reason.SESSION_FENCED,
+        f"session {brief(session_id)} was taken over by another server: go on there, or take it back with"
+        " OpenSession, which tells where it stands",
+        metadata={"session_id": session_id[:128]},
+    )
+
+
+def session_held(session_id: str) -> StreamcellError:
+    """Returns the error for another server's session, which a step without an index does not take over."""
+    return StreamcellError(
+        Reason.SESSION_FENCED,
+        f"session {brief(session_id)} belongs to another server, or to one that ended: take it over with"
+        " OpenSession, which tells where it stands, or give the step_index",
+        metadata={"session_id": session_id[:128]},
+    )
+
+
+def store_unavailable(why: str) -> StreamcellError:
+    """Returns the error for what needs the store while it cannot be used."""
+    return StreamcellError(
+        Reason.STORE_UNAVAILABLE, f"the store cannot be used now ({why}): come again", retry_delay_seconds=0.5
+    )
+
+
+def snapshot_rejected(why: str) -> StreamcellError:
+    """Returns the error for a session's bytes that cannot be used."""
+    return StreamcellError(Reason.SNAPSHOT_REJECTED, f"this snapshot cannot be used: {why}")
+
+
+def record_rejected(session_id: str, why: str) -> StreamcellError:
+    """Returns the error for a session whose record in the store cannot be used."""
+    return StreamcellError(
+        Reason.SNAPSHOT_REJECTED,
+        f"session {brief(session_id)} cannot be taken from the store: {why}."
+        " CloseSession forgets it; it can then be opened anew",
+        metadata={"session_id": session_id[:128]},
+    )
+
+
 def session_exists(session_id: str) -> StreamcellError:
     """Returns the error for a new session whose id is in use."""
     return StreamcellError(
@@ -167,12 +209,33 @@ def model_changed(session_id: str, asked: str, runs_on: str) -> StreamcellError:
     )
 
 
+def artifact_changed(model: str) -> StreamcellError:
+    """Returns the error for a session's bytes of a model that is served from another artifact here."""
+    return StreamcellError(
+        Reason.MODEL_CHANGED,
+        f"the session runs on another artifact than is served here as {brief(model)}: a new artifact takes a"
+        " new version",
+        metadata={"model": model[:128]},
+    )
+
+
 def step_gap(expected: int, got: int) -> StreamcellError:
     """Returns the error for a step that is beyond the session's next."""
     return StreamcellError(
         Reason.STEP_GAP,
         f"step_index {got} is ahead of the session: send step {expected} next",
         metadata={"expected_step_index": str(expected)},
+    )
+
+
+def session_ended(end: Reason | None) -> StreamcellError:
+    """Returns the error for work whose session ended while it waited; `end`: why, None if it was closed."""
+    if end is Reason.SESSION_FENCED:
+        return StreamcellError(
+            Reason.SESSION_FENCED, "another server took the session over before this ran: open it again"
+        )
+    return StreamcellError(
+        Reason.SESSION_NOT_FOUND, "the session was closed or expired before this ran: open it again"
     )
 
 

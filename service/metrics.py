@@ -12,6 +12,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     GCCollector,
+    Histogram,
     Info,
     PlatformCollector,
     ProcessCollector,
@@ -115,7 +116,36 @@ class ModelMetrics:
         self.sessions = metrics.sessions.labels(*labels)
         self.sessions_opened = metrics.sessions_opened.labels(*labels)
         self.sessions_expired = metrics.sessions_expired.labels(*labels)
+        self.sessions_restored = metrics.sessions_restored.labels(*labels)
+        self.sessions_spilled = metrics.sessions_spilled.labels(*labels)
+        self.sessions_fenced = metrics.sessions_fenced.labels(*labels)
         self.queued_steps = metrics.queued_steps.labels(*labels)
+
+
+class StoreMetrics:
+    """The instruments of the store."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.is_up = Gauge("streamcell_store_up", "Whether the store can be used.", registry=registry)
+        self.lag_seconds = Gauge(
+            "streamcell_store_lag_seconds",
+            "How long ago all that had changed by then was in the store; 0 while nothing waits.",
+            registry=registry,
+        )
+        self.changed_sessions = Gauge(
+            "streamcell_store_changed_sessions",
+            "Sessions that changed since they were stored.",
+            registry=registry,
+        )
+        self.rows_written = Counter(
+            "streamcell_store_rows_written", "Rows written to the store.", registry=registry
+        )
+        self.write_seconds = Histogram(
+            "streamcell_store_write_seconds", "One write of many rows.", buckets=SECONDS, registry=registry
+        )
+        self.errors = Counter(
+            "streamcell_store_errors", "Calls that the store did not answer.", registry=registry
+        )
 
 
 class Metrics:
@@ -148,16 +178,29 @@ class Metrics:
         self.forecasts = self._counter("streamcell_forecasts", "Forecasts made.", by_model)
         self.sessions_opened = self._counter("streamcell_sessions_opened", "Sessions opened.", by_model)
         self.sessions_expired = self._counter("streamcell_sessions_expired", "Sessions expired.", by_model)
+        self.sessions_restored = self._counter(
+            "streamcell_sessions_restored", "Sessions taken in from the store.", by_model
+        )
+        self.sessions_spilled = self._counter(
+            "streamcell_sessions_spilled", "Sessions left to the store to make room in memory.", by_model
+        )
+        self.sessions_fenced = self._counter(
+            "streamcell_sessions_fenced", "Sessions dropped because another server took them over.", by_model
+        )
         self.errors = self._counter(
             "streamcell_errors", "Errors answered, by code and reason.", ["method", "code", "reason"]
         )
-        self.sessions = self._gauge("streamcell_sessions_open", "Sessions open.", by_model)
+        self.sessions = self._gauge("streamcell_sessions_open", "Sessions in memory.", by_model)
         self.queued_steps = self._gauge("streamcell_queued_steps", "Steps waiting for a batch.", by_model)
         self.streams = self._gauge("streamcell_streams_open", "Streams open.", [])
         self.build = Info("streamcell_build", "What is running.", registry=self.registry)
         self.models = self._gauge(
             "streamcell_model_info", "A model served; 1 while it is.", [*by_model, "device", "state_bytes"]
         )
+
+    def of_store(self) -> StoreMetrics:
+        """Returns the instruments of the store, which a server without one does not show."""
+        return StoreMetrics(self.registry)
 
     def of_model(self, model: str, version: str) -> ModelMetrics:
         """Returns the instruments of one model."""

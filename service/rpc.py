@@ -184,9 +184,17 @@ class Stream:
 
     def hand(self, raw: bytes, take: Callable[[bytes], None]) -> None:
         """Has a message taken; what is raised over it ends the stream."""
-        try:
+
+        def checked() -> None:
             _check_size(raw, self._max_message_bytes)
             take(raw)
+
+        self.guard(checked)
+
+    def guard(self, function: Callable[[], None]) -> None:
+        """Calls a function; what it raises ends the stream."""
+        try:
+            function()
         except StreamcellError as error:
             self._break_off(error)
         except Exception as exception:

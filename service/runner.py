@@ -69,6 +69,18 @@ class Runner:
         self._pool.clear(slot)
 
     @torch.inference_mode()
+    def read(self, slots: Int64s) -> Float32s:
+        """Returns copies of sessions' states [N, S]; slots is [N]."""
+        (rows,) = self._tensors(slots)
+        return self._values(self._pool.gather(rows))
+
+    @torch.inference_mode()
+    def put(self, slot: int, state: Float32s) -> None:
+        """Gives a session a state [S]."""
+        row, states = self._tensors(np.array([slot]), state[None])
+        self._pool.scatter(row, states)
+
+    @torch.inference_mode()
     def step(self, slots: Int64s, x: Float32s, times: Int64s) -> tuple[Float32s, Flags]:
         """Applies one step to each of B sessions.
 

@@ -19,6 +19,7 @@ from service.config import Address, Config
 from service.engine import Engine
 from service.errors import ConfigError, StreamcellError
 from service.fronts.grpcio import GrpcioFront
+from service.keeper import Keeper
 from service.metrics import Metrics
 from service.metrics_page import MetricsPage
 from service.rpc import Router
@@ -26,6 +27,9 @@ from service.runner import Runner
 from service.servicers import health as health_servicer
 from service.servicers import reflection, streamcell
 from service.staged import runner_for
+from service.store.base import Store
+from service.store.urls import store_of
+from service.write_behind import WriteBehind
 
 _SWEEP_SECONDS = 1.0
 
@@ -58,7 +62,9 @@ class Server:
         self._settings = settings
         self._has_page = has_page
         self._metrics = Metrics()
+        store = store_of(settings.store)
         self.catalog = Catalog(_engines(settings, self._metrics))
+        self._write_behind = self._kept_in(store) if store is not None else None
         services = [streamcell.SERVICE]
         self._health = health_servicer.HealthServicer(services)
         methods = [
@@ -79,6 +85,17 @@ class Server:
         self.listen = settings.listen
         self.metrics_listen = settings.metrics_listen
 
+    def _kept_in(self, store: Store) -> WriteBehind:
+        """Has all sessions kept in a store."""
+        write_behind = WriteBehind(
+            store, lambda: self.catalog.engines, self._settings, self._metrics.of_store()
+        )
+        keeper = Keeper(write_behind, self.catalog.engine_of)
+        for engine in self.catalog.engines:
+            keeper.watch(engine)
+        self.catalog.keeper = keeper
+        return write_behind
+
     async def start(self) -> None:
         """Begins to serve; `listen` and `metrics_listen` then hold the ports in use.
 
@@ -89,6 +106,8 @@ class Server:
             self._page = MetricsPage(self._settings.metrics_listen, self._metrics.registry)
             self.metrics_listen = self._page.address
         try:
+            if self._write_behind is not None:
+                await self._write_behind.start()
             self.listen = await self.front.start()
         except ConfigError:
             await self._close()
@@ -108,12 +127,16 @@ class Server:
         # stop returns when all calls have ended by themselves, or cancels them when the time is over.
         await self.front.stop(self._settings.drain_timeout_seconds)
         is_clean = time.monotonic() - started < self._settings.drain_timeout_seconds
+        if self._write_behind is not None:
+            is_clean &= await self._write_behind.stop()
         await self._close()
         return is_clean
 
     async def abandon(self) -> None:
         """Ends at once; what is in flight is cancelled."""
         await self.front.stop(0)
+        if self._write_behind is not None:
+            await self._write_behind.abandon()
         await self._close()
 
     def page(self) -> str:

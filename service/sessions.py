@@ -1,21 +1,39 @@
 """The sessions of one model: who they are and where they stand, in columns indexed by slot.
 
-Owns ids, counters, times and the replies kept for repeated steps. Does not know the state rows, the model,
-nor when anything happens: slots and times are passed in.
+Owns ids, counters, times, the replies kept for repeated steps, and what of it is in the store. Does not know
+the state rows, the model, the store, nor when anything happens: slots and times are passed in.
 """
 
+import dataclasses
 from collections import OrderedDict
 
 import numpy as np
 import numpy.typing as npt
 
+from service.errors import Reason
+
 Int64s = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
 Prints = npt.NDArray[np.uint64]
+Flags = npt.NDArray[np.bool_]
 
 TIME_ABSENT = -(1 << 63)  # in a column of times: the request gave none
 MAX_TIME_NS = 1 << 62  # the year 2116; and the same before 1970
-_MAX_REMEMBERED = 10_000  # expired ids remembered, to tell SESSION_EXPIRED from SESSION_NOT_FOUND
+_MAX_REMEMBERED = 10_000  # keys of ended sessions remembered, to tell what became of them
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Standing:
+    """Where sessions stand, apart from their state rows: N of them, R replies kept of each.
+
+    A reply to the step of index i is at `i % R`; those of the steps before `kept_from` are not there.
+    """
+
+    next_step: Int64s  # (N,)
+    last_time: Int64s  # (N,), Unix ns
+    kept_from: Int64s  # (N,)
+    kept_y: Float32s  # (N, R, O)
+    kept_prints: Prints  # (N, R)
 
 
 class Sessions:
@@ -23,6 +41,10 @@ class Sessions:
 
     `next_step`, `last_time` and `last_used` (monotonic ns) can be indexed by one slot or an array of slots.
     A `generation` counts a slot's sessions, so that a number kept from an earlier one is recognised.
+
+    For sessions that are kept in a store: `num_durable` steps are in it, `epoch` counts the owners so far,
+    `is_changed` since what was written last, `written` (monotonic ns) when that was; with `is_durable` a step
+    is answered only once it is in the store. Columns that nobody writes take no memory.
     """
 
     def __init__(self, capacity: int, num_inputs: int, num_outputs: int, replies_kept: int) -> None:
@@ -31,13 +53,24 @@ class Sessions:
         self.last_time: Int64s = np.zeros(capacity, np.int64)
         self.last_used: Int64s = np.zeros(capacity, np.int64)
         self.generation: Int64s = np.zeros(capacity, np.int64)
+        self.num_durable: Int64s = np.zeros(capacity, np.int64)
+        self.epoch: Int64s = np.zeros(capacity, np.int64)
+        self.written: Int64s = np.zeros(capacity, np.int64)
+        self.is_changed: Flags = np.zeros(capacity, np.bool_)
+        self.is_durable: Flags = np.zeros(capacity, np.bool_)
+        self.is_stored = False
+        """Whether changes are taken note of, for a store."""
+        self.store_trouble = ""
+        """Why nothing can be stored now, and so no durable session be stepped; empty while it can."""
         self.replies_kept = replies_kept
+        self._kept_from: Int64s = np.zeros(capacity, np.int64)
         self._kept_y: Float32s = np.zeros((capacity, replies_kept, num_outputs), np.float32)
         self._kept_prints: Prints = np.zeros((capacity, replies_kept), np.uint64)
         self._weights = _weights(num_inputs + 1)
         self._slots: dict[str, int] = {}
         self._keys: dict[int, str] = {}
-        self._expired: OrderedDict[str, None] = OrderedDict()
+        self._ended: OrderedDict[str, Reason] = OrderedDict()
+        self._end_of: dict[int, Reason] = {}  # of the slot's last session, where that did not just close
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -54,35 +87,93 @@ class Sessions:
         """Begins a session, at step 0, in a slot of its own."""
         self._slots[key] = slot
         self._keys[slot] = key
-        self._expired.pop(key, None)
+        self._ended.pop(key, None)
         self.restart(slot)
         self.last_used[slot] = now_ns
+        if self.is_stored:
+            self.num_durable[slot] = 0
+            self.written[slot] = now_ns
+            self.is_changed[slot] = False
 
     def restart(self, slot: int) -> None:
         """Puts a session back to step 0; earlier replies are forgotten."""
         self.next_step[slot] = 0
         self.last_time[slot] = 0
+        self._put_kept_from(slot, 0)
 
     def close(self, slot: int) -> None:
         """Ends the session in a slot; the slot may be used again."""
         del self._slots[self._keys.pop(slot)]
+        self._end_of.pop(slot, None)
         self.generation[slot] += 1
+        if self.is_stored:
+            self.is_changed[slot] = self.is_durable[slot] = False
 
-    def expire(self, slot: int) -> None:
-        """Ends a session that was idle too long, and remembers for a while that it was so."""
-        self._expired[self._keys[slot]] = None
-        if len(self._expired) > _MAX_REMEMBERED:
-            self._expired.popitem(last=False)
+    def end(self, slot: int, reason: Reason) -> None:
+        """Ends a session that its client did not close, and remembers for a while why."""
+        key = self._keys[slot]
         self.close(slot)
+        self._end_of[slot] = reason
+        self.remember(key, reason)
 
-    def has_expired(self, key: str) -> bool:
-        """Tells whether a session of this key expired lately."""
-        return key in self._expired
+    def remember(self, key: str, reason: Reason) -> None:
+        """Remembers for a while why there is no session of this key."""
+        self._ended[key] = reason
+        if len(self._ended) > _MAX_REMEMBERED:
+            self._ended.popitem(last=False)
+
+    def end_of(self, key: str) -> Reason | None:
+        """Returns why the last session of this key ended, if it was lately and not by its client."""
+        return self._ended.get(key)
+
+    def end_in(self, slot: int) -> Reason | None:
+        """Returns why the last session in this slot ended, None where its client closed it."""
+        return self._end_of.get(slot)
+
+    def all_slots(self) -> Int64s:
+        """Returns the slots of all sessions."""
+        return np.fromiter(self._keys, np.int64, len(self._keys))
 
     def idle_since(self, instant_ns: int) -> list[int]:
         """Returns the slots of the sessions not used since `instant_ns`."""
-        slots = np.fromiter(self._keys, np.int64, len(self._keys))
+        slots = self.all_slots()
         return [int(slot) for slot in slots[self.last_used[slots] < instant_ns]]
+
+    def least_recently_used(self, count: int) -> Int64s:
+        """Returns the slots of `count` sessions (or all) that were not used for longest, longest first."""
+        slots = self.all_slots()
+        used = self.last_used[slots]
+        if count < len(slots):
+            first = np.argpartition(used, count)[:count]
+            slots, used = slots[first], used[first]
+        return slots[np.argsort(used)]
+
+    def read(self, slots: Int64s) -> Standing:
+        """Returns where sessions stand, as copies."""
+        return Standing(
+            self.next_step[slots],
+            self.last_time[slots],
+            self._kept_from[slots],
+            self._kept_y[slots],
+            self._kept_prints[slots],
+        )
+
+    def put(self, slot: int, standing: Standing) -> None:
+        """Has a session stand where another stood, of which `standing` holds one."""
+        next_step = int(standing.next_step[0])
+        self.next_step[slot] = next_step
+        self.last_time[slot] = standing.last_time[0]
+        num_rings = standing.kept_prints.shape[1]
+        oldest = max(int(standing.kept_from[0]), next_step - num_rings)
+        self._put_kept_from(slot, oldest)
+        for index in range(max(oldest, next_step - self.replies_kept), next_step):
+            ring, there = index % self.replies_kept, index % num_rings
+            self._kept_prints[slot, ring] = standing.kept_prints[0, there]
+            self._kept_y[slot, ring] = standing.kept_y[0, there]
+
+    def _put_kept_from(self, slot: int, index: int) -> None:
+        if self._kept_from[slot] != index:
+            self._kept_from[slot] = index
 
     def fingerprints(self, x: Float32s, times: Int64s) -> Prints:
         """Returns a 64-bit print of each input row, by which a repeated step is told from another one.
@@ -119,6 +210,8 @@ class Sessions:
         first = self.next_step[slots]  # (B,)
         self.next_step[slots] = first + lengths
         self.last_used[slots] = now_ns
+        if self.is_stored:
+            self.is_changed[slots] = True
         if x.shape[1] == 1:
             self.last_time[slots] = times[:, 0]
             self._keep(slots, first, x[:, 0], given_times[:, 0], y[:, 0])
@@ -137,7 +230,7 @@ class Sessions:
 
     def kept(self, slot: int, index: int) -> tuple[int, Float32s] | None:
         """Returns print and prediction of an applied step; None when they are no longer kept."""
-        if index < int(self.next_step[slot]) - self.replies_kept:
+        if index < max(int(self.next_step[slot]) - self.replies_kept, int(self._kept_from[slot])):
             return None
         ring = index % self.replies_kept
         return int(self._kept_prints[slot, ring]), self._kept_y[slot, ring].copy()

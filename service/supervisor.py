@@ -36,9 +36,12 @@ class Supervisor:
     """The workers of one server."""
 
     def __init__(self, settings: Config, application: str = APPLICATION) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="streamcell-")
+        if settings.workers > 1 and settings.store == "memory:":
+            # Workers find each other's sessions in a store; this one ends with the supervisor.
+            settings = dataclasses.replace(settings, store=f"sqlite:{self._folder.name}/sessions.db")
         self._settings = settings
         self._application = application
-        self._folder = tempfile.TemporaryDirectory(prefix="streamcell-")
         self._port: socket.socket | None = None
         self._workers: dict[int, Worker] = {}
         self._page: MetricsPage | None = None

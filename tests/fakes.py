@@ -24,12 +24,15 @@ from service.catalog import Catalog
 from service.config import Config
 from service.engine import Engine
 from service.errors import StreamcellError
+from service.keeper import Keeper
 from service.metrics import Metrics
 from service.rpc import Call, RefusedError, Router, Status, Stream, Streaming, Unary
 from service.runner import Runner
 from service.servicers import health, reflection, streamcell
 from service.sessions import TIME_ABSENT
+from service.store.base import Store
 from service.work import INDEX_NEXT, Block, Control, Step
+from service.write_behind import WriteBehind
 
 CPU = torch.device("cpu")
 INTERVAL_NS = 1_000_000_000
@@ -290,11 +293,18 @@ def bits(values: Any) -> bytes:
 
 
 class Served:
-    """A router over real engines and servicers, without a network; needs a running loop."""
+    """A router over real engines and servicers, without a network; needs a running loop.
 
-    def __init__(self, *models: Artifact, **changes: Any) -> None:
+    Args:
+        store: where sessions are kept; `write_behind.start` then begins.
+        clock: monotonic nanoseconds; held unless told otherwise.
+    """
+
+    def __init__(
+        self, *models: Artifact, store: Store | None = None, clock: Any = None, **changes: Any
+    ) -> None:
         self.settings = settings(**changes)
-        self.clock = HeldClock()
+        self.clock = clock or HeldClock()
         self.metrics = Metrics()
         loop = asyncio.get_running_loop()
         self.engines = [
@@ -308,6 +318,14 @@ class Served:
             for model in models or (recurrence(),)
         ]
         self.catalog = Catalog(self.engines)
+        if store is not None:
+            self.write_behind = WriteBehind(
+                store, lambda: self.engines, self.settings, self.metrics.of_store(), self.clock
+            )
+            keeper = Keeper(self.write_behind, self.catalog.engine_of)
+            for engine in self.engines:
+                keeper.watch(engine)
+            self.catalog.keeper = keeper
         self.health = health.HealthServicer([streamcell.SERVICE])
         self.errors: list[tuple[str, StreamcellError]] = []
         self.num_streams = 0

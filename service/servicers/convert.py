@@ -63,9 +63,16 @@ def check_first_time(engine: Engine, request: pb.StepRequest) -> None:
         raise first_time_missing("time_ns")
 
 
-def response_of(work: Step) -> pb.StepResponse:
+def response_of(engine: Engine, work: Step) -> pb.StepResponse:
     """Returns the response to a step that was applied, now or before."""
-    return pb.StepResponse(step_index=work.step_index, y=work.y)
+    return pb.StepResponse(
+        step_index=work.step_index, y=work.y, num_durable_steps=num_durable(engine, work.slot)
+    )
+
+
+def num_durable(engine: Engine, slot: int) -> int:
+    """Returns how many steps of a session are in the store; 0 where there is none."""
+    return engine.sessions.num_durable.item(slot) if engine.sessions.is_stored else 0
 
 
 class StepReply:
@@ -76,13 +83,14 @@ class StepReply:
         self._step = self._message.step
         self._y = self._step.y
 
-    def encode(self, request: pb.StreamRequest, work: Step) -> bytes:
+    def encode(self, request: pb.StreamRequest, work: Step, num_durable: int) -> bytes:
         """Returns the bytes of the response to a step that was applied, now or before."""
         message, asked = self._message, request.step
         message.request_id = request.request_id
         message.session_id = asked.session_id
         message.session = 0 if asked.session_id else asked.session
         self._step.step_index = work.step_index
+        self._step.num_durable_steps = num_durable
         self._y.clear()
         self._y.extend(work.y)
         return message.SerializeToString()
@@ -193,7 +201,9 @@ def session(engine: Engine, slot: int, ttl_seconds: float) -> pb.Session:
         next_step_index=int(engine.sessions.next_step[slot]),
         last_time_ns=int(engine.sessions.last_time[slot]),
         ttl_seconds=ttl_seconds,
-        epoch=1,
+        num_durable_steps=num_durable(engine, slot),
+        durable=bool(engine.sessions.is_durable[slot]),
+        epoch=int(engine.sessions.epoch[slot]) if engine.sessions.is_stored else 1,
     )
 
 

@@ -1,6 +1,6 @@
 """Frames: many steps of many sessions as columns of bytes, into a block of work and back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from streamcell.v1 import streamcell_pb2 as pb
@@ -20,12 +20,14 @@ class FrameWork:
     Args:
         frame: the request.
         bindings: the stream's bound sessions.
+        failed: sessions that could not be brought from the store, by id, and why.
         max_steps: most steps of a frame.
         check_room: raises OVERLOADED if an engine has no room for so many steps; called before the values are
             looked at, as what is not to run should cost little.
         on_done: called when the block is done.
 
     Raises:
+        NotResident: sessions may be in the store; nothing of the frame runs.
         StreamcellError: the frame as a whole is refused; nothing of it runs.
     """
 
@@ -33,11 +35,12 @@ class FrameWork:
         self,
         frame: pb.Frame,
         bindings: Bindings,
+        failed: Mapping[str, StreamcellError],
         max_steps: int,
         check_room: Callable[[Engine, int], None],
         on_done: Callable[[Block], None],
     ) -> None:
-        self.selection = _selection(frame, bindings)
+        self.selection = _selection(frame, bindings, failed)
         self.engine = self.selection.engine
         self._counts = _counts(frame, self.selection.count, max_steps)
         num_rows = int(self._counts.sum())
@@ -66,13 +69,31 @@ class FrameWork:
         """Returns the response, once the block is done."""
         block, count = self.block, self.selection.count
         if not self.selection.missing and not block.errors:
-            return pb.FrameResponse(y_raw=block.y.tobytes(), step_index_raw=block.step_indexes.tobytes())
+            return pb.FrameResponse(
+                y_raw=block.y.tobytes(),
+                step_index_raw=block.step_indexes.tobytes(),
+                num_durable_steps_raw=self._num_durable(),
+            )
         y = np.full((int(self._counts.sum()), block.num_outputs), np.nan, np.float32)
         y[self._rows] = block.y
         indexes = np.zeros(count, np.int64)
         indexes[self.selection.found] = block.step_indexes
         failed = self._errors(y)
-        return pb.FrameResponse(y_raw=y.tobytes(), step_index_raw=indexes.tobytes(), errors=failed)
+        return pb.FrameResponse(
+            y_raw=y.tobytes(),
+            step_index_raw=indexes.tobytes(),
+            num_durable_steps_raw=self._num_durable(),
+            errors=failed,
+        )
+
+    def _num_durable(self) -> bytes:
+        """Returns how many steps of each session are in the store, packed; nothing where there is none."""
+        sessions = self.engine.sessions
+        if not sessions.is_stored:
+            return b""
+        column = np.zeros(self.selection.count, np.int64)
+        column[self.selection.found] = sessions.num_durable[self.selection.slots]
+        return column.tobytes()
 
     def _errors(self, y: Float32s) -> list[pb.FrameError]:
         """Returns the entries that failed, and blanks their rows of y."""
@@ -94,15 +115,15 @@ class FrameWork:
         return [*self.selection.missing.values(), *self.block.errors.values()]
 
 
-def _selection(frame: pb.Frame, bindings: Bindings) -> Selection:
+def _selection(frame: pb.Frame, bindings: Bindings, failed: Mapping[str, StreamcellError]) -> Selection:
     if frame.session_ids and frame.session_raw:
         raise errors.invalid_argument("session_raw", "sessions are given twice, by id and by number")
     if frame.session_ids:
-        return bindings.named(list(frame.session_ids))
+        return bindings.named(list(frame.session_ids), failed)
     if frame.session_raw:
         count = len(frame.session_raw) // 4
-        return bindings.numbered(convert.column("session_raw", frame.session_raw, "<u4", count))
-    return bindings.all()
+        return bindings.numbered(convert.column("session_raw", frame.session_raw, "<u4", count), failed)
+    return bindings.all(failed)
 
 
 def _counts(frame: pb.Frame, count: int, max_steps: int) -> Int64s:

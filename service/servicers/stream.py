@@ -1,12 +1,13 @@
 """The Stream method: steps and frames of one client as they come, answers as they are ready."""
 
+import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 
 from streamcell.v1 import streamcell_pb2 as pb
 
-from service import errors
-from service.catalog import Catalog, is_missing
+from service import errors, faults
+from service.catalog import Catalog, NotResident, Reach
 from service.config import Config
 from service.engine import Engine
 from service.errors import StreamcellError
@@ -14,31 +15,11 @@ from service.rpc import Call, Stream, parse
 from service.servicers import convert
 from service.servicers.bindings import Bindings
 from service.servicers.frames import FrameWork
+from service.servicers.held import Held, Waiting
+from service.servicers.steps import bring, step_work
 from service.work import AnyWork, Block, Step
 
-
-def step_work(
-    catalog: Catalog, call: Call, request: pb.StepRequest, on_done: Callable[[Step], None]
-) -> tuple[Engine, Step]:
-    """Returns the work that a step naming its session asks for, and its engine; opens the session if it may.
-
-    Raises:
-        StreamcellError: there is no such session and the step does not open one, the model is another, or a
-            value is wrong; nothing is opened then.
-    """
-    try:
-        engine, slot = catalog.find(call.principal, request.session_id)
-    except StreamcellError as error:
-        if not (is_missing(error) and request.HasField("step_index") and request.step_index == 0):
-            raise
-        engine = catalog.choose(request.model)
-        x = convert.row(engine, request.x)
-        convert.check_first_time(engine, request)
-        engine, slot = catalog.open(call.principal, request.session_id, request.model)
-    else:
-        catalog.check_model(engine, request.session_id, request.model)
-        x = convert.row(engine, request.x)
-    return engine, convert.step(engine, slot, request, x, on_done)
+_NOTHING: Mapping[str, StreamcellError] = {}
 
 
 class StepStream:
@@ -50,9 +31,10 @@ class StepStream:
         self._catalog = catalog
         self._max_steps = settings.max_message_steps
         self._ttl_seconds = settings.session_ttl_seconds
-        self._bindings = Bindings(catalog, call.principal, settings.max_resident_sessions)
+        self._bindings = Bindings(catalog, call.principal, settings.max_stream_sessions)
         self._reply = convert.StepReply()
         self._under_way: dict[AnyWork, Engine] = {}
+        self._held: Held[pb.StreamRequest] = Held()
         self._is_stopping = False
         self._refused: tuple[Engine, int] | None = None  # by whom, and how many steps: turns are taken there
         self._last_error: StreamcellError | None = None
@@ -78,19 +60,27 @@ class StepStream:
         self._stream.resume()
 
     def _take(self, raw: bytes) -> None:
-        if self._is_stopping:
+        if not self._is_stopping:
+            self._go(parse(pb.StreamRequest, raw))
+
+    def _go(self, request: pb.StreamRequest, failed: Mapping[str, StreamcellError] = _NOTHING) -> None:
+        """Begins what is asked, or has it wait for its sessions."""
+        if self._held and self._held.holds(self._sessions_of(request)):
+            self._held.add(self._sessions_of(request), request)
             return
-        request = parse(pb.StreamRequest, raw)
         kind = request.WhichOneof("request")
         try:
             if kind == "step":
-                self._take_step(request)
+                self._take_step(request, failed)
             elif kind == "frame":
-                self._take_frame(request.request_id, request.frame)
+                self._take_frame(request.request_id, request.frame, failed)
             elif kind == "config":
-                self._send(request.request_id, config=self._configure(request.config))
+                self._send(request.request_id, config=self._configure(request.config, failed))
             else:
                 raise errors.invalid_argument("request", "give one of config, step and frame")
+        except NotResident as absent:
+            waiting = self._held.add(self._sessions_of(request), request)
+            waiting.bringing = asyncio.create_task(self._bring(waiting, absent.session_ids))
         except StreamcellError as error:
             if self._catalog.is_draining:
                 raise
@@ -109,29 +99,74 @@ class StepStream:
         for work, engine in self._under_way.items():
             engine.withdraw(work)
         self._under_way.clear()
+        self._held.cancel()
+
+    # -- Sessions from the store -------------------------------------------------------------------
+
+    def _sessions_of(self, request: pb.StreamRequest) -> Sequence[str] | None:
+        """Returns the ids of a request's sessions; None for one that gives numbers, which others may use."""
+        kind = request.WhichOneof("request")
+        if kind == "step":
+            return [request.step.session_id or self._bindings.id_of(request.step.session)]
+        if kind == "frame":
+            return list(request.frame.session_ids) or self._bindings.ids_of(request.frame.session_raw)
+        return None
+
+    async def _bring(self, waiting: Waiting[pb.StreamRequest], session_ids: Sequence[str]) -> None:
+        """Brings the sessions that a request waits for, then goes on with all that need not wait any more."""
+        found = await asyncio.gather(
+            *(self._bring_one(waiting.request, each) for each in session_ids), return_exceptions=True
+        )
+        failed = zip(session_ids, found, strict=True)
+        waiting.failed = {each: _error_of(why) for each, why in failed if isinstance(why, Exception)}
+        waiting.bringing = None
+        for each in self._held.take_all():
+            if each.bringing is not None:
+                self._held.add_again(each)
+            else:
+                self._stream.guard(functools.partial(self._go, each.request, each.failed))
+        if self._is_stopping:
+            self._end_if_done()
+
+    async def _bring_one(self, request: pb.StreamRequest, session_id: str) -> None:
+        kind = request.WhichOneof("request")
+        if kind == "step" and request.step.session_id:
+            await bring(self._catalog, self._call, request.step)
+            return
+        # A stream's configuration is answered with where the sessions stand.
+        has_index = request.step.HasField("step_index") if kind == "step" else request.frame.step_index_raw
+        reach = Reach.INDEXED if kind == "config" or has_index else Reach.OWN
+        await self._catalog.fetch(self._call.principal, session_id, reach)
 
     # -- Requests ----------------------------------------------------------------------------------
 
-    def _configure(self, config: pb.StreamConfig) -> pb.StreamConfigured:
+    def _configure(
+        self, config: pb.StreamConfig, failed: Mapping[str, StreamcellError]
+    ) -> pb.StreamConfigured:
+        for error in failed.values():
+            raise error
         first = len(self._bindings)
         bound = self._bindings.bind(list(config.session_ids))
         sessions = [convert.session(engine, slot, self._ttl_seconds) for engine, slot in bound]
         return pb.StreamConfigured(first_session=first, sessions=sessions)
 
-    def _take_step(self, request: pb.StreamRequest) -> None:
+    def _take_step(self, request: pb.StreamRequest, failed: Mapping[str, StreamcellError]) -> None:
+        for error in failed.values():
+            raise error
         asked = request.step
-        on_done = functools.partial(self._answer_step, request)
         if asked.session_id:
+            on_done = functools.partial(self._answer_step, request)
             self._submit(*step_work(self._catalog, self._call, asked, on_done))
             return
         engine, slot, generation = self._bindings.one(asked.session)
         if asked.model:
             self._catalog.check_model(engine, f"number {asked.session}", asked.model)
-        work = convert.step(engine, slot, asked, convert.row(engine, asked.x), on_done)
+        row = convert.row(engine, asked.x)
+        work = convert.step(engine, slot, asked, row, functools.partial(self._answer_step, request))
         work.generation = generation
         self._submit(engine, work)
 
-    def _take_frame(self, request_id: int, request: pb.Frame) -> None:
+    def _take_frame(self, request_id: int, request: pb.Frame, failed: Mapping[str, StreamcellError]) -> None:
         if self._catalog.is_draining:
             raise errors.draining()
 
@@ -141,7 +176,7 @@ class StepStream:
             self._send(request_id, frame=frame.response())
             self._ended(work)
 
-        frame = FrameWork(request, self._bindings, self._max_steps, self._check_room, on_done)
+        frame = FrameWork(request, self._bindings, failed, self._max_steps, self._check_room, on_done)
         self._submit(frame.engine, frame.block)
 
     def _submit(self, engine: Engine, work: AnyWork) -> None:
@@ -163,7 +198,9 @@ class StepStream:
 
     def _answer_step(self, request: pb.StreamRequest, work: Step) -> None:
         if work.error is None:
-            self._stream.send(self._reply.encode(request, work))
+            engine = self._under_way[work]
+            num_durable = engine.sessions.num_durable.item(work.slot) if engine.sessions.is_stored else 0
+            self._stream.send(self._reply.encode(request, work, num_durable))
         else:
             self._refuse(request, work.error)
         self._ended(work)
@@ -194,5 +231,9 @@ class StepStream:
             self._end_if_done()
 
     def _end_if_done(self) -> None:
-        if not self._under_way:
+        if not self._under_way and not self._held:
             self._stream.end(self._last_error)
+
+
+def _error_of(exception: Exception) -> StreamcellError:
+    return exception if isinstance(exception, StreamcellError) else faults.report(exception)

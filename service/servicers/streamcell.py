@@ -4,20 +4,25 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import numpy as np
 from google.protobuf.message import Message
 from streamcell.v1 import streamcell_pb2 as pb
 
-from service import errors
-from service.catalog import Catalog, is_missing
+from service import errors, snapshot
+from service.catalog import Catalog, NotResident, Reach, is_missing
 from service.config import Config
 from service.engine import Engine
-from service.errors import StreamcellError
+from service.errors import Reason, StreamcellError
 from service.rpc import Call, Stream, Streaming, Unary
 from service.servicers import convert
-from service.servicers.stream import StepStream, step_work
+from service.servicers.steps import bring, reach_of, step_work
+from service.servicers.stream import StepStream
+from service.snapshot import Snapshot, SnapshotError
 from service.work import AnyWork, Block, Control, Step
 
 SERVICE = pb.DESCRIPTOR.services_by_name["StreamcellService"].full_name
+# Sessions in the store that cannot be brought: closing one removes it unseen.
+_UNUSABLE = (Reason.SNAPSHOT_REJECTED, Reason.MODEL_NOT_FOUND, Reason.MODEL_CHANGED)
 _Done = Callable[[Any], None]
 _Work = TypeVar("_Work", Step, Block, Control)
 
@@ -36,7 +41,7 @@ class StreamcellServicer:
         )
 
     def methods(self) -> list[Unary[Any] | Streaming]:
-        """Returns every method of the service; those not there yet answer NOT_IMPLEMENTED."""
+        """Returns every method of the service."""
         unary: dict[str, tuple[type[Message], Callable[[Any, Call], Awaitable[Message]]]] = {
             "ListModels": (pb.ListModelsRequest, self.list_models),
             "OpenSession": (pb.OpenSessionRequest, self.open_session),
@@ -46,9 +51,9 @@ class StreamcellServicer:
             "Step": (pb.StepRequest, self.step),
             "Prime": (pb.PrimeRequest, self.prime),
             "Forecast": (pb.ForecastRequest, self.forecast),
-            "ForkSession": (pb.ForkSessionRequest, _absent("ForkSession")),
-            "SnapshotSession": (pb.SnapshotSessionRequest, _absent("SnapshotSession")),
-            "RestoreSession": (pb.RestoreSessionRequest, _absent("RestoreSession")),
+            "ForkSession": (pb.ForkSessionRequest, self.fork_session),
+            "SnapshotSession": (pb.SnapshotSessionRequest, self.snapshot_session),
+            "RestoreSession": (pb.RestoreSessionRequest, self.restore_session),
         }
         listed: list[Unary[Any] | Streaming] = [
             Unary(f"/{SERVICE}/{name}", *parts) for name, parts in unary.items()
@@ -61,26 +66,35 @@ class StreamcellServicer:
 
     async def open_session(self, request: pb.OpenSessionRequest, call: Call) -> pb.OpenSessionResponse:
         """Answers OpenSession."""
-        if request.durable:
+        if request.durable and self._catalog.keeper is None:
             raise errors.invalid_argument("durable", "this server has no store; leave it out")
-        existing = self._existing(request, call)
+        existing = await self._existing(request, call)
         if existing is None:
+            try:
+                engine, slot = await self._catalog.create(
+                    call.principal, request.session_id, request.model, is_durable=request.durable
+                )
+            except StreamcellError as error:
+                # Opened meanwhile by another request, which this one then finds.
+                if error.reason is not Reason.SESSION_EXISTS or request.mode == pb.OPEN_MODE_CREATE:
+                    raise
+                return await self.open_session(request, call)
             # Nothing has been asked of it yet, so it need not wait in the queue, which may be full.
-            engine, slot = self._catalog.open(call.principal, request.session_id, request.model)
             session = convert.session(engine, slot, self._settings.session_ttl_seconds)
         else:
             engine, slot = existing
             self._catalog.check_model(engine, request.session_id, request.model)
+            engine.sessions.is_durable[slot] |= request.durable
             session = await self._stand(engine, slot)
         return pb.OpenSessionResponse(session=session, created=existing is None, limits=self._limits)
 
-    def _existing(self, request: pb.OpenSessionRequest, call: Call) -> tuple[Engine, int] | None:
+    async def _existing(self, request: pb.OpenSessionRequest, call: Call) -> tuple[Engine, int] | None:
         """Returns the session that an open request finds, None where it is to open one."""
         may_open = request.mode != pb.OPEN_MODE_RESUME
         if request.mode == pb.OPEN_MODE_CREATE or (may_open and not request.session_id):
             return None
         try:
-            return self._catalog.find(call.principal, request.session_id)
+            return await self._catalog.fetch(call.principal, request.session_id, Reach.OPEN)
         except StreamcellError as error:
             if may_open and is_missing(error):
                 return None
@@ -88,21 +102,26 @@ class StreamcellServicer:
 
     async def get_session(self, request: pb.GetSessionRequest, call: Call) -> pb.GetSessionResponse:
         """Answers GetSession."""
-        engine, slot = self._catalog.find(call.principal, request.session_id)
+        engine, slot = await self._catalog.fetch(call.principal, request.session_id)
         return pb.GetSessionResponse(session=await self._stand(engine, slot))
 
     async def reset_session(self, request: pb.ResetSessionRequest, call: Call) -> pb.ResetSessionResponse:
         """Answers ResetSession."""
-        engine, slot = self._catalog.find(call.principal, request.session_id)
+        engine, slot = await self._catalog.fetch(call.principal, request.session_id)
         await self._control(engine, slot, engine.reset)
+        # Else a crash could bring back steps that were to be forgotten.
+        await self._catalog.stored(engine, slot)
         return pb.ResetSessionResponse(session=await self._stand(engine, slot))
 
     async def close_session(self, request: pb.CloseSessionRequest, call: Call) -> pb.CloseSessionResponse:
         """Answers CloseSession."""
         try:
-            engine, slot = self._catalog.find(call.principal, request.session_id)
+            engine, slot = await self._catalog.fetch(call.principal, request.session_id, Reach.OPEN)
             num_steps = await self._control(engine, slot, engine.close)
         except StreamcellError as error:
+            if error.reason in _UNUSABLE:
+                await self._catalog.forget(call.principal, request.session_id)
+                return pb.CloseSessionResponse()
             if request.allow_missing and is_missing(error):
                 return pb.CloseSessionResponse()
             raise
@@ -111,13 +130,18 @@ class StreamcellServicer:
     async def step(self, request: pb.StepRequest, call: Call) -> pb.StepResponse:
         """Answers Step."""
         done = asyncio.get_running_loop().create_future()
-        engine, work = step_work(self._catalog, call, request, _settle(done))
+        while True:
+            try:
+                engine, work = step_work(self._catalog, call, request, _settle(done))
+                break
+            except NotResident:
+                await bring(self._catalog, call, request)
         work.may_be_held = True
-        return convert.response_of(await _finished(engine, work, done))
+        return convert.response_of(engine, await _finished(engine, work, done))
 
     async def prime(self, request: pb.PrimeRequest, call: Call) -> pb.PrimeResponse:
         """Answers Prime."""
-        engine, slot = self._catalog.find(call.principal, request.session_id)
+        engine, slot = await self._catalog.fetch(call.principal, request.session_id, reach_of(request))
         done = asyncio.get_running_loop().create_future()
         block = convert.prime_block(engine, slot, request, self._settings.max_message_steps, _settle(done))
         await _finished(engine, block, done)
@@ -126,11 +150,13 @@ class StreamcellServicer:
             applied = {"num_applied": str(int(block.num_applied[0]))}
             raise StreamcellError(error.reason, error.message, metadata=error.metadata | applied)
         last = int(block.step_indexes[0]) + len(block.x) - 1
-        return pb.PrimeResponse(step_index=last, y=block.y[-1].tolist())
+        return pb.PrimeResponse(
+            step_index=last, y=block.y[-1].tolist(), num_durable_steps=convert.num_durable(engine, slot)
+        )
 
     async def forecast(self, request: pb.ForecastRequest, call: Call) -> pb.ForecastResponse:
         """Answers Forecast."""
-        engine, slot = self._catalog.find(call.principal, request.session_id)
+        engine, slot = await self._catalog.fetch(call.principal, request.session_id)
         future = convert.future_rows(engine, request, self._settings.max_horizon_steps)
 
         def forecast(slot: int) -> pb.ForecastResponse:
@@ -141,6 +167,46 @@ class StreamcellServicer:
 
         response: pb.ForecastResponse = await self._control(engine, slot, forecast)
         return response
+
+    async def fork_session(self, request: pb.ForkSessionRequest, call: Call) -> pb.ForkSessionResponse:
+        """Answers ForkSession."""
+        original, raw = await self._snapshot(request.session_id, call)
+        if request.new_session_id == original.session_id:
+            raise errors.session_exists(original.session_id)
+        copied = snapshot.decode(raw)
+        return pb.ForkSessionResponse(session=await self._restore(copied, request.new_session_id, call))
+
+    async def snapshot_session(
+        self, request: pb.SnapshotSessionRequest, call: Call
+    ) -> pb.SnapshotSessionResponse:
+        """Answers SnapshotSession."""
+        session, raw = await self._snapshot(request.session_id, call)
+        return pb.SnapshotSessionResponse(snapshot=raw, session=session)
+
+    async def restore_session(
+        self, request: pb.RestoreSessionRequest, call: Call
+    ) -> pb.RestoreSessionResponse:
+        """Answers RestoreSession."""
+        try:
+            session = snapshot.decode(request.snapshot)
+        except SnapshotError as error:
+            raise errors.snapshot_rejected(str(error)) from None
+        session_id = request.session_id or session.session_id
+        return pb.RestoreSessionResponse(session=await self._restore(session, session_id, call))
+
+    async def _snapshot(self, session_id: str, call: Call) -> tuple[pb.Session, bytes]:
+        engine, slot = await self._catalog.fetch(call.principal, session_id)
+
+        def take(slot: int) -> tuple[pb.Session, bytes]:
+            session = convert.session(engine, slot, self._settings.session_ttl_seconds)
+            return session, engine.export(np.array([slot], np.int64))[0]
+
+        taken: tuple[pb.Session, bytes] = await self._control(engine, slot, take)
+        return taken
+
+    async def _restore(self, session: Snapshot, session_id: str, call: Call) -> pb.Session:
+        engine, slot = await self._catalog.restore(call.principal, session_id, session)
+        return convert.session(engine, slot, self._settings.session_ttl_seconds)
 
     def stream(self, stream: Stream, call: Call) -> StepStream:
         """Begins a Stream."""
@@ -182,10 +248,3 @@ def _settle(done: "asyncio.Future[None]") -> _Done:
             done.set_result(None)
 
     return on_done
-
-
-def _absent(name: str) -> Callable[[Any, Call], Awaitable[Message]]:
-    async def refuse(request: Message, call: Call) -> Message:
-        raise errors.not_implemented(name)
-
-    return refuse

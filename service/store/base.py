@@ -25,12 +25,16 @@ class StoreError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A wish to own a row: by creating it, by finding it, by finding it though another owner has it."""
+    """A wish to own a row: by creating it, by finding it, by finding it though another owner has it.
+
+    `record`: what a row that is created holds.
+    """
 
     key: str
     may_create: bool
     may_find: bool
     may_take_over: bool
+    record: bytes | None = None
 
 
 class Standing(enum.Enum):
@@ -45,7 +49,10 @@ class Standing(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The outcome of a claim; the rest is of CREATED and TAKEN alone. `used_at` is as the row has it."""
+    """The outcome of a claim; the epoch is of CREATED, TAKEN and HELD, the rest of the first two alone.
+
+    `used_at` and `record` are as the row has them.
+    """
 
     standing: Standing
     epoch: int = 0
@@ -89,9 +96,9 @@ class Store(Protocol):
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
         """Claims rows, each atomically.
 
-        No row: may_create makes one, with no record. A row: without may_find it EXISTS; one that is released
-        or this store's own is TAKEN, another's only with may_take_over. A claim whose reply was lost may have
-        been applied; the row is this store's own then, for a repeated claim that may find it.
+        No row: may_create makes one, with the claim's record. A row: without may_find it EXISTS; one that is
+        released or this store's own is TAKEN, another's only with may_take_over. A claim whose reply was lost
+        may have been applied; the row is this store's own then, for a repeated claim that may find it.
         """
 
     async def write(self, writes: Sequence[Write]) -> list[bool]:

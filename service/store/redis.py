@@ -90,7 +90,8 @@ class RedisStore:
         with self._explaining():
             for start in range(0, len(claims), _CHUNK_ROWS):
                 chunk = claims[start : start + _CHUNK_ROWS]
-                replies = await self._claim(_keys(chunk), [self.owner, now, *map(_letters, chunk)])
+                fields = [field for one in chunk for field in (_letters(one), one.record or b"")]
+                replies = await self._claim(_keys(chunk), [self.owner, now, *fields])
                 claimed += [_claimed(*reply) for reply in replies]
         return claimed
 
@@ -181,7 +182,8 @@ def _keys(rows: Sequence[Claim] | Sequence[Write]) -> list[str]:
 
 
 def _letters(claim: Claim) -> str:
-    return "c" * claim.may_create + "f" * claim.may_find + "t" * claim.may_take_over
+    may = "c" * claim.may_create + "f" * claim.may_find + "t" * claim.may_take_over
+    return may + "r" * (claim.record is not None)
 
 
 def _claimed(standing: bytes, epoch: int, used_at: bytes, record: bytes | None) -> Claimed:

@@ -6,18 +6,22 @@ release is known as such. Where memory is short, a script fails at the first thi
 is left half done.
 """
 
-# ARGV: owner, now; for each row the letters of what it may, of "c" create, "f" find, "t" take over.
+# ARGV: owner, now; for each row the letters of what it may, of "c" create, "f" find, "t" take over, and "r"
+# if a record comes with it, and that record.
 # Returns for each row: standing, epoch, used_at, record.
 CLAIM = """
 local owner, now, used = ARGV[1], ARGV[2], KEYS[#KEYS]
 local replies = {}
 for i = 1, #KEYS - 1 do
-    local row, may = KEYS[i], ARGV[i + 2]
+    local row, may, given = KEYS[i], ARGV[2 * i + 1], ARGV[2 * i + 2]
     local last_owner, is_released = unpack(redis.call("HMGET", row, "owner", "is_released"))
     if not last_owner and string.find(may, "c") then
         redis.call("HSET", row, "epoch", 1, "owner", owner, "is_released", 0, "used_at", now)
+        if string.find(may, "r") then
+            redis.call("HSET", row, "record", given)
+        end
         redis.call("ZADD", used, now, row)
-        replies[i] = {"created", 1, now, false}
+        replies[i] = {"created", 1, now, string.find(may, "r") and given or false}
     elseif not last_owner then
         replies[i] = {"missing", 0, "0", false}
     elseif not string.find(may, "f") then
@@ -28,7 +32,7 @@ for i = 1, #KEYS - 1 do
         local used_at, record = unpack(redis.call("HMGET", row, "used_at", "record"))
         replies[i] = {"taken", epoch, used_at, record}
     else
-        replies[i] = {"held", 0, "0", false}
+        replies[i] = {"held", tonumber(redis.call("HGET", row, "epoch")), "0", false}
     end
 end
 return replies

@@ -39,7 +39,7 @@ _FIND = """
     WITH given (key) AS (VALUES {rows})
     SELECT sessions.key, epoch, owner, is_released, used_at, record
     FROM given CROSS JOIN sessions ON sessions.key = given.key"""
-_CREATE = "INSERT INTO sessions (key, epoch, owner, is_released, used_at) VALUES {rows}"
+_CREATE = "INSERT INTO sessions (key, epoch, owner, is_released, used_at, record) VALUES {rows}"
 _TAKE = """
     WITH given (key) AS (VALUES {rows})
     UPDATE sessions SET epoch = epoch + 1, owner = ?, is_released = 0 WHERE key IN given"""
@@ -67,12 +67,12 @@ def claim(database: Database, claims: Sequence[Claim], owner: str, now: float) -
         outcomes = [_outcome(one, found.get(one.key), owner, now) for one in chunk]
         standings = [outcome.standing for outcome in outcomes]
         created = [
-            one.key for one, standing in zip(chunk, standings, strict=True) if standing is Standing.CREATED
+            one for one, standing in zip(chunk, standings, strict=True) if standing is Standing.CREATED
         ]
         taken = [
             (one.key,) for one, standing in zip(chunk, standings, strict=True) if standing is Standing.TAKEN
         ]
-        _run(database, _CREATE, [(key, 1, owner, 0, now) for key in created])
+        _run(database, _CREATE, [(one.key, 1, owner, 0, now, one.record) for one in created])
         _run(database, _TAKE, taken, owner)
         claimed += outcomes
     return claimed
@@ -80,13 +80,13 @@ def claim(database: Database, claims: Sequence[Claim], owner: str, now: float) -
 
 def _outcome(one: Claim, row: list[Any] | None, owner: str, now: float) -> Claimed:
     if row is None:
-        return Claimed(Standing.CREATED, 1, None, now) if one.may_create else Claimed(Standing.MISSING)
+        return Claimed(Standing.CREATED, 1, one.record, now) if one.may_create else Claimed(Standing.MISSING)
     if not one.may_find:
         return Claimed(Standing.EXISTS)
     epoch, last_owner, is_released, used_at, record = row
     if is_released or last_owner == owner or one.may_take_over:
         return Claimed(Standing.TAKEN, epoch + 1, record, used_at)
-    return Claimed(Standing.HELD)
+    return Claimed(Standing.HELD, epoch)
 
 
 def write(database: Database, writes: Sequence[Write], owner: str) -> list[bool]:

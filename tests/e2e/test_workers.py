@@ -136,3 +136,18 @@ def test_a_worker_that_cannot_start_is_one_line(start_server):
     server = start_server("--workers", "2", "--models", "/nonexistent")
     assert server.wait() == 2
     assert server.lines[-1] == "streamcell: --models: /nonexistent is not a folder"
+
+
+def test_a_session_moves_between_workers(start_server):
+    """Without a store as well: whoever comes with a step_index, or opens it, finds it where it stands."""
+    server = start_server("--workers", "2", "--checkpoint-interval-seconds", "0.05")
+    serving = server.event("serving")
+    with clients(serving["listen"]) as each:
+        for number, stub in enumerate(each * 2):
+            opened = stub.OpenSession(pb.OpenSessionRequest(session_id="s", model="mackey-glass"))
+            assert opened.session.next_step_index <= number
+            for index in range(opened.session.next_step_index, number + 1):
+                reply = stub.Step(pb.StepRequest(session_id="s", x=[0.5], step_index=index))
+                assert reply.step_index == index
+    epochs = samples(serving["metrics"], "streamcell_sessions_restored_total")
+    assert all(any(value for labels, value in epochs if labels["worker"] == worker) for worker in "01")

@@ -222,6 +222,21 @@ async def test_a_cancelled_stream_is_told_to_its_behaviour(channel, client):
         await until_told(client, f"cancelled {half_closes}")
 
 
+async def test_a_connection_outlives_its_calls_however_many_are_cancelled(client):
+    """A gateway's clients with short deadlines are no attack: the stream beside them goes on."""
+    beside = client.open("/t/Talk")
+    for number in range(15):
+        for _ in range(100):
+            stream = client.open("/t/Wait")
+            client.send(stream, message("x"), end=True)
+            client.reset(stream)
+        client.send(beside, message(f"say {number}"))
+        await client.until(lambda count=number + 1: len(client.answers[beside].texts) == count)
+    client.send(beside, b"", end=True)
+    assert (await client.answer(beside)).outcome == ("200", "0")
+    await client.told()
+
+
 async def test_a_lost_connection_cancels_its_calls(address, client):
     """A client that vanishes leaves nothing waiting."""
     other = await RawClient.connect(address)

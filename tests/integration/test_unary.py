@@ -174,15 +174,28 @@ async def test_time_runs_on_by_the_models_interval(peer):
     assert session.last_time_ns == start_ns + 1800 * 10**9
 
 
-async def test_methods_to_come_say_so(peer):
-    """Fork, snapshot and restore answer UNIMPLEMENTED until they are there."""
-    for method, request in (
-        (peer.stub.ForkSession, pb.ForkSessionRequest()),
-        (peer.stub.SnapshotSession, pb.SnapshotSessionRequest()),
-        (peer.stub.RestoreSession, pb.RestoreSessionRequest()),
-    ):
-        found = await refusal(method(request))
-        assert (found.code, found.reason) == ("UNIMPLEMENTED", "NOT_IMPLEMENTED")
+async def test_a_snapshot_restores_and_forks_on_where_it_was_taken(peer, mackey_glass):
+    """The same bits as the session itself, which goes on undisturbed; its kept replies come with it."""
+    x = inputs(5, 12)
+    session_id = await peer.open("origin")
+    for row in x[:6]:
+        await peer.stub.Step(pb.StepRequest(session_id=session_id, x=row))
+    taken = await peer.stub.SnapshotSession(pb.SnapshotSessionRequest(session_id="origin"))
+    assert taken.session.next_step_index == 6
+    restore = pb.RestoreSessionRequest(snapshot=taken.snapshot, session_id="restored")
+    assert (await peer.stub.RestoreSession(restore)).session.next_step_index == 6
+    fork = pb.ForkSessionRequest(session_id="origin", new_session_id="forked")
+    assert (await peer.stub.ForkSession(fork)).session.next_step_index == 6
+    for name in ("origin", "restored", "forked"):
+        replies = [await peer.stub.Step(pb.StepRequest(session_id=name, x=x[5], step_index=5))]
+        replies += [await peer.stub.Step(pb.StepRequest(session_id=name, x=row)) for row in x[6:]]
+        assert np.array_equal([reply.y for reply in replies], folded(mackey_glass, x)[5:])
+    for method, request in ((peer.stub.RestoreSession, restore), (peer.stub.ForkSession, fork)):
+        assert (await refusal(method(request))).reason == "SESSION_EXISTS"
+    damaged = taken.snapshot[:-1] + bytes([taken.snapshot[-1] ^ 1])
+    for raw in (b"", b"SCSN", damaged, taken.snapshot[:-10]):
+        found = await refusal(peer.stub.RestoreSession(pb.RestoreSessionRequest(snapshot=raw)))
+        assert (found.code, found.reason) == ("FAILED_PRECONDITION", "SNAPSHOT_REJECTED")
 
 
 async def test_fifty_sessions_at_once_give_the_same_bits_as_each_alone(peer, mackey_glass):

@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from service.errors import Reason
 from service.sessions import Sessions
 
 CAPACITY, KEPT = 4, 3
@@ -81,7 +82,7 @@ class SessionsMachine(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.plain)))
         slot = self.plain.pop(key).slot
         if by_expiry:
-            self.sessions.expire(slot)
+            self.sessions.end(slot, Reason.SESSION_EXPIRED)
             self.expired.add(key)
         else:
             self.sessions.close(slot)
@@ -101,7 +102,7 @@ class SessionsMachine(RuleBasedStateMachine):
         for key in "abcdef":
             one = self.plain.get(key)
             assert self.sessions.find(key) == (one and one.slot)
-            assert self.sessions.has_expired(key) == (key in self.expired)
+            assert (self.sessions.end_of(key) is not None) == (key in self.expired)
         for key, one in self.plain.items():
             assert self.sessions.key(one.slot) == key
             assert self.sessions.next_step[one.slot] == len(one.steps)

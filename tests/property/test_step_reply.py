@@ -15,6 +15,7 @@ ANSWERS = st.lists(
         UINT32S,  # the session by number
         UINT64S,  # request_id
         st.integers(0, 2**63 - 1) | st.just(0),  # step_index
+        st.integers(0, 2**63 - 1) | st.just(0),  # num_durable_steps
         st.lists(FLOATS, max_size=5),  # y: models differ in their outputs
         st.booleans(),  # whether it is a repeat
     ),
@@ -28,7 +29,7 @@ ANSWERS = st.lists(
 def test_no_value_of_an_earlier_answer_is_in_a_later_one(answers):
     """Ids, numbers, indexes and predictions of any length are the answer's own, zero and empty ones too."""
     reply = StepReply()
-    for session_id, session, request_id, step_index, y, is_repeat in answers:
+    for session_id, session, request_id, step_index, num_durable, y, is_repeat in answers:
         asked = pb.StepRequest(session_id=session_id, session=session, x=[9.0], step_index=7, model="m")
         request = pb.StreamRequest(request_id=request_id, step=asked)
         work = Step(0, 0, b"", 0, INDEX_NEXT, 0, print)
@@ -37,9 +38,9 @@ def test_no_value_of_an_earlier_answer_is_in_a_later_one(answers):
             request_id=request_id,
             session_id=session_id,
             session=0 if session_id else session,
-            step=pb.StepResponse(step_index=step_index, y=y),
+            step=pb.StepResponse(step_index=step_index, y=y, num_durable_steps=num_durable),
         )
-        raw = reply.encode(request, work)
+        raw = reply.encode(request, work, num_durable)
         assert pb.StreamResponse.FromString(raw) == wanted
         assert pb.StreamResponse.FromString(raw).WhichOneof("response") == "step"
         assert raw == wanted.SerializeToString()

@@ -20,7 +20,7 @@ INSTANTS = st.sampled_from(
     [-1e9, 0.0, 0.1, 1.7e9, 1.7e9 + 1e-6, 1e12]
 )  # jumps, and instants next to each other
 RECORDS = st.none() | st.binary(max_size=3)
-CLAIMS = st.builds(Claim, KEYS, st.booleans(), st.booleans(), st.booleans())
+CLAIMS = st.builds(Claim, KEYS, st.booleans(), st.booleans(), st.booleans(), RECORDS)
 WRITES = st.tuples(st.sampled_from(Kind), KEYS, st.integers(0, 2), RECORDS, INSTANTS)
 
 
@@ -76,7 +76,7 @@ class Ownership(RuleBasedStateMachine):
         outcomes = self.runner.run(store.claim(claims))
         for one, outcome in zip(claims, outcomes, strict=True):
             assert outcome == self.expected(store, one)
-            if outcome.epoch:
+            if outcome.standing in (Standing.CREATED, Standing.TAKEN):
                 assert outcome.epoch > self.highest.get(one.key, 0)
                 self.highest[one.key] = outcome.epoch
                 self.told[store].setdefault(one.key, []).append(outcome.epoch)
@@ -87,12 +87,12 @@ class Ownership(RuleBasedStateMachine):
         if row is None:
             if not one.may_create:
                 return Claimed(Standing.MISSING)
-            self.rows[one.key] = Row(store, 1, self.now)
-            return Claimed(Standing.CREATED, 1, None, self.now)
+            self.rows[one.key] = Row(store, 1, self.now, record=one.record)
+            return Claimed(Standing.CREATED, 1, one.record, self.now)
         if not one.may_find:
             return Claimed(Standing.EXISTS)
         if row.held_by is not store and not row.is_released and not one.may_take_over:
-            return Claimed(Standing.HELD)
+            return Claimed(Standing.HELD, row.epoch)
         row.held_by, row.is_released = store, False
         row.epoch += 1
         return Claimed(Standing.TAKEN, row.epoch, row.record, row.used_at)

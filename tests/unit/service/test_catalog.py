@@ -124,7 +124,7 @@ def test_an_expired_session_is_told_apart_from_an_unknown_one():
     house = catalog(("a", "1"))
     (engine,) = house.engines
     _, slot = house.open("alice", "s", "")
-    engine.sessions.expire(slot)
+    engine.expire(slot)
     assert refusal(house.find, "alice", "s").reason is Reason.SESSION_EXPIRED
     assert refusal(house.find, "bob", "s").reason is Reason.SESSION_NOT_FOUND
     assert is_missing(refusal(house.find, "alice", "s"))

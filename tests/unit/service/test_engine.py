@@ -631,7 +631,7 @@ def test_idle_sessions_expire_and_others_stay():
     assert [rig.engine.sessions.find(f"\0{name}") for name in ("idle", "stepped", "looked", "busy")] == [
         None, stepped, looked, busy,
     ]  # fmt: skip
-    assert rig.engine.sessions.has_expired("\0idle")
+    assert rig.engine.sessions.end_of("\0idle") is Reason.SESSION_EXPIRED
     assert rig.sample("streamcell_sessions_expired_total") == 1
     assert rig.sample("streamcell_sessions_open") == 3
     rig.run()

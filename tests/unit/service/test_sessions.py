@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from service import sessions as sessions_module
+from service.errors import Reason
 from service.sessions import TIME_ABSENT, Sessions
 
 
@@ -110,12 +111,12 @@ def test_expiry_is_remembered_until_the_session_is_opened_again(sessions):
     """An expired key is told apart from an unknown one; a closed one is unknown."""
     sessions.open("k", 0, 0)
     sessions.open("closed", 1, 0)
-    sessions.expire(0)
+    sessions.end(0, Reason.SESSION_EXPIRED)
     sessions.close(1)
     assert sessions.find("k") is None
-    assert [sessions.has_expired(key) for key in ("k", "closed", "never")] == [True, False, False]
+    assert [sessions.end_of(key) for key in ("k", "closed", "never")] == [Reason.SESSION_EXPIRED, None, None]
     sessions.open("k", 0, 0)
-    assert not sessions.has_expired("k")
+    assert sessions.end_of("k") is None
 
 
 def test_the_memory_of_expired_keys_is_bounded(sessions, monkeypatch):
@@ -123,8 +124,8 @@ def test_the_memory_of_expired_keys_is_bounded(sessions, monkeypatch):
     monkeypatch.setattr(sessions_module, "_MAX_REMEMBERED", 2)
     for key in "abc":
         sessions.open(key, 0, 0)
-        sessions.expire(0)
-    assert [sessions.has_expired(key) for key in "abc"] == [False, True, True]
+        sessions.end(0, Reason.SESSION_EXPIRED)
+    assert [sessions.end_of(key) is not None for key in "abc"] == [False, True, True]
 
 
 def test_idle_sessions_are_those_not_used_since(sessions):

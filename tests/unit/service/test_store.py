@@ -80,6 +80,9 @@ async def test_a_row_is_created_once(make):
     assert await claim(store, opening("a")) == Claimed(Standing.CREATED, 1, None, NOW)
     only_create = Claim("a", may_create=True, may_find=False, may_take_over=True)
     assert await claim(store, only_create) == Claimed(Standing.EXISTS)
+    with_record = Claim("b", may_create=True, may_find=False, may_take_over=False, record=b"first")
+    assert await claim(store, with_record) == Claimed(Standing.CREATED, 1, b"first", NOW)
+    assert await claim(store, finding("b")) == Claimed(Standing.TAKEN, 2, b"first", NOW)
     assert await write(store, save("a", 1)), "what does not find it moves nothing"
 
 
@@ -98,7 +101,7 @@ async def test_anothers_row_is_taken_over_only_on_purpose(make):
     ours, theirs = await make(), await make()
     await theirs.claim([opening("a")])
     await theirs.write([save("a", 1, b"theirs", 7.0)])
-    assert await claim(ours, finding("a")) == Claimed(Standing.HELD)
+    assert await claim(ours, finding("a")) == Claimed(Standing.HELD, 1)
     assert await write(theirs, save("a", 1, b"more", 8.0))
     assert await claim(ours, opening("a")) == Claimed(Standing.TAKEN, 2, b"more", 8.0)
     for epoch in (1, 2):
@@ -114,7 +117,7 @@ async def test_a_released_row_is_for_everyone(make):
     assert await write(theirs, release("a", 1, b"left", 9.0))
     assert await theirs.write([save("a", 1), delete("a", 1)]) == [False, False]
     assert await claim(ours, finding("a")) == Claimed(Standing.TAKEN, 2, b"left", 9.0)
-    assert await claim(theirs, finding("a")) == Claimed(Standing.HELD)
+    assert await claim(theirs, finding("a")) == Claimed(Standing.HELD, 2)
 
 
 async def test_writes_can_be_repeated(make):
@@ -242,7 +245,7 @@ async def test_rows_outlive_their_store(make):
     await store.close()
     await store.close()
     later = await make()
-    assert await claim(later, finding("a")) == Claimed(Standing.HELD)
+    assert await claim(later, finding("a")) == Claimed(Standing.HELD, 1)
     assert await claim(later, opening("a")) == Claimed(Standing.TAKEN, 2, b"kept", NOW)
 
 

@@ -160,21 +160,6 @@ async def test_another_principals_session_is_not_found(served, name, request_of)
     await served.ask(name, request_of("hers"), principal="alice")
 
 
-@pytest.mark.parametrize(
-    ("name", "request_"),
-    [
-        ("ForkSession", pb.ForkSessionRequest()),
-        ("SnapshotSession", pb.SnapshotSessionRequest()),
-        ("RestoreSession", pb.RestoreSessionRequest()),
-    ],
-)
-async def test_methods_not_there_yet_say_so(served, name, request_):
-    """NOT_IMPLEMENTED, by name."""
-    found = await served.refused(name, request_)
-    assert (found.code, found.reason) == (12, "NOT_IMPLEMENTED")
-    assert name in found.message
-
-
 async def test_every_method_of_the_proto_is_served(served):
     """The service has all that the proto says, under its path, and no more."""
     service = pb.DESCRIPTOR.services_by_name["StreamcellService"]

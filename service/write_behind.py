@@ -1,0 +1,274 @@
+"""Speaks with the store, in one task, so that its calls keep their order.
+
+Claims go as they come, what somebody waits for at once, all other changes every checkpoint interval; while
+the store is gone it is looked for, and what was not written waits. Does not know which sessions come or go,
+nor why.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+
+from service import errors, log
+from service.changes import Changes, Checkpoint, Refused
+from service.config import Config
+from service.engine import Engine
+from service.errors import Reason, StreamcellError
+from service.metrics import StoreMetrics
+from service.store.base import Claim, Claimed, Kind, Standing, Store, StoreError
+
+_MAX_WRITES = 1024  # rows in one write, between which claims get in
+_MAX_CLAIMS = 512
+_PROBE_SECONDS = 0.5  # how often a store that is gone is looked for
+_SWEEP_ROWS = 1000
+
+
+class WriteBehind:
+    """The calls to one store.
+
+    Args:
+        engines: those there are now.
+        clock, wall: monotonic nanoseconds, and Unix seconds at the start: a clock set later is not seen.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        engines: Callable[[], Sequence[Engine]],
+        settings: Config,
+        metrics: StoreMetrics,
+        clock: Callable[[], int] = time.monotonic_ns,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._engines = engines
+        self._interval_ns = round(settings.checkpoint_interval_seconds * 1e9)
+        self._max_changed = settings.max_changed_sessions
+        self._ttl_seconds = settings.session_ttl_seconds
+        self._metrics = metrics
+        self._clock = clock
+        self._began_ns = clock()
+        self._wall_offset = wall() - self._began_ns * 1e-9
+        self.changes = Changes(engines, clock, self._wall)
+        self._claims: list[tuple[Claim, asyncio.Future[Claimed]]] = []
+        self._wake = asyncio.Event()
+        self._trouble = ""
+        self._stored_ns = self._began_ns  # all changes before this instant are in the store
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Opens the store and begins.
+
+        Raises:
+            ConfigError: the store cannot be used.
+        """
+        await self._store.open()
+        self._metrics.is_up.set(1)
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> bool:
+        """Writes all sessions and leaves them to whoever claims them; tells whether that could be done."""
+        await self._end_task()
+        for engine in self._engines():
+            engine.sessions.is_changed[engine.sessions.all_slots()] = True
+        is_written = await self._write(everything=True, kind=Kind.RELEASE)
+        await self._store.close()
+        return is_written
+
+    async def abandon(self) -> None:
+        """Ends at once; what was not written is lost to whoever claims it."""
+        await self._end_task()
+        await self._store.close()
+
+    async def _end_task(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self._refuse_claims(errors.draining())
+
+    async def claim(self, claim: Claim) -> Claimed:
+        """Returns what comes of a claim. If the caller goes away, the row is this server's, and left at that.
+
+        Raises:
+            StreamcellError: STORE_UNAVAILABLE.
+        """
+        if self._trouble:
+            raise errors.store_unavailable(self._trouble)
+        future: asyncio.Future[Claimed] = asyncio.get_running_loop().create_future()
+        self._claims.append((claim, future))
+        self.wake()
+        return await future
+
+    def end_of(self, key: str) -> Reason | None:
+        """Returns why there is no session of a key, where that is remembered."""
+        ends = (engine.sessions.end_of(key) for engine in self._engines())
+        return next((end for end in ends if end is not None), None)
+
+    def instant_of(self, used_at: float) -> int:
+        """Returns the instant of the clock at which the wall clock showed `used_at`, Unix seconds."""
+        return round((used_at - self._wall_offset) * 1e9)
+
+    def wake(self) -> None:
+        """Has what somebody waits for written now."""
+        self._wake.set()
+
+    async def _run(self) -> None:
+        due_ns = self._clock() + self._interval_ns
+        while True:
+            await self._until(due_ns)
+            await self._serve_claims()
+            now = self._clock()
+            is_due = now >= due_ns or self.changes.num_changed >= self._max_changed
+            if await self._write(everything=is_due) and is_due:
+                self._stored_ns = now
+            if is_due:
+                await self._sweep()
+                due_ns = self._clock() + self._interval_ns
+            self._measure()
+            if self._trouble:
+                await asyncio.sleep(_PROBE_SECONDS)
+                await self._probe()
+
+    async def _until(self, due_ns: int) -> None:
+        """Returns when something is to be done: at once where somebody waits, else at an instant."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout((due_ns - self._clock()) * 1e-9):
+                await self._wake.wait()
+        self._wake.clear()
+
+    async def _write(self, *, everything: bool, kind: Kind = Kind.SAVE) -> bool:
+        """Writes what is waited for, or everything that changed; tells whether it could."""
+        while (checkpoint := self.changes.take(_MAX_WRITES, everything=everything, kind=kind)) is not None:
+            if not await self._write_one(checkpoint):
+                return False
+            await self._serve_claims()
+        return True
+
+    async def _write_one(self, checkpoint: Checkpoint) -> bool:
+        started = self._clock()
+        try:
+            accepted = await self._store.write(checkpoint.writes)
+        except StoreError as error:
+            self._lose(error)
+            self.changes.fail(checkpoint, errors.store_unavailable(self._trouble))
+            return False
+        except asyncio.CancelledError:
+            self.changes.fail(checkpoint, errors.draining())
+            raise
+        self._metrics.write_seconds.observe((self._clock() - started) * 1e-9)
+        self._metrics.rows_written.inc(len(checkpoint.writes))
+        refused = self.changes.settle(checkpoint, accepted)
+        return not refused or await self._contest(refused)
+
+    async def _contest(self, refused: list[Refused]) -> bool:
+        """Finds out whose the sessions are that may not be written; tells whether it could.
+
+        Another server's, that has taken them over, are dropped. Rows that are gone, or older than what this
+        server had of them, show that the store has lost something: they are this server's as before.
+        """
+        try:
+            found = await self._store.claim([_claim_of(each) for each in refused])
+            older = [
+                each
+                for each, claimed in zip(refused, found, strict=True)
+                if claimed.standing is Standing.HELD and claimed.epoch < each.epoch
+            ]
+            taken = await self._store.claim([_claim_of(each, may_take_over=True) for each in older])
+        except StoreError as error:
+            self._lose(error)
+            for each in refused:
+                self.changes.regain(each, each.epoch)  # to be refused again, and then decided
+            return False
+        outcomes = dict(zip(map(id, refused), found, strict=True)) | dict(
+            zip(map(id, older), taken, strict=True)
+        )
+        for each in refused:
+            claimed = outcomes[id(each)]
+            is_newer_elsewhere = claimed.standing is Standing.TAKEN and claimed.epoch - 1 > each.epoch
+            if claimed.standing in (Standing.CREATED, Standing.TAKEN) and not is_newer_elsewhere:
+                self.changes.regain(each, claimed.epoch)
+            else:
+                self.changes.lose(each)
+        return True
+
+    async def _serve_claims(self) -> None:
+        while self._claims:
+            batch, self._claims = self._claims[:_MAX_CLAIMS], self._claims[_MAX_CLAIMS:]
+            # A row that is to go goes before it is claimed anew.
+            while (urgent := self.changes.take(_MAX_WRITES, everything=False)) is not None:
+                if not await self._write_one(urgent):
+                    break
+            try:
+                claimed = await self._store.claim([claim for claim, _ in batch])
+            except StoreError as error:
+                self._lose(error)
+                self._claims = batch + self._claims
+                self._refuse_claims(errors.store_unavailable(self._trouble))
+                return
+            for (_, future), outcome in zip(batch, claimed, strict=True):
+                if not future.done():
+                    future.set_result(outcome)
+
+    def _refuse_claims(self, error: StreamcellError) -> None:
+        for _, future in self._claims:
+            if not future.done():
+                future.set_exception(error)
+        self._claims = []
+
+    async def _sweep(self) -> None:
+        """Has used sessions written before they seem idle, and removes the rows of those that are.
+
+        Nothing is removed before this server has run for as long as a session may be idle: a clock that was
+        set while it was down, or a long outage, takes nobody's session before they could come back.
+        """
+        if not self._ttl_seconds or self._trouble:
+            return
+        now, ttl_ns = self._clock(), round(self._ttl_seconds * 1e9)
+        for engine in self._engines():
+            slots = engine.sessions.all_slots()
+            stale = slots[engine.sessions.written[slots] < now - ttl_ns // 2]
+            engine.sessions.is_changed[stale] = True
+        if now - self._began_ns < ttl_ns:
+            return
+        with contextlib.suppress(StoreError):  # the next write tells of it
+            gone = await self._store.expire(self._wall(now) - self._ttl_seconds, _SWEEP_ROWS)
+            for key in gone:
+                self._engines()[0].sessions.remember(key, Reason.SESSION_EXPIRED)
+
+    # -- Trouble -----------------------------------------------------------------------------------
+
+    def _lose(self, error: StoreError) -> None:
+        self._metrics.errors.inc()
+        if not self._trouble:
+            log.warning("store_lost", why=str(error), effect="serving goes on; sessions are kept in memory")
+        self._set_trouble(str(error))
+
+    async def _probe(self) -> None:
+        try:
+            await self._store.check()
+        except StoreError as error:
+            self._set_trouble(str(error))
+            return
+        log.info("store_back", num_changed_sessions=self.changes.num_changed)
+        self._set_trouble("")
+        self._wake.set()
+
+    def _set_trouble(self, why: str) -> None:
+        self._trouble = why
+        self._metrics.is_up.set(not why)
+        for engine in self._engines():
+            engine.sessions.store_trouble = why
+
+    def _measure(self) -> None:
+        num_changed = self.changes.num_changed
+        self._metrics.changed_sessions.set(num_changed)
+        self._metrics.lag_seconds.set((self._clock() - self._stored_ns) * 1e-9 if num_changed else 0.0)
+
+    def _wall(self, now_ns: int) -> float:
+        return self._wall_offset + now_ns * 1e-9
+
+
+def _claim_of(refused: Refused, *, may_take_over: bool = False) -> Claim:
+    return Claim(refused.key, True, True, may_take_over, refused.record)
