@@ -1,6 +1,6 @@
-"""The client: one channel to a server, and the way to its models and sessions.
+"""The client: one connection to a server, and the way to its models and sessions.
 
-Owns the channel's life. What sessions do on it is theirs.
+Owns the connection's life. What sessions do on it is theirs.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from streamcell import convert
-from streamcell.channel import Connection
+from streamcell.connection import Connection
 from streamcell.errors import NotOpen
 from streamcell.retry import Sources
 from streamcell.session import Session, open_request
@@ -20,7 +20,8 @@ class Client:
     """A connection to a server, used with `async with`; it connects when first needed.
 
     Args:
-        target: "HOST:PORT", or any name that gRPC resolves.
+        target: "HOST:PORT", or several with commas between: the next one is tried when one goes. Or any name
+            that gRPC resolves: "dns:///HOST:PORT" for all addresses of a name, "ipv4:IP:PORT,IP:PORT".
         tls: encrypts; absent: plain text.
         metadata: sent with every call, such as {"authorization": "Bearer …"}; keys in lower case.
         timeout: how long things may take.
@@ -72,7 +73,7 @@ class Client:
     async def models(self) -> tuple[Model, ...]:
         """Lists the models served, by name, then version."""
         connection = self._open_connection()
-        reply = await connection.unary(connection.stub.ListModels, pb.ListModelsRequest())
+        reply = await connection.unary_repeated(lambda stub: stub.ListModels, pb.ListModelsRequest())
         return tuple(map(convert.to_model, reply.models))
 
     def session(
@@ -89,7 +90,7 @@ class Client:
         Args:
             model: "NAME" (its newest version) or "NAME/VERSION"; absent: the only model served, or the
                 one that a session found by its id runs on.
-            session_id: absent: the server picks one.
+            session_id: absent: a random one.
             mode: "open" finds the session or creates it, "create" and "resume" insist on one of them.
             durable: each step is answered only once it is in the server's store.
             keep: leaves the session on the server at the end. Otherwise it is closed if it was created

@@ -40,11 +40,15 @@ class History:
     time: "array[int] | None"
     num_steps: int
 
-    def piece(self, start: int, stop: int) -> tuple[bytes, bytes]:
-        """Returns steps start..stop as packed little-endian values and times (b"" if there are none)."""
+    def between(self, start: int, stop: int) -> "History":
+        """Returns steps start..stop."""
         width = len(self.x) // max(self.num_steps, 1)
-        time = self.time[start:stop] if self.time is not None else array("q")
-        return _little_endian(self.x[start * width : stop * width]), _little_endian(time)
+        time = self.time[start:stop] if self.time is not None else None
+        return History(self.x[start * width : stop * width], time, stop - start)
+
+    def packed(self) -> tuple[bytes, bytes]:
+        """Returns packed little-endian values and times (b"" if there are none)."""
+        return _little_endian(self.x), _little_endian(self.time) if self.time is not None else b""
 
     @property
     def step_bytes(self) -> int:
@@ -115,6 +119,11 @@ def to_history(rows: "Iterable[Row] | Buffer", times: Iterable[Time] | None) -> 
     if time is not None and len(time) != num_steps:
         raise invalid("times", f"{len(time)} times for {num_steps} rows")
     return History(x, time, num_steps)
+
+
+def to_single(x: "array[float]", time_ns: int | None) -> History:
+    """Returns one step as a history."""
+    return History(x, None if time_ns is None else array("q", (time_ns,)), 1)
 
 
 def to_rows(y: Sequence[float], num_rows: int) -> tuple[tuple[float, ...], ...]:

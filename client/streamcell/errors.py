@@ -17,7 +17,7 @@
          ·  StepGap                           .expected_step_index: where the server stands
          ·  ModelChanged
          ·  SnapshotRejected
-     ·  Fenced                                another server took the session over
+     ·  Fenced                                another server took the session over; the library takes it back
      ·  ResourceExhausted
          ·  Overloaded                        .retry_delay_seconds
          ·  SessionsFull

@@ -1,4 +1,4 @@
-"""When to try again: exponential backoff with full jitter.
+"""When to try again: exponential backoff with full jitter, and which errors are worth it.
 
 Time and chance come from sources that a test can hold. Knows nothing of calls and sessions.
 """
@@ -9,7 +9,15 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 
-from streamcell.errors import Overloaded, StreamcellError, Unavailable
+from streamcell.errors import (
+    Fenced,
+    Overloaded,
+    SessionExists,
+    SessionNotFound,
+    StepGap,
+    StreamcellError,
+    Unavailable,
+)
 from streamcell.values import RetryPolicy
 
 
@@ -27,12 +35,29 @@ def is_passing(error: StreamcellError) -> bool:
     return isinstance(error, Unavailable | Overloaded)
 
 
+def is_curable(error: StreamcellError) -> bool:
+    """Tells whether a call on a session may succeed once the session was resumed.
+
+    The server may have lost the session to another one, never have heard of it, or stand behind.
+    """
+    return is_passing(error) or isinstance(error, Fenced | SessionNotFound | StepGap)
+
+
+def is_reopenable(error: StreamcellError) -> bool:
+    """Tells whether a session that could not be opened again may be opened a little later.
+
+    Two that open the same session at once can meet each other.
+    """
+    return is_passing(error) or isinstance(error, Fenced | SessionExists)
+
+
 class Backoff:
     """Paces the attempts of one operation."""
 
-    def __init__(self, policy: RetryPolicy, sources: Sources) -> None:
+    def __init__(self, policy: RetryPolicy, sources: Sources, max_attempts: int | None = None) -> None:
         self._policy = policy
         self._sources = sources
+        self._max_attempts = min(policy.max_attempts, max_attempts or policy.max_attempts)
         self._num_failures = 0
         self._ceiling_seconds = 0.0
         self._began = 0.0
@@ -41,14 +66,16 @@ class Backoff:
         """Forgets earlier failures: attempts and time count anew."""
         self._num_failures = 0
 
-    async def pause(self, error: StreamcellError) -> None:
+    async def pause(
+        self, error: StreamcellError, is_worth_it: Callable[[StreamcellError], bool] = is_passing
+    ) -> None:
         """Waits before the next attempt.
 
         Raises:
-            StreamcellError: `error` itself, if it will not pass or the policy allows no further attempt.
+            StreamcellError: `error` itself, if it is not worth one or the policy allows no further attempt.
         """
         self._count_failure()
-        if not is_passing(error) or self._num_failures >= self._policy.max_attempts:
+        if not is_worth_it(error) or self._num_failures >= self._max_attempts:
             raise error
         # The server's own wish comes on top of the jitter, so that clients it sent away come back apart.
         delay = error.retry_delay_seconds + self._sources.uniform(0.0, self._ceiling_seconds)

@@ -5,27 +5,31 @@ are their own. Knows nothing of channels.
 """
 
 import contextlib
+import secrets
 from collections.abc import Iterable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from streamcell import convert
-from streamcell.channel import Connection
+from streamcell.connection import Connection
 from streamcell.convert import History, Row, Rows, Time
 from streamcell.errors import (
-    MessageTooLarge,
+    ConnectionLost,
+    Fenced,
     Misuse,
     NotOpen,
     StreamcellError,
-    TooManySteps,
     Unavailable,
     invalid,
 )
 from streamcell.link import Link
+from streamcell.pieces import in_pieces
+from streamcell.place import Place
 from streamcell.stream import StepStream, step_request
-from streamcell.tail import TailStep
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.values import OpenMode, Prediction, SessionInfo
+from streamcell.window import NumberedStep
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -35,7 +39,7 @@ _MODES = {
     "create": pb.OPEN_MODE_CREATE,
     "resume": pb.OPEN_MODE_RESUME,
 }
-_MESSAGE_MARGIN_BYTES = 1024  # what else is in a message beside its columns
+_ID_BYTES = 16  # of an id that nobody gave: no two are ever the same
 
 
 class Session:
@@ -61,7 +65,8 @@ class Session:
         reply = await self._open()
         self._created = reply.created
         limits = convert.to_limits(self._connection.limits, reply.limits)
-        self._link = Link(self._connection, convert.to_session_info(reply.session), limits)
+        place = Place(convert.to_session_info(reply.session), limits)
+        self._link = Link(self._connection, place)
         return self
 
     async def __aexit__(
@@ -73,26 +78,27 @@ class Session:
             await link.end_stream("the session's end")
         if not self._created or self._keep:
             return
-        # A server that is away lets the session expire; and what the body raised says more than this can.
-        quiet = (StreamcellError,) if error is not None else (Unavailable,)
-        request = pb.CloseSessionRequest(session_id=link.session_id, allow_missing=True)
+        # A server that is away lets the session expire, and whoever took it over goes on with it; what the
+        # body raised says more than this can.
+        quiet = (StreamcellError,) if error is not None else (Unavailable, Fenced)
+        request = pb.CloseSessionRequest(session_id=link.place.session_id, allow_missing=True)
         with contextlib.suppress(*quiet):
-            await self._connection.unary(self._connection.stub.CloseSession, request)
+            await self._connection.unary(lambda stub: stub.CloseSession, request)
 
     @property
     def session_id(self) -> str:
         """The id; "" while it is not open and none was given."""
-        return self._link.session_id if self._link is not None else self._request.session_id
+        return self._link.place.session_id if self._link is not None else self._request.session_id
 
     @property
     def model_name(self) -> str:
         """The name of the model that the session runs on."""
-        return self._open_link().model_name
+        return self._open_link().place.model_name
 
     @property
     def model_version(self) -> str:
         """The version of the model that the session was opened on."""
-        return self._open_link().model_version
+        return self._open_link().place.model_version
 
     @property
     def created(self) -> bool:
@@ -102,7 +108,7 @@ class Session:
     @property
     def next_step_index(self) -> int:
         """The index that the next step will get, as far as the server's answers tell."""
-        return self._open_link().next_step_index
+        return self._open_link().place.next_step_index
 
     async def step(self, x: Row, *, time: Time | None = None) -> Prediction:
         """Applies one step.
@@ -115,10 +121,12 @@ class Session:
         values = convert.to_x(x)
         time_ns = None if time is None else convert.to_time_ns(time)
         link = self._open_link()
+        place = link.place
         async with link.moving("step()"):
-            request = step_request(link, TailStep(link.next_step_index, values, time_ns))
-            reply = await link.attempt(lambda: self._connection.unary(self._connection.stub.Step, request))
-            link.next_step_index = reply.step_index + 1
+            request = step_request(place, NumberedStep(place.next_step_index, values, time_ns))
+            place.sending(place.next_step_index, convert.to_single(values, time_ns))
+            reply = await link.attempt(lambda: self._connection.unary(lambda stub: stub.Step, request))
+            place.answered(reply)
         return convert.to_prediction(reply)
 
     def stream(self, rows: Rows) -> StepStream:
@@ -145,7 +153,7 @@ class Session:
             raise invalid("rows", "a history has at least one row")
         link = self._open_link()
         async with link.moving("prime()"):
-            return await self._prime(link, history)
+            return await in_pieces(history, link.place.limits, partial(self._prime_piece, link, history))
 
     async def forecast(
         self, horizon_steps: int, future: "Iterable[Row] | Buffer | None" = None
@@ -161,32 +169,32 @@ class Session:
         """
         known = convert.to_history(future, None).x if future is not None else ()
         link = self._open_link()
-        request = pb.ForecastRequest(session_id=link.session_id, horizon_steps=horizon_steps, future=known)
+        request = pb.ForecastRequest(
+            session_id=link.place.session_id, horizon_steps=horizon_steps, future=known
+        )
         async with link.reading():
-            reply = await self._connection.unary(self._connection.stub.Forecast, request)
+            reply = await link.attempt(lambda: self._forecast(link, request))
         return convert.to_rows(reply.y, horizon_steps)
 
     async def reset(self) -> None:
         """Puts the session back to its start: clean state, step 0."""
         link = self._open_link()
-        request = pb.ResetSessionRequest(session_id=link.session_id)
-        stub = self._connection.stub
+        request = pb.ResetSessionRequest(session_id=link.place.session_id)
         async with link.moving("reset()", settle=False):
-            link.next_step_index = 0  # whatever becomes of the call, earlier answers bind no more
-            reply = await link.attempt(lambda: self._connection.unary(stub.ResetSession, request))
-            link.adopt(convert.to_session_info(reply.session))
+            link.place.begin_reset()
+            reply = await link.attempt(
+                lambda: self._connection.unary(lambda stub: stub.ResetSession, request)
+            )
+            link.place.end_reset(convert.to_session_info(reply.session))
 
     async def refresh(self) -> SessionInfo:
         """Asks where the session stands, and goes on from there, even where the server lost steps.
 
-        While a stream is open it only tells.
+        What the server lost is sent again first, as far as it is held. While a stream is open it only tells.
         """
         link = self._open_link()
         async with link.reading():
-            info = await link.get()
-            if link.end_stream is None:
-                link.adopt(info)
-        return info
+            return await link.refresh()
 
     def _open_link(self) -> Link:
         if self._link is None or self._is_closed:
@@ -194,44 +202,44 @@ class Session:
         return self._link
 
     async def _open(self) -> pb.OpenSessionResponse:
-        """Opens the session; repeated only where a repetition cannot open or find another one."""
-        backoff = self._connection.backoff()
-        request = self._request
-        repeatable = bool(request.session_id) and request.mode != pb.OPEN_MODE_CREATE
+        """Opens the session; after a lost connection only where that cannot open or meet another one.
+
+        An id that nobody gave is made here, so that a repetition finds what an attempt before it opened.
+        """
+        request = pb.OpenSessionRequest()
+        request.CopyFrom(self._request)
+        is_unnamed = not request.session_id
+        if is_unnamed:
+            request.session_id = secrets.token_urlsafe(_ID_BYTES)
+            request.mode = pb.OPEN_MODE_UNSPECIFIED
+        backoff = self._connection.backoff(insists=not is_unnamed)
         while True:
             try:
-                return await self._connection.unary(self._connection.stub.OpenSession, request)
+                reply = await self._connection.unary(lambda stub: stub.OpenSession, request)
             except StreamcellError as error:
-                if not repeatable:
+                if isinstance(error, ConnectionLost) and request.mode == pb.OPEN_MODE_CREATE:
                     raise
                 await backoff.pause(error)
-
-    async def _prime(self, link: Link, history: History) -> Prediction:
-        limits = link.limits
-        room_bytes = max(limits.message_bytes - _MESSAGE_MARGIN_BYTES, 1)
-        piece_steps = max(1, min(limits.message_steps, room_bytes // max(history.step_bytes, 1)))
-        start = 0
-        while True:
-            stop = min(start + piece_steps, history.num_steps)
-            try:
-                prediction = await self._prime_piece(link, history, start, stop)
-            except (TooManySteps, MessageTooLarge):
-                if stop - start == 1:
-                    raise
-                piece_steps = (stop - start) // 2  # this server takes less than others
-                continue
-            if stop == history.num_steps:
-                return prediction
-            start = stop
+            else:
+                reply.created |= is_unnamed
+                return reply
 
     async def _prime_piece(self, link: Link, history: History, start: int, stop: int) -> Prediction:
-        x_raw, time_raw = history.piece(start, stop)
+        place, piece = link.place, history.between(start, stop)
+        x_raw, time_raw = piece.packed()
         request = pb.PrimeRequest(
-            session_id=link.session_id, x_raw=x_raw, time_raw=time_raw, step_index=link.next_step_index
+            session_id=place.session_id, x_raw=x_raw, time_raw=time_raw, step_index=place.next_step_index
         )
-        reply = await link.attempt(lambda: self._connection.unary(self._connection.stub.Prime, request))
-        link.next_step_index = reply.step_index + 1
+        place.sending(place.next_step_index, piece)
+        reply = await link.attempt(lambda: self._connection.unary(lambda stub: stub.Prime, request))
+        place.answered(reply)
         return convert.to_prediction(reply)
+
+    async def _forecast(self, link: Link, request: pb.ForecastRequest) -> pb.ForecastResponse:
+        answered = link.place.next_step_index  # before the call: a stream may go on meanwhile
+        reply = await self._connection.unary(lambda stub: stub.Forecast, request)
+        link.place.check_reached(reply.next_step_index, answered)
+        return reply
 
 
 def open_request(

@@ -1,25 +1,25 @@
 """A stream of steps: rows in, predictions out, pipelined over one bidirectional call.
 
 Rows are taken from the caller while the window has room, unsent steps are written, replies are read: three
-tasks with the tail between them. When the call breaks, the session is resumed on a new one and the tail
-is sent again. Knows nothing of how a session is opened or closed.
+tasks with the window between them. When the call breaks, the session is recovered and what was not answered
+is sent again on a new one. Knows nothing of how a session is opened, recovered or closed.
 """
 
 import asyncio
 from collections.abc import Callable
-from typing import Self, TypeAlias
+from typing import Self
 
 import grpc
 
 from streamcell import convert, errors
+from streamcell.connection import StreamCall
 from streamcell.errors import ConnectionLost, StreamcellError, StreamInterrupted
 from streamcell.link import Link
-from streamcell.retry import Backoff
-from streamcell.tail import Tail, TailStep
+from streamcell.place import Place
+from streamcell.retry import Backoff, is_curable
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.values import Prediction
-
-StreamCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.StreamRequest, pb.StreamResponse]"
+from streamcell.window import NumberedStep, Window
 
 
 class Bell:
@@ -59,7 +59,7 @@ class StepStream:
         self._rows = rows
         self._rows_ended = False
         self._rows_error: Exception | None = None
-        self._tail = Tail(0, 1)  # replaced when the numbers are known
+        self._window = Window(0, 1)  # replaced when the numbers are known
         self._bell = Bell()
         self._task: asyncio.Task[None] | None = None
         self._ended = False
@@ -71,9 +71,9 @@ class StepStream:
     async def __anext__(self) -> Prediction:
         if self._task is None and not self._ended:
             self._task = asyncio.create_task(self._run())
-        await self._bell.until(lambda: self._tail.has_answered or self._ended)
-        if self._tail.has_answered:
-            prediction = self._tail.take()
+        await self._bell.until(lambda: self._window.has_answered or self._ended)
+        if self._window.has_answered:
+            prediction = self._window.take()
             self._bell.ring()  # there is room for another row
             return prediction
         failure, self._failure = self._failure, None
@@ -111,8 +111,8 @@ class StepStream:
             self._bell.ring()
 
     async def _answer_rows(self) -> None:
-        link = self._link
-        self._tail = Tail(link.next_step_index, link.limits.window_steps)
+        place = self._link.place
+        self._window = Window(place.next_step_index, place.limits.window_steps)
         feeder = asyncio.create_task(self._take_rows())
         try:
             await self._converse_until_answered()
@@ -121,14 +121,14 @@ class StepStream:
             await asyncio.wait([feeder])
 
     async def _take_rows(self) -> None:
-        """Moves rows from the caller into the tail, as there is room."""
-        tail, bell = self._tail, self._bell
+        """Moves rows from the caller into the window, as there is room."""
+        window, bell = self._window, self._bell
         try:
             async for item in convert.each(self._rows):
                 time_ns, x = convert.to_step(item)
-                tail.append(x, time_ns)
+                window.append(x, time_ns)
                 bell.ring()
-                await bell.until(lambda: tail.has_room)
+                await bell.until(lambda: window.has_room)
         except Exception as error:  # the caller's own, raised to the caller once the rows before are answered
             self._rows_error = error
         finally:
@@ -137,22 +137,24 @@ class StepStream:
 
     async def _converse_until_answered(self) -> None:
         backoff = self._link.connection.backoff()
-        resuming = False
+        is_broken = False
         while True:
+            if not self._window.has_unanswered:
+                backoff.succeeded()  # what broke was idle: time counts from when something is asked again
             # While there is nothing to ask, a server that is away harms nobody.
-            await self._bell.until(lambda: self._tail.has_unanswered or self._rows_ended)
+            await self._bell.until(lambda: self._window.has_unanswered or self._rows_ended)
             if self._is_finished():
                 return
+            if is_broken:
+                await self._link.recover(backoff)
             try:
-                if resuming:
-                    await self._link.resume()
                 await self._converse(backoff)
             except StreamcellError as error:
                 if self._is_finished():  # the call broke after its last reply
                     return
-                await backoff.pause(error)
-                resuming = True
-                self._tail.rewind()
+                await backoff.pause(error, is_curable)
+                is_broken = True
+                self._window.rewind()
 
     async def _converse(self, backoff: Backoff) -> None:
         """Sends what is unsent and takes replies until both sides are done.
@@ -160,31 +162,29 @@ class StepStream:
         Raises:
             StreamcellError: a step failed, or the call broke.
         """
-        call = self._link.connection.stream()
-        writer = asyncio.create_task(self._write(call))
-        try:
-            while isinstance(message := await call.read(), pb.StreamResponse):
-                self._receive(message)
-                backoff.succeeded()
-        except grpc.aio.AioRpcError as error:
-            raise errors.from_rpc_error(error) from error
-        finally:
-            writer.cancel()
-            call.cancel()
-            await asyncio.wait([writer])
-        if not self._is_finished():
-            raise ConnectionLost("the server ended the stream before every step was answered")
+        async with self._link.connection.stream() as call:
+            writer = asyncio.create_task(self._write(call))
+            try:
+                while isinstance(message := await call.read(), pb.StreamResponse):
+                    self._receive(message)
+                    backoff.succeeded()
+                if not self._is_finished():
+                    raise ConnectionLost("the server ended the stream before every step was answered")
+            finally:
+                writer.cancel()
+                await asyncio.wait([writer])
 
     async def _write(self, call: StreamCall) -> None:
-        tail = self._tail
+        window, place = self._window, self._link.place
         try:
             while True:
-                await self._bell.until(lambda: tail.has_unsent or self._rows_ended)
-                if not tail.has_unsent:
+                await self._bell.until(lambda: window.has_unsent or self._rows_ended)
+                if not window.has_unsent:
                     await call.done_writing()
                     return
-                step = tail.send_next()
-                request = step_request(self._link, step)
+                step = window.send_next()
+                place.sending(step.step_index, convert.to_single(step.x, step.time_ns))
+                request = step_request(place, step)
                 await call.write(pb.StreamRequest(request_id=step.step_index, step=request))
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             return  # the call has ended; whoever reads learns why
@@ -195,19 +195,19 @@ class StepStream:
             raise errors.from_stream_error(message.error)
         if kind != "step":
             return  # nothing that was asked for
-        self._tail.answer(convert.to_prediction(message.step))
-        self._link.next_step_index = message.step.step_index + 1
+        self._window.answer(convert.to_prediction(message.step))
+        self._link.place.answered(message.step)
         self._bell.ring()
 
     def _is_finished(self) -> bool:
-        return self._rows_ended and not self._tail.has_unanswered
+        return self._rows_ended and not self._window.has_unanswered
 
 
-def step_request(link: Link, step: TailStep) -> pb.StepRequest:
+def step_request(place: Place, step: NumberedStep) -> pb.StepRequest:
     """Returns the message for one numbered step."""
     request = pb.StepRequest(
-        session_id=link.session_id, x=step.x, step_index=step.step_index, time_ns=step.time_ns
+        session_id=place.session_id, x=step.x, step_index=step.step_index, time_ns=step.time_ns
     )
     if step.step_index == 0:  # would open a session that is gone by now: then on the same model
-        request.model = f"{link.model_name}/{link.model_version}"
+        request.model = place.model
     return request

@@ -1,88 +1,108 @@
-"""The unanswered tail of a stream: steps taken from the caller and not yet given back as predictions.
+"""The tail of a session: the steps that were sent and are not known to be in the server's store.
 
-Pure bookkeeping, without clock, loop or wire. It numbers steps, says which is to be sent next, matches
-replies to them in order and bounds how many are held. After a broken connection `rewind` makes every
-unanswered step unsent again. Steps that were answered but are not yet durable would be kept here too, to
-be sent again after a server's crash; so far they are dropped when answered.
+Pure bookkeeping, without clock, loop or wire. Held in chunks of packed values, a few bytes a step beside
+the values themselves, and bounded: beyond the bound the oldest steps are let go. Knows nothing of replies.
 """
 
 import dataclasses
 from array import array
 from collections import deque
+from collections.abc import Iterator
 
-from streamcell.errors import StreamcellError
-from streamcell.values import Prediction
+from streamcell.convert import History
+
+_CHUNK_STEPS = 1024  # single steps are gathered up to this many
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class TailStep:
-    """A step with its number."""
+@dataclasses.dataclass(slots=True)
+class _Chunk:
+    """Steps `first_step_index` onwards, all of one width and all with or all without a time."""
 
-    step_index: int
-    x: "array[float]"
-    time_ns: int | None
+    first_step_index: int
+    num_steps: int
+    x: "array[float]"  # [num_steps, width]
+    time: "array[int] | None"  # [num_steps]
+
+    @property
+    def end(self) -> int:
+        return self.first_step_index + self.num_steps
+
+    def takes(self, x: "array[float]", time: "array[int] | None", num_steps: int) -> bool:
+        """Tells whether these steps are of this chunk's kind, and few enough."""
+        return (
+            self.num_steps + num_steps <= _CHUNK_STEPS
+            and (self.time is None) == (time is None)
+            and len(self.x) * num_steps == len(x) * self.num_steps
+        )
+
+    def extend(self, x: "array[float]", time: "array[int] | None", num_steps: int) -> None:
+        self.x.extend(x)
+        if self.time is not None and time is not None:
+            self.time.extend(time)
+        self.num_steps += num_steps
+
+    def cut(self, end: int) -> None:
+        """Lets go of the steps from `end` on."""
+        width = len(self.x) // self.num_steps
+        self.num_steps = end - self.first_step_index
+        del self.x[self.num_steps * width :]
+        if self.time is not None:
+            del self.time[self.num_steps :]
+
+    def between(self, start: int, stop: int) -> History:
+        low, high = max(start - self.first_step_index, 0), min(stop, self.end) - self.first_step_index
+        return History(self.x, self.time, self.num_steps).between(low, high)
 
 
 class Tail:
-    """Steps `first_step_index` onwards, at most `window_steps` of them not yet given back."""
+    """Steps `first_step_index` up to before `next_step_index`, at most `max_steps` of them."""
 
-    def __init__(self, first_step_index: int, window_steps: int) -> None:
-        self._next_step_index = first_step_index
-        self._window_steps = window_steps
-        self._unanswered: deque[TailStep] = deque()
-        self._num_sent = 0  # of the unanswered
-        self._answered: deque[Prediction] = deque()
+    def __init__(self, step_index: int, max_steps: int) -> None:
+        self.first_step_index = step_index
+        self.next_step_index = step_index
+        self._max_steps = max_steps
+        self._chunks: deque[_Chunk] = deque()
 
-    @property
-    def has_room(self) -> bool:
-        """Whether another step may be taken."""
-        return len(self._unanswered) + len(self._answered) < self._window_steps
+    def append(self, step_index: int, history: History) -> None:
+        """Takes steps from `step_index` on, as they are sent; those that it holds already are passed over."""
+        num_held = self.next_step_index - step_index
+        assert num_held >= 0, "a step was sent before its turn"  # noqa: S101 - for the programmer alone
+        if num_held >= history.num_steps:
+            return
+        if num_held:
+            history = history.between(num_held, history.num_steps)
+        x, time, num_steps = history.x, history.time, history.num_steps
+        if self._chunks and self._chunks[-1].takes(x, time, num_steps):
+            self._chunks[-1].extend(x, time, num_steps)
+        else:
+            self._chunks.append(
+                _Chunk(self.next_step_index, num_steps, x[:], None if time is None else time[:])
+            )
+        self.next_step_index += num_steps
+        self.trim(self.next_step_index - self._max_steps)
 
-    @property
-    def has_unanswered(self) -> bool:
-        """Whether a step waits for its reply, sent or not."""
-        return bool(self._unanswered)
+    def trim(self, first_step_index: int) -> None:
+        """Lets go of the steps before this one: they are in the store."""
+        self.first_step_index = max(self.first_step_index, min(first_step_index, self.next_step_index))
+        while self._chunks and self._chunks[0].end <= self.first_step_index:
+            self._chunks.popleft()
 
-    @property
-    def has_unsent(self) -> bool:
-        """Whether a step waits to be sent."""
-        return self._num_sent < len(self._unanswered)
+    def move_to(self, next_step_index: int) -> None:
+        """Lets go of the steps from this one on, or of all if steps before it were never held."""
+        if not self.first_step_index <= next_step_index <= self.next_step_index:
+            self._chunks.clear()
+            self.first_step_index = next_step_index
+        self.next_step_index = next_step_index
+        while self._chunks and self._chunks[-1].first_step_index >= next_step_index:
+            self._chunks.pop()
+        if self._chunks and self._chunks[-1].end > next_step_index:
+            self._chunks[-1].cut(next_step_index)
 
-    @property
-    def has_answered(self) -> bool:
-        """Whether a prediction waits to be given back."""
-        return bool(self._answered)
+    def histories(self, start: int, stop: int) -> Iterator[History]:
+        """Yields the steps from `start`, which is held, up to before `stop`, as they can be packed together.
 
-    def append(self, x: "array[float]", time_ns: int | None) -> None:
-        """Takes a step and numbers it; there must be room."""
-        assert self.has_room, "a step was taken without room"  # noqa: S101 - for the programmer alone
-        self._unanswered.append(TailStep(self._next_step_index, x, time_ns))
-        self._next_step_index += 1
-
-    def send_next(self) -> TailStep:
-        """Returns the first step not sent yet, which counts as sent from now on."""
-        step = self._unanswered[self._num_sent]
-        self._num_sent += 1
-        return step
-
-    def rewind(self) -> None:
-        """Makes every unanswered step unsent again."""
-        self._num_sent = 0
-
-    def answer(self, prediction: Prediction) -> None:
-        """Takes the reply to the first unanswered step.
-
-        Raises:
-            StreamcellError: it is the reply to another step, which the protocol rules out.
+        The tail may grow and be trimmed meanwhile.
         """
-        due = self._unanswered[0].step_index if self._num_sent else None
-        if prediction.step_index != due:
-            wanted = "none is due" if due is None else f"step {due} is due"
-            raise StreamcellError(f"the server answered step {prediction.step_index} where {wanted}")
-        self._unanswered.popleft()
-        self._num_sent -= 1
-        self._answered.append(prediction)
-
-    def take(self) -> Prediction:
-        """Gives back the earliest prediction."""
-        return self._answered.popleft()
+        for chunk in list(self._chunks):
+            if chunk.end > start < stop and chunk.first_step_index < stop:
+                yield chunk.between(start, stop)

@@ -36,9 +36,13 @@ class Limits:
     `window_steps` bounds the steps of a stream that are taken from the caller and not yet given back as
     predictions. What a server takes less of is bounded by the server: it tells when a session is opened,
     also how many replies it repeats after a broken connection, which bounds the window.
+
+    `tail_steps` bounds the steps of a session that are kept after they were sent, until the server says that
+    they are in its store: a server that crashes can be sent those again. The oldest are let go beyond it.
     """
 
     window_steps: int = 8
+    tail_steps: int = 65_536
     message_steps: int = 8192
     message_bytes: int = 4 << 20
 
@@ -47,7 +51,8 @@ class Limits:
 
     def within(self, window_steps: int, message_steps: int, message_bytes: int) -> "Limits":
         """Returns these limits, each at most what a server says; 0: it does not say."""
-        return Limits(
+        return dataclasses.replace(
+            self,
             window_steps=min(self.window_steps, window_steps or self.window_steps),
             message_steps=min(self.message_steps, message_steps or self.message_steps),
             message_bytes=min(self.message_bytes, message_bytes or self.message_bytes),
@@ -60,13 +65,13 @@ class RetryPolicy:
 
     Before attempt n + 1 comes a random delay of up to `initial_delay_seconds * multiplier ** (n - 1)`, at
     most `max_delay_seconds`. Attempts and time are counted anew after each success. `max_attempts=1`
-    never retries.
+    never retries. By default it is the time that bounds: a minute, in which a server can restart.
     """
 
-    max_attempts: int = 10
+    max_attempts: int = 100
     max_total_seconds: float = 60.0
     initial_delay_seconds: float = 0.1
-    max_delay_seconds: float = 5.0
+    max_delay_seconds: float = 2.0
     multiplier: float = 2.0
 
     def __post_init__(self) -> None:

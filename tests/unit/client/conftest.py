@@ -33,10 +33,10 @@ def connect(server, sources):
     """Makes clients of the fake server whose retries take no time."""
 
     def make(**settings):
-        # Few milliseconds, since gRPC's own retries of read-only calls do sleep.
+        # Few milliseconds, since gRPC's own search for a server does sleep.
         settings.setdefault("retry", RetryPolicy(max_attempts=4, initial_delay_seconds=0.001))
         settings.setdefault("timeout", Timeout(connect_seconds=5.0, call_seconds=5.0))
-        return Client(server.target, sources=sources, **settings)
+        return Client(settings.pop("target", server.target), sources=sources, **settings)
 
     return make
 

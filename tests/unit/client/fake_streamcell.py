@@ -1,8 +1,9 @@
 """A Streamcell server for tests: the API over a tiny recurrence, with faults that a test scripts.
 
-The model is h = h / 2 + sum(x), y = (h, step_index). It keeps replies without bound and ignores time other
-than storing it. `before` and `after` run around each step; a Fault raised in `after` leaves the step applied
-and unanswered. Knows nothing of the client library.
+The model is h = h / 2 + sum(x), y = (h, step_index). It ignores time other than storing it. `before` and
+`after` run around each step; a Fault raised in `after` leaves the step applied and unanswered. With a store
+a session survives `crash()` as far as it was written, and can be taken over from another server. Knows
+nothing of the client library.
 """
 
 # ruff: noqa: D102, D103, N802, N818 - methods and faults are the API's own, and described there
@@ -14,6 +15,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc
+from fake_store import FakeStore
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from streamcell.v1 import streamcell_pb2 as pb
@@ -44,6 +46,14 @@ def draining():
     return Fault("UNAVAILABLE", "DRAINING", "this server is stopping")
 
 
+def store_unavailable():
+    return Fault("UNAVAILABLE", "STORE_UNAVAILABLE", "the store is away")
+
+
+def fenced():
+    return Fault("ABORTED", "SESSION_FENCED", "another server took the session over")
+
+
 def overloaded(retry_delay):
     return Fault("RESOURCE_EXHAUSTED", "OVERLOADED", "the queue is full", retry_delay=retry_delay)
 
@@ -54,14 +64,19 @@ class Held:
 
     session_id: str
     model: str = "tiny"
-    h: float = 0.0
-    last_time_ns: int = 0
     applied: list = dataclasses.field(default_factory=list)  # (x, time_ns, y)
+    epoch: int = 1
+    num_durable_steps: int = 0
+    durable: bool = False
+
+    @property
+    def h(self):
+        return self.applied[-1][2][0] if self.applied else 0.0
 
     def message(self):
         return pb.Session(
-            session_id=self.session_id, model_name=self.model, model_version="1",
-            next_step_index=len(self.applied), last_time_ns=self.last_time_ns, epoch=1,
+            session_id=self.session_id, model_name=self.model, model_version="1", epoch=self.epoch,
+            next_step_index=len(self.applied), num_durable_steps=self.num_durable_steps, durable=self.durable,
         )  # fmt: skip
 
 
@@ -72,11 +87,16 @@ async def _nothing(request):
     return None
 
 
+def model_step(h, x):
+    """The next h, in float32 as it goes over the wire."""
+    return struct.unpack("f", struct.pack("f", h / 2 + sum(x)))[0]
+
+
 def expected(rows):
     """The values of h that the fake model gives for rows of a fresh session."""
     h, out = 0.0, []
     for row in rows:
-        h = h / 2 + sum(row)
+        h = model_step(h, row)
         out.append(h)
     return out
 
@@ -84,9 +104,15 @@ def expected(rows):
 class FakeServer(pb_grpc.StreamcellServiceServicer):
     """A real gRPC server on 127.0.0.1 over the fake model."""
 
-    def __init__(self):
+    def __init__(self, store: FakeStore | None = None):
+        self.store = store
+        self.is_draining = False
+        self.replies_kept = 8
+        self.stores_resets = False  # before it answers them
+        self.fenced: set[str] = set()
         self.sessions: dict[str, Held] = {}
         self.calls: list[tuple[str, object]] = []
+        self.peers: list[str] = []  # where each of the calls came from: one connection, one peer
         self.arrived: list[int] = []  # indexes of the steps read from streams
         self.applied: list[tuple[str, int]] = []
         self.before: Hook = _nothing
@@ -97,8 +123,8 @@ class FakeServer(pb_grpc.StreamcellServiceServicer):
         self.uses_time = True
         self.port = 0
         self.num_streams = 0
+        self._owner = object()
         self._server: grpc.aio.Server | None = None
-        self._num_named = 0
         self._changed = asyncio.Event()
 
     @property
@@ -113,6 +139,24 @@ class FakeServer(pb_grpc.StreamcellServiceServicer):
 
     async def stop(self):
         await self._server.stop(None)
+
+    def crash(self):
+        """Forgets everything that is not in the store; raise `broken()` after it to break the calls."""
+        self.sessions.clear()
+        self.fenced.clear()
+        self._owner = object()
+
+    def fence(self, session_id):
+        """Lets a server elsewhere take a session over."""
+        self.store.claim(session_id, object())
+
+    def drain(self):
+        """Writes its sessions, lets go of them and refuses everything from now on."""
+        self.is_draining = True
+        for held in self.sessions.values():
+            if self.store is not None and self.store.write(held, self._owner, len(held.applied)):
+                self.store.rows[held.session_id].owner = None
+        self.sessions.clear()
 
     async def until(self, condition):
         """Returns once the condition on what arrived and was applied holds."""
@@ -138,14 +182,15 @@ class FakeServer(pb_grpc.StreamcellServiceServicer):
         async with self._answering("OpenSession", request, context):
             if request.model.split("/")[0] not in ("", "tiny"):
                 raise Fault("NOT_FOUND", "MODEL_NOT_FOUND", f"no model {request.model}")
-            session_id = request.session_id or self._name()
-            created = session_id not in self.sessions
+            held = self._hold(request.session_id)
+            created = held is None
             if created and request.mode == pb.OPEN_MODE_RESUME:
-                raise _no_session(session_id)
+                raise _no_session(request.session_id)
             if not created and request.mode == pb.OPEN_MODE_CREATE:
-                raise Fault("ALREADY_EXISTS", "SESSION_EXISTS", f"{session_id} is in use")
-            held = self.sessions.setdefault(session_id, Held(session_id))
-            return pb.OpenSessionResponse(session=held.message(), created=created)
+                raise Fault("ALREADY_EXISTS", "SESSION_EXISTS", f"{request.session_id} is in use")
+            held = held or self._create(request.session_id, request.durable)
+            limits = pb.Limits(num_replies_kept=self.replies_kept)
+            return pb.OpenSessionResponse(session=held.message(), created=created, limits=limits)
 
     async def GetSession(self, request, context):
         async with self._answering("GetSession", request, context):
@@ -153,13 +198,17 @@ class FakeServer(pb_grpc.StreamcellServiceServicer):
 
     async def ResetSession(self, request, context):
         async with self._answering("ResetSession", request, context):
-            self._find(request.session_id)
-            held = self.sessions[request.session_id] = Held(request.session_id)
+            held = self._find(request.session_id)
+            held.applied, held.num_durable_steps = [], 0  # written with the steps after it, unless
+            if self.stores_resets and self.store is not None:
+                self.store.rows[held.session_id].applied = []
             return pb.ResetSessionResponse(session=held.message())
 
     async def CloseSession(self, request, context):
         async with self._answering("CloseSession", request, context):
             held = self.sessions.pop(request.session_id, None)
+            if self.store is not None:
+                self.store.rows.pop(request.session_id, None)
             return pb.CloseSessionResponse(num_steps=len(held.applied) if held else 0)
 
     async def Step(self, request, context):
@@ -178,8 +227,10 @@ class FakeServer(pb_grpc.StreamcellServiceServicer):
                 reply = await self._step(pb.StepRequest(
                     session_id=request.session_id, x=values[step * width : (step + 1) * width],
                     step_index=request.step_index + step, time_ns=times[step] if times else None,
-                ))  # fmt: skip
-            return pb.PrimeResponse(step_index=reply.step_index, y=reply.y)
+                ), is_prime=True)  # fmt: skip
+            return pb.PrimeResponse(
+                step_index=reply.step_index, y=reply.y, num_durable_steps=reply.num_durable_steps
+            )
 
     async def Forecast(self, request, context):
         async with self._answering("Forecast", request, context):
@@ -212,18 +263,42 @@ class FakeServer(pb_grpc.StreamcellServiceServicer):
             requests.put_nowait(message)
         requests.put_nowait(None)
 
-    async def _step(self, request):
+    async def _step(self, request, *, is_prime=False):
         await self.before(request)
-        held = self.sessions.get(request.session_id)
-        if held is None and request.step_index == 0:  # as the API has it
-            held = self.sessions.setdefault(request.session_id, Held(request.session_id))
+        if self.is_draining:
+            raise draining()
+        if request.session_id in self.fenced:
+            raise fenced()
+        held = self.sessions.get(request.session_id) or self._hold(request.session_id)
+        if held is None and request.step_index == 0 and not is_prime:  # as the API has it
+            held = self._create(request.session_id)
         if held is None:
             raise _no_session(request.session_id)
-        reply = self._apply(held, request)
+        reply = self._apply(held, request, is_prime)
         await self.after(request)
         return reply
 
-    def _apply(self, held, request):
+    def _create(self, session_id, durable=False):
+        if self.store is not None:
+            self.store.create(session_id, self._owner)
+        held = self.sessions[session_id] = Held(session_id, durable=durable)
+        return held
+
+    def _hold(self, session_id):
+        """The session, taken over if another server had it; None if there is none."""
+        self.fenced.discard(session_id)
+        held = self.sessions.get(session_id)
+        if self.store is None:
+            return held
+        row = self.store.rows.get(session_id)
+        if row is not None and (held is None or row.owner is not self._owner):
+            row = self.store.claim(session_id, self._owner)
+            held = self.sessions[session_id] = Held(
+                session_id, applied=row.applied[:], epoch=row.epoch, num_durable_steps=len(row.applied)
+            )
+        return held
+
+    def _apply(self, held, request, is_prime):
         x, time_ns = list(request.x), request.time_ns if request.HasField("time_ns") else None
         index, count = request.step_index, len(held.applied)
         if any(value != value for value in x):
@@ -231,30 +306,42 @@ class FakeServer(pb_grpc.StreamcellServiceServicer):
         if index > count:
             raise Fault("FAILED_PRECONDITION", "STEP_GAP", "gap", {"expected_step_index": str(count)})
         if index == count:
-            held.h = held.h / 2 + sum(x)
-            held.last_time_ns = time_ns or held.last_time_ns
-            held.applied.append((x, time_ns, (held.h, float(index))))
+            held.applied.append((x, time_ns, (model_step(held.h, x), float(index))))
             self.applied.append((held.session_id, index))
             self._changed.set()
+            self._write(held)
+        if index < len(held.applied) - self.replies_kept and not is_prime:
+            raise Fault("OUT_OF_RANGE", "STEP_FORGOTTEN", "its reply is no longer kept")
         kept_x, kept_time_ns, y = held.applied[index]
         if (kept_x, kept_time_ns) != (x, time_ns):
             raise Fault("ALREADY_EXISTS", "STEP_CONFLICT", "another input")
-        return pb.StepResponse(step_index=index, y=y)
+        return pb.StepResponse(step_index=index, y=y, num_durable_steps=held.num_durable_steps)
+
+    def _write(self, held):
+        """Writes behind; a session that another server took over is dropped."""
+        if self.store is not None and not self.store.write(held, self._owner):
+            del self.sessions[held.session_id]
+            self.fenced.add(held.session_id)
+            raise fenced()
 
     def _find(self, session_id):
-        if session_id not in self.sessions:
+        """The session, if it is here or nobody has it."""
+        row = self.store.rows.get(session_id) if self.store is not None else None
+        if row is not None and row.owner is not self._owner and row.owner is not None:
+            raise fenced()
+        held = self._hold(session_id)
+        if held is None:
             raise _no_session(session_id)
-        return self.sessions[session_id]
-
-    def _name(self):
-        self._num_named += 1
-        return f"picked-{self._num_named}"
+        return held
 
     @contextlib.asynccontextmanager
     async def _answering(self, method, request, context):
         self.calls.append((method, request))
+        self.peers.append(context.peer())
         try:
             await self.before_call.get(method, _nothing)(request)
+            if self.is_draining:
+                raise draining()
             yield
         except Fault as fault:
             await _abort(context, fault)
@@ -311,6 +398,19 @@ def at_step(index, *faults):
     async def hook(request):
         if request.step_index == index and left:
             raise left.pop(0)
+
+    return hook
+
+
+def at_steps(indexes, act):
+    """A hook that calls `act` and breaks the call, once for each time a step is named, when it comes by."""
+    left = list(indexes)
+
+    async def hook(request):
+        if request.step_index in left:
+            left.remove(request.step_index)
+            act()
+            raise broken()
 
     return hook
 

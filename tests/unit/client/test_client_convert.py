@@ -84,9 +84,9 @@ def test_a_history_from_any_array(kind):
 def test_pieces_are_packed_little_endian():
     """A piece holds just its steps' values and times."""
     history = convert.to_history([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], iter([10, 20, 30]))
-    assert history.piece(1, 3) == (struct.pack("<4f", 3, 4, 5, 6), struct.pack("<2q", 20, 30))
+    assert history.between(1, 3).packed() == (struct.pack("<4f", 3, 4, 5, 6), struct.pack("<2q", 20, 30))
     assert history.step_bytes == 16
-    assert convert.to_history([[1.0]], None).piece(0, 1) == (struct.pack("<f", 1), b"")
+    assert convert.to_history([[1.0]], None).packed() == (struct.pack("<f", 1), b"")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import streamcell
 from fake_streamcell import SECOND_NS, Held, at_step, broken, draining, expected, once, overloaded
 from streamcell import Limits
+from streamcell.v1 import streamcell_pb2 as pb
 
 
 async def test_a_session_steps_and_numbers_itself(client, server):
@@ -154,13 +155,14 @@ async def test_a_step_applied_but_unanswered_is_not_applied_again(client, server
     assert [index for _, index in server.applied] == [0, 1]
 
 
-async def test_a_lost_session_is_an_error_and_never_begun_anew(client, server):
-    """A server that comes back without the session gets no further step under its id."""
+async def test_a_lost_session_whose_start_is_not_held_is_never_begun_anew(client, server):
+    """A session found in its middle cannot be brought back: no further step goes out under its id."""
+    server.sessions["mine"] = Held("mine", applied=[([1.0], None, (1.0, 0.0))])
     async with client.session(session_id="mine") as session:
         await session.step([1.0])
 
         async def crash(request):
-            server.sessions.clear()
+            server.crash()
             server.before = once()
             raise broken()
 
@@ -169,38 +171,41 @@ async def test_a_lost_session_is_an_error_and_never_begun_anew(client, server):
             await session.step([2.0])
         with pytest.raises(streamcell.SessionNotFound):
             await session.step([3.0])
-    assert [step.step_index for step in server.named("Step")] == [0, 1]
-
-
-async def test_the_first_step_does_not_open_a_session_that_was_lost(client, server):
-    """Step 0 would open a session by the API; a repetition resumes first, and so finds it gone."""
-    async with client.session(session_id="mine") as session:
-
-        async def crash(request):
-            server.sessions.clear()
-            server.before = once()
-            raise broken()
-
-        server.before = crash
-        with pytest.raises(streamcell.SessionNotFound):
-            await session.step([2.0])
+    assert [step.step_index for step in server.named("Step")] == [1, 2]
     assert server.sessions == {}
 
 
-async def test_a_session_that_stands_behind_is_a_gap_until_refreshed(client, server):
-    """Steps that were answered and then lost are an error; refresh goes on from the server's word."""
-    async with client.session(session_id="mine") as session:
-        await session.step([1.0])
-        await session.step([2.0])
+async def test_the_first_step_does_not_open_a_session_that_was_lost(client, server):
+    """Step 0 would open a session by the API; a repetition opens it first, as it had been opened."""
+    async with client.session(session_id="mine", durable=True) as session:
+
+        async def crash(request):
+            server.crash()
+            server.before = once()
+            raise broken()
+
+        server.before = crash
+        assert (await session.step([2.0])).y == (2.0, 0.0)
+        assert server.sessions["mine"].durable
+    _, resume, create = server.named("OpenSession")
+    assert (resume.mode, create.mode) == (pb.OPEN_MODE_RESUME, pb.OPEN_MODE_CREATE)
+    assert (create.session_id, create.model, create.durable) == ("mine", "tiny/1", True)
+
+
+async def test_a_session_that_stands_too_far_behind_is_a_gap_until_refreshed(connect, server):
+    """Steps lost that are no longer held are an error; refresh goes on from the server's word."""
+    async with connect(limits=Limits(tail_steps=1)) as client, client.session(session_id="mine") as session:
+        for value in (1.0, 2.0, 3.0):
+            await session.step([value])
         del server.sessions["mine"].applied[1:]
         server.before = once(broken())
-        with pytest.raises(streamcell.StepGap) as caught:
-            await session.step([3.0])
+        with pytest.raises(streamcell.StepGap, match="only steps from 3 on") as caught:
+            await session.step([4.0])
         assert caught.value.expected_step_index == 1
         with pytest.raises(streamcell.StepGap):
-            await session.step([3.0])
+            await session.step([4.0])
         assert (await session.refresh()).next_step_index == 1
-        assert (await session.step([3.0])).step_index == 1
+        assert (await session.step([4.0])).y == (4.5, 1.0)
 
 
 async def test_another_model_under_the_id_is_an_error(client, server):
@@ -418,29 +423,46 @@ async def test_step_0_names_the_model(client, server):
 
 
 async def test_models_are_listed(client):
-    """Models come as values; gRPC itself repeats the call."""
+    """Models come as values."""
     (model,) = await client.models()
     assert (model.name, model.version) == ("tiny", "1")
     assert [variable.name for variable in model.outputs] == ["h", "index"]
     assert not model.retiring
 
 
-async def test_read_only_calls_are_repeated_by_grpc(client, server):
+async def test_listing_models_is_repeated(client, server):
     """UNAVAILABLE on ListModels is not seen by the caller."""
     server.before_call["ListModels"] = once(broken(), draining())
     assert len(await client.models()) == 1
     assert len(server.named("ListModels")) == 3
 
 
-async def test_an_open_without_an_id_is_not_repeated(client, server):
-    """Whether a first attempt opened a session under an unknown id cannot be known."""
+async def test_an_open_without_an_id_is_repeated_under_one_id(client, server):
+    """The client makes the id up, so that a lost reply leaves no second session behind."""
+
+    async def lose_the_reply(request):
+        server.sessions[request.session_id] = Held(request.session_id)
+        server.before_call["OpenSession"] = once()
+        raise broken()
+
+    server.before_call["OpenSession"] = lose_the_reply
+    async with client.session() as session:
+        assert session.created
+        assert list(server.sessions) == [session.session_id]
+    assert server.sessions == {}
+    first, second = server.named("OpenSession")
+    assert first.session_id == second.session_id
+
+
+async def test_creating_an_id_is_not_repeated_after_a_lost_connection(client, server):
+    """Its repetition could meet the session that it opened; what the server refused is repeated."""
     server.before_call["OpenSession"] = once(broken())
     with pytest.raises(streamcell.ConnectionLost):
-        async with client.session():
+        async with client.session(session_id="mine", mode="create"):
             pass
-    async with client.session(session_id="mine"):
-        pass
-    assert len(server.named("OpenSession")) == 2
+    server.before_call["OpenSession"] = once(draining())
+    async with client.session(session_id="mine", mode="create") as session:
+        assert session.created
 
 
 async def test_an_open_with_an_id_is_repeated(client, server):

@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 import streamcell
-from fake_streamcell import at_step, broken, draining, expected, overloaded
+from fake_streamcell import Held, at_step, broken, draining, expected, overloaded
 from streamcell import Limits
 
 ROWS = [[float(value)] for value in range(50)]
@@ -156,7 +156,7 @@ async def test_a_slow_consumer_holds_back_the_source(connect, server):
 @pytest.mark.parametrize("lost", ["the request", "the reply"])
 @pytest.mark.parametrize("fault", [broken, draining, lambda: overloaded(0.25)])
 async def test_a_broken_stream_goes_on_unbroken(client, server, fake_time, fault, lost):
-    """After each break the unanswered tail is sent again; every step is applied once, in order."""
+    """After each break what was not answered is sent again; every step is applied once, in order."""
     hook = at_step(20, fault(), fault())
     if lost == "the request":
         server.before = hook
@@ -172,7 +172,7 @@ async def test_a_broken_stream_goes_on_unbroken(client, server, fake_time, fault
     assert max(fake_time.sleeps) >= (0.25 if fault is not broken and fault is not draining else 0)
 
 
-async def test_only_the_unanswered_tail_is_sent_again(connect, server):
+async def test_only_unanswered_steps_are_sent_again(connect, server):
     """Steps that were answered before the break do not go out a second time."""
     server.after = at_step(20, broken())
     async with connect(limits=Limits(window_steps=4)) as client, client.session() as session:
@@ -260,31 +260,32 @@ async def test_an_idle_stream_does_not_knock_at_a_server_that_is_away(client, co
 
 async def test_a_session_lost_under_a_stream_is_an_error(client, server):
     """Replies before the loss are delivered, then the typed error; nothing begins at zero again."""
+    server.sessions["mine"] = Held("mine", applied=[([1.0], None, (1.0, 0.0))])
 
     async def crash(request):
         if request.step_index == 20:
-            server.sessions.clear()
-            raise broken()
-
-    server.before = crash
-    async with client.session() as session:
-        got, _ = await until_error(session.stream(ROWS), streamcell.SessionNotFound)
-    # Replies on their way when the stream broke are lost with the session; those before are not.
-    assert got == list(range(len(got)))
-    assert 20 - Limits().window_steps < len(got) <= 20
-    assert server.sessions == {}
-
-
-async def test_a_session_that_lost_steps_under_a_stream_is_a_gap(client, server):
-    """A server that stands behind what it answered gets no tail: the error says where it stands."""
-
-    async def crash(request):
-        if request.step_index == 20 and len(server.sessions["mine"].applied) == 20:
-            del server.sessions["mine"].applied[10:]
+            server.crash()
             raise broken()
 
     server.before = crash
     async with client.session(session_id="mine") as session:
+        got, _ = await until_error(session.stream(ROWS), streamcell.SessionNotFound)
+    # Replies on their way when the stream broke are lost with the session; those before are not.
+    assert got == list(range(1, 1 + len(got)))
+    assert 20 - Limits().window_steps < len(got) + 1 <= 20
+    assert server.sessions == {}
+
+
+async def test_a_session_that_lost_too_many_steps_under_a_stream_is_a_gap(connect, server):
+    """A server that stands behind what is still held is an error, which says where it stands."""
+
+    async def crash(request):
+        if request.step_index == 20:
+            del server.sessions["mine"].applied[10:]
+            raise broken()
+
+    server.before = crash
+    async with connect(limits=Limits(tail_steps=5)) as client, client.session(session_id="mine") as session:
         with pytest.raises(streamcell.StepGap) as caught:
             await values(session.stream(ROWS))
     assert caught.value.expected_step_index == 10

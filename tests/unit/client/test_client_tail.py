@@ -1,68 +1,126 @@
-"""The unanswered tail: numbers, order, room, rewinding."""
+"""The tail of a session: what it holds, in which pieces, and what it lets go of."""
 
 from array import array
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from streamcell import Prediction, StreamcellError
+from streamcell.convert import History, to_single
 from streamcell.tail import Tail
 
-X = array("f", [1.0])
+
+def single(index, timed=False, width=1):
+    """A step whose values and time are told by its index."""
+    return to_single(array("f", [float(index)] * width), index if timed else None)
 
 
-def test_steps_are_numbered_and_sent_in_order():
-    """Numbers begin at the first index; each step is sent once."""
-    tail = Tail(5, 3)
-    tail.append(X, None)
-    tail.append(X, 7)
-    assert [(tail.send_next().step_index), tail.send_next().time_ns] == [5, 7]
-    assert not tail.has_unsent
-    assert tail.has_unanswered
+def held(tail, start=None, stop=None):
+    """The first values of the steps that a tail holds."""
+    start = tail.first_step_index if start is None else start
+    stop = tail.next_step_index if stop is None else stop
+    return [
+        history.x[step * (len(history.x) // history.num_steps)]
+        for history in tail.histories(start, stop)
+        for step in range(history.num_steps)
+    ]
 
 
-def test_room_counts_what_was_not_given_back():
-    """Unanswered steps and predictions not yet taken fill the window alike."""
-    tail = Tail(0, 2)
-    tail.append(X, None)
-    tail.append(X, None)
-    assert not tail.has_room
-    tail.send_next()
-    tail.answer(Prediction(0, (1.0,)))
-    assert not tail.has_room
-    assert tail.take() == Prediction(0, (1.0,))
-    assert tail.has_room
+def test_steps_come_back_in_order():
+    """Single steps are gathered, and any range of them can be had."""
+    tail = Tail(5, 100)
+    for index in range(5, 25):
+        tail.append(index, single(index))
+    (history,) = tail.histories(7, 12)
+    assert list(history.x) == [7.0, 8.0, 9.0, 10.0, 11.0]
+    assert history.time is None
+    assert held(tail) == list(range(5, 25))
+    assert held(tail, 25, 25) == held(tail, 20, 9) == []
 
 
-@pytest.mark.parametrize("index", [1, 7])
-def test_a_reply_out_of_order_is_refused(index):
-    """Only the first unanswered step may be answered, and only once it was sent."""
-    tail = Tail(0, 3)
-    tail.append(X, None)
-    tail.append(X, None)
-    with pytest.raises(StreamcellError, match="none is due"):
-        tail.answer(Prediction(0, ()))
-    tail.send_next()
-    tail.send_next()
-    with pytest.raises(StreamcellError, match="step 0 is due"):
-        tail.answer(Prediction(index, ()))
+def test_steps_of_different_kinds_are_apart():
+    """What cannot be packed together comes in several histories."""
+    tail = Tail(0, 100)
+    tail.append(0, single(0, timed=True))
+    tail.append(1, single(1, timed=True))
+    tail.append(2, single(2))
+    tail.append(3, single(3, width=2))
+    histories = list(tail.histories(0, 4))
+    assert [history.num_steps for history in histories] == [2, 1, 1]
+    assert [history.time and list(history.time) for history in histories] == [[0, 1], None, None]
+    assert held(tail) == [0, 1, 2, 3]
 
 
-@given(st.lists(st.sampled_from(["append", "send", "answer", "take", "rewind"]), max_size=60))
-def test_whatever_happens_predictions_come_out_once_and_in_order(moves):
-    """Under any interleaving, rewinds included, nothing is lost, doubled or swapped."""
-    tail, taken, answered = Tail(3, 4), [], 3
-    for move in moves:
-        if move == "append" and tail.has_room:
-            tail.append(X, None)
-        elif move == "send" and tail.has_unsent:
-            assert tail.send_next().step_index >= answered
-        elif move == "answer" and tail._num_sent:
-            tail.answer(Prediction(answered, ()))
-            answered += 1
-        elif move == "take" and tail.has_answered:
-            taken.append(tail.take().step_index)
-        elif move == "rewind":
-            tail.rewind()
-    assert taken == list(range(3, 3 + len(taken)))
-    assert len(tail._unanswered) + len(tail._answered) <= 4
+def test_steps_sent_again_are_passed_over():
+    """A piece that overlaps what is held adds only what is new."""
+    tail = Tail(0, 100)
+    tail.append(0, History(array("f", range(6)), None, 6))
+    tail.append(2, single(2))
+    tail.append(4, History(array("f", range(4, 9)), None, 5))
+    assert held(tail) == list(range(9))
+
+
+def test_a_history_of_the_caller_is_copied():
+    """What the caller's array becomes later changes nothing."""
+    x = array("f", [1.0])
+    tail = Tail(0, 100)
+    tail.append(0, to_single(x, None))
+    x[0] = 7.0
+    assert held(tail) == [1.0]
+
+
+def test_the_oldest_are_let_go_beyond_the_bound():
+    """The bound is exact in steps, and close in memory."""
+    tail = Tail(0, 3000)
+    for index in range(10_000):
+        tail.append(index, single(index))
+    assert (tail.first_step_index, tail.next_step_index) == (7000, 10_000)
+    assert held(tail) == list(range(7000, 10_000))
+    assert sum(len(chunk.x) for chunk in tail._chunks) < 3000 + 1024
+
+
+@pytest.mark.parametrize("durable", [0, 3, 5, 8, 20])
+def test_what_is_durable_is_let_go(durable):
+    """The steps before it go; the store cannot be ahead of what was sent."""
+    tail = Tail(3, 100)
+    for index in range(3, 8):
+        tail.append(index, single(index))
+    tail.trim(durable)
+    assert held(tail) == list(range(max(3, durable), 8))
+    assert tail.next_step_index == 8
+
+
+def test_a_place_never_held_empties_the_tail():
+    """Ahead of what was sent, or behind what is held, nothing held is of use."""
+    for place in (0, 2, 9):
+        tail = Tail(3, 100)
+        tail.append(3, single(3))
+        tail.move_to(place)
+        assert (tail.first_step_index, tail.next_step_index, held(tail)) == (place, place, [])
+
+
+MOVES = st.lists(
+    st.tuples(st.sampled_from(["append", "trim", "move"]), st.integers(0, 40), st.booleans()), max_size=60
+)
+
+
+@given(MOVES)
+def test_whatever_happens_the_tail_holds_what_it_says(moves):
+    """Against a plain list: the same steps, whatever was appended, trimmed and cut."""
+    tail, first, steps = Tail(0, 20), 0, []
+    for move, number, timed in moves:
+        end = first + len(steps)
+        if move == "append":
+            for index in range(end, end + number % 5):
+                tail.append(index, single(index, timed))
+            steps += range(end, end + number % 5)
+            first, steps = max(first, first + len(steps) - 20), steps[-20:]
+        elif move == "trim":
+            gone = max(0, min(number, end) - first)
+            first, steps = first + gone, steps[gone:]
+            tail.trim(number)
+        else:
+            inside = first <= number <= end
+            first, steps = (first, steps[: number - first]) if inside else (number, [])
+            tail.move_to(number)
+        assert (tail.first_step_index, tail.next_step_index) == (first, first + len(steps))
+        assert held(tail) == steps

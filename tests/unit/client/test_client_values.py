@@ -1,12 +1,11 @@
 """Settings check themselves; the channel is made of them."""
 
 import dataclasses
-import json
 import math
 
 import pytest
-from streamcell import Limits, RetryPolicy, Timeout, Tls
-from streamcell.channel import channel_options, service_config
+from streamcell import InvalidArgument, Limits, RetryPolicy, Timeout, Tls
+from streamcell.channel import channel_options, split_targets
 
 
 @pytest.mark.parametrize(
@@ -49,14 +48,32 @@ def test_a_key_goes_with_its_chain():
     assert "secret" not in repr(Tls(private_key=b"secret", certificate_chain=b"chain"))
 
 
-def test_only_read_only_calls_are_repeated_by_grpc():
-    """The service config names no call that moves a session."""
-    (method,) = json.loads(service_config(RetryPolicy()))["methodConfig"]
-    assert {name["method"] for name in method["name"]} == {"ListModels", "GetSession", "Forecast"}
-    assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
-    assert method["retryPolicy"]["maxAttempts"] == 5
-    (method,) = json.loads(service_config(RetryPolicy(max_attempts=1)))["methodConfig"]
-    assert "retryPolicy" not in method
+def test_a_server_s_limits_bound_only_what_it_sees():
+    """The window and the messages are the lesser of both; the tail is the caller's own."""
+    own = Limits(window_steps=8, tail_steps=100, message_steps=50)
+    assert own.within(4, 1000, 0) == dataclasses.replace(own, window_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("target", "targets"),
+    [
+        ("a:1", ("a:1",)),
+        ("a:1,b:2, c:3", ("a:1", "b:2", "c:3")),
+        ("dns:///a:1,dns:///b:2", ("dns:///a:1", "dns:///b:2")),
+        ("ipv4:10.0.0.1:1,10.0.0.2:1", ("ipv4:10.0.0.1:1,10.0.0.2:1",)),
+        ("ipv6:[::1]:1,[::2]:1", ("ipv6:[::1]:1,[::2]:1",)),
+    ],
+)
+def test_targets_are_split_at_commas(target, targets):
+    """A list names one server after another; gRPC's own lists of addresses stay whole."""
+    assert split_targets(target) == targets
+
+
+@pytest.mark.parametrize("target", ["", "a:1,", ",a:1", "a:1,,b:2"])
+def test_an_empty_target_is_refused(target):
+    """A list with nothing between its commas names no server."""
+    with pytest.raises(InvalidArgument, match="target"):
+        split_targets(target)
 
 
 def test_the_channel_follows_the_settings():
@@ -71,4 +88,6 @@ def test_the_channel_follows_the_settings():
     assert options["grpc.max_receive_message_length"] == 1 << 16
     assert options["grpc.initial_reconnect_backoff_ms"] == 200
     assert options["grpc.max_reconnect_backoff_ms"] == 3_000
+    assert options["grpc.dns_min_time_between_resolutions_ms"] == 3_000
+    assert "grpc.service_config" not in options  # gRPC repeats nothing behind the library's back
     assert options["grpc.ssl_target_name_override"] == "inside"

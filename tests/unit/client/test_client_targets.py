@@ -1,0 +1,173 @@
+"""Several servers over one store: the client moves on when the one that it uses goes."""
+
+import asyncio
+
+import pytest
+import streamcell
+from fake_store import FakeStore
+from fake_streamcell import FakeServer, broken, draining, expected, once
+
+ROWS = [[float(value)] for value in range(1, 21)]
+
+
+@pytest.fixture
+async def servers():
+    """Two fake servers over one store."""
+    store = FakeStore(lag_steps=3)
+    pair = FakeServer(store), FakeServer(store)
+    for server in pair:
+        await server.start()
+    yield pair
+    for server in pair:
+        await server.stop()
+
+
+@pytest.fixture
+async def client(connect, servers):
+    """A client of both."""
+    async with connect(target=",".join(server.target for server in servers)) as both:
+        yield both
+
+
+def at_once(server, index, act):
+    """Lets a server act when a step comes by, once."""
+
+    async def hook(request):
+        if request.step_index == index:
+            server.before = once()
+            await act()
+
+    server.before = hook
+
+
+async def drain(server):
+    """Drains it."""
+    server.drain()
+
+
+async def stop(server):
+    """Ends its process."""
+    await server.stop()
+
+
+@pytest.mark.parametrize("leave", [drain, stop])
+async def test_a_stream_goes_on_at_the_next_target(client, servers, leave):
+    """A server that drains or dies is left; the next takes the session over and gets what it lacks."""
+    first, second = servers
+    left = asyncio.Event()
+
+    async def act():
+        task = asyncio.create_task(leave(first))
+        task.add_done_callback(lambda done: left.set())
+        await left.wait()
+
+    at_once(first, 10, act)
+    async with client.session(session_id="mine") as session:
+        got = [reply.y[0] async for reply in session.stream(ROWS)]
+        assert got == expected(ROWS)
+        assert [x for x, _, _ in second.sessions["mine"].applied] == ROWS
+
+
+async def test_a_draining_server_that_answers_is_not_asked_again(client, servers):
+    """It says once that it goes; what follows is the next one's."""
+    first, second = servers
+    async with client.session(session_id="mine") as session:
+        await session.step([1.0])
+        num_calls = len(first.calls)
+        first.drain()
+        for _ in range(5):
+            await session.step([1.0])
+        assert len(first.calls) == num_calls + 1
+        assert len(second.named("Step")) == 5
+
+
+async def test_the_first_target_that_is_there_is_used(connect, servers):
+    """A session is opened, and models are listed, at the next one while the first is down."""
+    first, second = servers
+    await first.stop()
+    target = f"{first.target},{second.target}"
+    async with connect(target=target) as fresh:
+        assert len(await fresh.models()) == 1
+    async with connect(target=target) as fresh, fresh.session() as session:
+        assert (await session.step([1.0])).step_index == 0
+
+
+async def test_targets_have_turns_until_one_is_there(client, servers, fake_time):
+    """After the last comes the first again, which may be back by then."""
+    first, second = servers
+    async with client.session(session_id="mine") as session:
+        await session.step([1.0])
+        await first.stop()
+        await second.stop()
+
+        async def restart():
+            fake_time.on_sleep = None
+            first.crash()
+            await first.start()
+
+        fake_time.on_sleep = restart
+        assert (await session.step([2.0])).y == (2.5, 1.0)
+
+
+async def test_no_target_there_is_connection_lost(client, servers):
+    """When the policy ends the error is the last attempt's."""
+    async with client.session(session_id="mine") as session:
+        for server in servers:
+            await server.stop()
+        with pytest.raises(streamcell.ConnectionLost):
+            await session.step([1.0])
+
+
+async def test_sessions_that_lose_their_server_at_once_move_once(client, servers):
+    """All go on at the next target; none of them leaves it again on account of the others."""
+    first, second = servers
+    sessions = [await client.session(session_id=f"s{number}").__aenter__() for number in range(6)]
+    await asyncio.gather(*(session.step([1.0]) for session in sessions))
+    num_calls = len(first.calls)
+    first.drain()
+    replies = await asyncio.gather(*(session.step([1.0]) for session in sessions))
+    assert [reply.y for reply in replies] == [(1.5, 1.0)] * 6
+    assert len(first.calls) - num_calls <= 6
+    assert len(second.sessions) == 6
+
+
+async def test_a_lost_reply_moves_to_the_next_target(client, servers):
+    """Which server lost it is not known to be well; the step is applied once all the same."""
+    first, second = servers
+    async with client.session(session_id="mine") as session:
+        await session.step([1.0])
+        first.after = once(broken())
+        assert (await session.step([1.0])).y == (1.5, 1.0)
+        assert len(second.named("Step")) == 1
+        assert len(second.sessions["mine"].applied) == 2
+
+
+async def test_a_single_target_that_drains_is_left_for_a_fresh_connection(connect, server):
+    """The connection to it would lead to the same server for ever; a new one to its successor."""
+    async with connect() as client, client.session(session_id="mine") as session:
+        await session.step([1.0])
+        server.before_call["Step"] = once(draining())
+        await session.step([1.0])
+    peers = dict(zip(server.peers, (method for method, _ in server.calls), strict=True))
+    assert len(peers) == 2
+
+
+async def test_calls_under_way_on_a_server_that_is_left_are_finished(client, servers):
+    """Its channel stays until the last of them has its reply."""
+    first, second = servers
+    arrived, release = asyncio.Event(), asyncio.Event()
+
+    async def hold(request):
+        arrived.set()
+        await release.wait()
+
+    async with client.session(session_id="slow") as slow, client.session(session_id="other") as other:
+        first.before_call["Step"] = hold
+        task = asyncio.create_task(slow.step([1.0]))
+        await arrived.wait()
+        first.before_call["Step"] = once(draining())
+        await other.step([1.0])
+        assert len(second.named("Step")) == 1
+        release.set()
+        assert (await task).y == (1.0, 0.0)
+        assert len(second.named("Step")) == 1
