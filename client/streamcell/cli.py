@@ -106,7 +106,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_server_options(parser: argparse.ArgumentParser) -> None:
     target = os.environ.get("STREAMCELL_TARGET") or "localhost:50051"
     parser.add_argument(
-        "--target", metavar="HOST:PORT", default=target, help=f"the server, or STREAMCELL_TARGET ({target})"
+        "--target",
+        metavar="HOST:PORT",
+        default=target,
+        help=f"the server, or several with commas between, or STREAMCELL_TARGET ({target})",
     )
     parser.add_argument("--tls", action="store_true", help="encrypt; trust the system's authorities")
     parser.add_argument("--ca", metavar="FILE", help="encrypt; trust the authorities in this PEM file")
