@@ -23,7 +23,8 @@ RUN pip install --no-deps --no-build-isolation ./client .
 FROM python:3.11-slim-bookworm
 LABEL org.opencontainers.image.title="Streamcell" \
       org.opencontainers.image.description="Serves predictions of recurrent models over live gRPC streams"
-RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin streamcell
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin streamcell \
+    && install -d -o streamcell /data
 COPY --from=build /opt/streamcell /opt/streamcell
 COPY model/artifacts /models
 COPY deploy/healthcheck.py /opt/streamcell/healthcheck.py
@@ -31,7 +32,9 @@ ENV PATH="/opt/streamcell/bin:$PATH" \
     PYTHONUNBUFFERED=1 \
     STREAMCELL_LISTEN=0.0.0.0:50051 \
     STREAMCELL_METRICS_LISTEN=0.0.0.0:9090 \
-    STREAMCELL_MODELS=/models
+    STREAMCELL_MODELS=/models \
+    STREAMCELL_STORE=sqlite:/data/sessions.db
+VOLUME /data
 WORKDIR /tmp
 USER 10001
 EXPOSE 50051 9090

@@ -55,7 +55,7 @@ demo: $(VENV)/.runtime ## Streams a series through a server and shows the predic
 
 .PHONY: serve
 serve: $(VENV)/.runtime ## Serves the models of model/artifacts until stopped; ARGS='--listen 0.0.0.0:50051 ...'
-	@exec $(BIN)/python -m service $(ARGS)
+	@exec $(BIN)/python -m service --store sqlite:sessions.db $(ARGS)
 
 # -- Working on it -----------------------------------------------------------------------------------
 

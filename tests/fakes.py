@@ -298,10 +298,16 @@ class Served:
     Args:
         store: where sessions are kept; `write_behind.start` then begins.
         clock: monotonic nanoseconds; held unless told otherwise.
+        runner: that of the only model, made before.
     """
 
     def __init__(
-        self, *models: Artifact, store: Store | None = None, clock: Any = None, **changes: Any
+        self,
+        *models: Artifact,
+        store: Store | None = None,
+        clock: Any = None,
+        runner: Runner | None = None,
+        **changes: Any,
     ) -> None:
         self.settings = settings(**changes)
         self.clock = clock or HeldClock()
@@ -309,7 +315,7 @@ class Served:
         loop = asyncio.get_running_loop()
         self.engines = [
             Engine(
-                Runner(model, self.settings.max_resident_sessions),
+                runner or Runner(model, self.settings.max_resident_sessions),
                 self.settings,
                 self.metrics.of_model(model.name, model.version),
                 loop,

@@ -1,0 +1,210 @@
+"""Two servers over one store, with crashes, a store that comes and goes, jumping clocks: never a wrong bit.
+
+The input of step i of a session is always the same, so whatever a server answers to step i must have the bits
+of the session computed alone. A client that gives no index believes its own count, on whichever server: no
+answer may contradict it. What was said to be stored is there for whoever takes the session over.
+"""
+
+import asyncio
+import functools
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from streamcell.v1 import streamcell_pb2 as pb
+
+from service.rpc import RefusedError
+from service.runner import Runner
+from tests import fakes
+from tests.fake_store import FakeStore
+from tests.fakes import Alone, Refusal, Served, bits
+
+X = np.random.default_rng(8).standard_normal((200, 2)).astype(np.float32)
+MAX_SESSIONS = 8
+NAMES = st.sampled_from("ab")
+SERVERS = st.integers(0, 1)
+# What a server may refuse while its store is gone, or of a session that another one has.
+EXPECTED = {"STORE_UNAVAILABLE", "SESSION_FENCED", "STEP_GAP", "STEP_FORGOTTEN", "SESSION_NOT_FOUND"}
+
+
+@functools.cache
+def model():
+    """The model, scripted once."""
+    return fakes.recurrence()
+
+
+@functools.cache
+def runners():
+    """One for each server and its successors; its states are as the one before left them, as memory is."""
+    return [Runner(model(), MAX_SESSIONS) for _ in range(2)]
+
+
+@functools.cache
+def replies():
+    """Every prediction of a session, computed alone."""
+    alone = Alone(model())
+    return [alone.step(row) for row in X]
+
+
+class Clock:
+    """Monotonic nanoseconds, moved on by hand: the loop's timers run by themselves."""
+
+    def __init__(self):
+        self.now_ns = 1
+
+    def __call__(self):
+        """Tells the time, a little later each time."""
+        self.now_ns += 1_000
+        return self.now_ns
+
+
+class Replicas(RuleBasedStateMachine):
+    """Two servers, and what their clients were told."""
+
+    @initialize()
+    def begin(self):
+        """Starts both."""
+        self.loop = asyncio.Runner()
+        self.rows = {}
+        self.clock = Clock()
+        self.servers = [self.run(self.start(runner)) for runner in runners()]
+        self.counts = {}  # by session: how many steps its client was answered
+        self.stored = {}  # by session: how many steps were said to be stored
+        self.alive = set()
+
+    def run(self, awaitable):
+        """Runs a coroutine to its end, bounded."""
+        return self.loop.run(asyncio.wait_for(awaitable, 30))
+
+    async def start(self, runner):
+        """Returns a server over the rows; it writes when it is told to."""
+        store = FakeStore(self.rows)
+        served = Served(
+            model(),
+            runner=runner,
+            store=store,
+            clock=self.clock,
+            checkpoint_interval_seconds=1000,
+            session_ttl_seconds=0,
+            max_resident_sessions=MAX_SESSIONS,
+        )
+        served.store = store
+        await served.write_behind.start()
+        return served
+
+    def ask(self, number, name, request):
+        """Returns an answer, or a refusal that may be expected."""
+        try:
+            return self.run(self.servers[number].ask(name, request))
+        except RefusedError as error:
+            refusal = Refusal.of(error.status)
+            assert refusal.reason in EXPECTED, refusal
+            return refusal
+
+    @rule(number=SERVERS, name=NAMES)
+    def open(self, number, name):
+        """Opens a session, or takes it up where it stands: at or after what was stored."""
+        found = self.ask(number, "OpenSession", pb.OpenSessionRequest(session_id=name))
+        if isinstance(found, Refusal):
+            assert found.reason == "STORE_UNAVAILABLE"
+            return
+        stands = found.session.next_step_index
+        assert stands >= self.stored.get(name, 0)
+        assert found.created == (name not in self.alive)
+        self.alive.add(name)
+        self.counts[name] = stands
+
+    @rule(number=SERVERS, name=NAMES, back=st.integers(0, 2))
+    def step_with_index(self, number, name, back):
+        """Sends the next step as the client has it, or one before it again."""
+        index = max(self.counts.get(name, 0) - back, 0)
+        found = self.ask(number, "Step", pb.StepRequest(session_id=name, x=X[index], step_index=index))
+        if not isinstance(found, Refusal):
+            self.alive.add(name)
+            self.check(number, name, index, found)
+        elif "expected_step_index" in found.metadata:  # it hears where the session stands
+            stands = int(found.metadata["expected_step_index"])
+            if not self.is_outdated(number, name):
+                assert stands >= self.stored.get(name, 0)
+                self.counts[name] = stands
+
+    @rule(number=SERVERS, name=NAMES)
+    def step_without_index(self, number, name):
+        """Sends the next input, sure of the count: the answer is of just that step, or an error.
+
+        Not to a server that was taken over from and has not written since: what that answers will not last.
+        """
+        if self.is_outdated(number, name):
+            return
+        index = self.counts.get(name, 0)
+        found = self.ask(number, "Step", pb.StepRequest(session_id=name, x=X[index]))
+        if not isinstance(found, Refusal):
+            self.check(number, name, index, found)
+
+    def is_outdated(self, number, name):
+        """Tells whether a server has a session in memory that is another's by now."""
+        engine, row = self.servers[number].engines[0], self.rows.get(f"\0{name}")
+        slot = engine.sessions.find(f"\0{name}")
+        if slot is None or row is None:
+            return False
+        owner = self.servers[number].store.owner
+        return (owner, engine.sessions.epoch[slot]) != (row.owner, row.epoch)
+
+    def check(self, number, name, index, reply):
+        """Compares an answer with the session alone; one of an outdated server does not count."""
+        assert reply.step_index == index
+        assert bits(reply.y) == replies()[index]
+        if self.is_outdated(number, name):
+            return
+        self.counts[name] = max(self.counts.get(name, 0), index + 1)
+        self.stored[name] = max(self.stored.get(name, 0), reply.num_durable_steps)
+
+    @rule(number=SERVERS)
+    def checkpoint(self, number):
+        """Has a server write what changed."""
+        write_behind = self.servers[number].write_behind
+        self.run(write_behind._write(everything=True))
+
+    @rule(number=SERVERS)
+    def crash(self, number):
+        """Ends a server as it is and begins another one in its place."""
+        self.run(self.servers[number].write_behind.abandon())
+        self.servers[number] = self.run(self.start(runners()[number]))
+
+    @rule(number=SERVERS)
+    def drain(self, number):
+        """Ends a server in order; what it had is stored, and is anybody's."""
+        self.run(self.servers[number].write_behind.stop())
+        self.servers[number] = self.run(self.start(runners()[number]))
+
+    @rule(number=SERVERS, is_gone=st.booleans())
+    def store_comes_and_goes(self, number, is_gone):
+        """Cuts a server off from the store, or lets it back."""
+        served = self.servers[number]
+        served.store.trouble = "cut off" if is_gone else ""
+        self.run(served.write_behind._probe() if not is_gone else served.write_behind._write(everything=True))
+
+    @rule(nanoseconds=st.sampled_from([10**6, 10**12, 10**17]))
+    def clock_jumps(self, nanoseconds):
+        """Moves time on, by up to three years."""
+        self.clock.now_ns += nanoseconds
+
+    @invariant()
+    def owned_once(self):
+        """At most one server holds the epoch that the store has."""
+        for key, row in getattr(self, "rows", {}).items():
+            has = [served.engines[0].sessions.find(key) is not None for served in self.servers]
+            owns = [has[number] and not self.is_outdated(number, key[1:]) for number in range(2)]
+            assert sum(owns) <= 1, row
+
+    def teardown(self):
+        """Ends both."""
+        if hasattr(self, "servers"):
+            for served in self.servers:
+                self.run(served.write_behind.abandon())
+            self.loop.close()
+
+
+Replicas.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestReplicas = Replicas.TestCase
