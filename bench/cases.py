@@ -5,7 +5,7 @@ A case and the one it is compared with stand side by side, so that a noisy momen
 
 import dataclasses
 
-from bench.servers import ECHO, ECHO_BATCH, ENVOY, ENVOY_ECHO, SERVERS, SERVICE, SMALL_QUEUE
+from bench.servers import ECHO, ECHO_BATCH, ENVOY, ENVOY_ECHO, SERVERS, SERVICE, SMALL_QUEUE, STORED
 
 NUM_INPUTS = 8
 HIDDEN_SIZE = 128
@@ -64,6 +64,7 @@ CASES = (
         "echo_batch_stream_64", "echo with SCHED_BATCH: stream, 64", "stream", 64,
         on=ECHO_BATCH, by=RAW, max_rounds=3,
     ),
+    Case("stored_stream_64", "with a store: steps on 64 streams", "stream", 64, on=STORED, by=RAW),
     Case("echo_stream_64", "empty echo: stream, 64", "stream", 64, on=ECHO, by=RAW),
     Case("stream_64", "steps on 64 streams", "stream", 64, by=RAW),
     Case("envoy_stream_64", "envoy: steps on 64 streams", "stream", 64, on=ENVOY, by=RAW),
@@ -106,6 +107,7 @@ CASES = (
     ),
     Case("frame_16", "frames of 16, 2 streams", "frame", 2, 16, max_rounds=3),
     Case("frame_1024", "frames of 1,024, 2 streams", "frame", 2, 1024),
+    Case("stored_frame_256", "with a store: frames of 256, 2 streams", "frame", 2, 256, on=STORED),
     Case("envoy_frame_256", "envoy: frames of 256, 2 streams", "frame", 2, 256, on=ENVOY),
     Case("frame_256", "frames of 256, 2 streams", "frame", 2, 256),
     # Many streams, because what a server does not read yet is held back by flow control and not offered.
@@ -140,9 +142,19 @@ _OF_ECHO = (
 _OF_ENVOY = ("envoy_stream_64", "envoy_stream_256", "envoy_half_256", "envoy_unary_64", "envoy_frame_256")
 _OF_SINGLES = ("stream_1", "stream_8", "stream_64", "stream_256", "unary_64")
 _OF_MANY = ("frame_16", "frame_256", "frame_1024", "prime_10000", "forecast_48")
+_OF_STORE = ("stored_stream_64", "stored_frame_256")
 _OF_TROUBLE = ("half_64", "half_256", "open_2000", "idle_4", "primed_4", "overload")
 _OF_CELL = (*(f"cell_{batch}" for batch in CELL_BATCHES), f"step_{_LARGEST}", f"sgemm_{_LARGEST}")
-GROUPS = (_OF_ECHO, _OF_CELL, (*ENGINE_LABELS, RESIDENT), _OF_SINGLES, _OF_ENVOY, _OF_MANY, _OF_TROUBLE)
+GROUPS = (
+    _OF_ECHO,
+    _OF_CELL,
+    (*ENGINE_LABELS, RESIDENT),
+    _OF_SINGLES,
+    _OF_ENVOY,
+    _OF_MANY,
+    _OF_STORE,
+    _OF_TROUBLE,
+)
 
 
 def labels() -> dict[str, str]:

@@ -11,6 +11,7 @@ from service.fronts import envoy_process
 
 SERVICE, SMALL_QUEUE, ECHO, ECHO_BATCH = "service", "small queue", "echo", "echo, batch"
 ENVOY, ENVOY_ECHO = "envoy", "envoy echo"
+STORED = "stored"
 SMALL_QUEUE_STEPS = 8192  # of the server that is overloaded: it is then full within a tenth of a second
 _FREE = ("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
 _SERVED = ("--device", "cpu", "--models", "{folder}/models", *_FREE)
@@ -31,6 +32,7 @@ class Kind:
 
 SERVERS = {
     SERVICE: Kind("service", (*_SERVED, "--front", "grpcio")),
+    STORED: Kind("service", (*_SERVED, "--front", "grpcio", "--store", "sqlite:{folder}/sessions.db")),
     ECHO: Kind("bench.echo"),
     ECHO_BATCH: Kind("bench.echo", ("--batch",)),
     SMALL_QUEUE: Kind(

@@ -194,6 +194,18 @@ TARGETS = (
         at_least=True,
     ),
     Target(
+        "stored_to_plain",
+        "with a store, 64 streams: CPU a step / without",
+        Ratio(_CPU, "stored_stream_64", "stream_64"),
+        1.1,
+    ),
+    Target(
+        "stored_frame_to_plain",
+        "with a store, frames of 256: CPU a step / without",
+        Ratio(_CPU, "stored_frame_256", "frame_256"),
+        1.2,
+    ),
+    Target(
         "envoy_64_to_triton",
         "envoy 64 streams: steps per core s / Triton's [1]",
         Value("steps_per_core_second", "envoy_stream_64", 1 / _TRITON_STEPS_PER_SECOND),

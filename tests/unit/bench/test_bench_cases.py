@@ -75,6 +75,8 @@ def test_cases_that_are_compared_stand_side_by_side():
         ("half_256", "envoy_half_256"), ("envoy_frame_256", "frame_256"),
     ]  # fmt: skip
     assert all(names.index(after) - names.index(before) == 1 for before, after in pairs)
+    near = [("stored_stream_64", "stream_64"), ("stored_frame_256", "frame_256")]
+    assert all(names.index(after) - names.index(before) == 2 for before, after in near)
     assert CELL_AFTER == "frame_256"
 
 
