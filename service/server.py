@@ -32,6 +32,7 @@ from service.store.urls import store_of
 from service.write_behind import WriteBehind
 
 _SWEEP_SECONDS = 1.0
+_WRITE_SHARE = 0.25  # of the time for a drain: kept for the sessions to be written
 
 
 class Front(Protocol):
@@ -123,12 +124,14 @@ class Server:
         self._health.set_all(is_serving=False)
         self.catalog.is_draining = True
         self._router.drain()
-        started = time.monotonic()
+        started, seconds = time.monotonic(), self._settings.drain_timeout_seconds
+        # Calls that do not end must leave time to write their sessions.
+        grace = seconds if self._write_behind is None else seconds * (1 - _WRITE_SHARE)
         # stop returns when all calls have ended by themselves, or cancels them when the time is over.
-        await self.front.stop(self._settings.drain_timeout_seconds)
-        is_clean = time.monotonic() - started < self._settings.drain_timeout_seconds
+        await self.front.stop(grace)
+        is_clean = time.monotonic() - started < grace
         if self._write_behind is not None:
-            is_clean &= await self._write_behind.stop()
+            is_clean &= await self._write_behind.stop(started + seconds - time.monotonic())
         await self._close()
         return is_clean
 

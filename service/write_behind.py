@@ -22,6 +22,8 @@ _MAX_WRITES = 1024  # rows in one write, between which claims get in
 _MAX_CLAIMS = 512
 _PROBE_SECONDS = 0.5  # how often a store that is gone is looked for
 _SWEEP_ROWS = 1000
+_STOP_SECONDS = 10.0
+_LEAST_STOP_SECONDS = 0.5  # for the last write, however little time is left
 
 
 class WriteBehind:
@@ -67,12 +69,19 @@ class WriteBehind:
         self._metrics.is_up.set(1)
         self._task = asyncio.create_task(self._run())
 
-    async def stop(self) -> bool:
-        """Writes all sessions and leaves them to whoever claims them; tells whether that could be done."""
+    async def stop(self, seconds: float = _STOP_SECONDS) -> bool:
+        """Writes all sessions and leaves them to whoever claims them; tells whether there was time for it."""
         await self._end_task()
         for engine in self._engines():
             engine.sessions.is_changed[engine.sessions.all_slots()] = True
-        is_written = await self._write(everything=True, kind=Kind.RELEASE)
+        is_written = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(seconds, _LEAST_STOP_SECONDS)):
+                is_written = await self._write(everything=True, kind=Kind.RELEASE)
+        if not is_written:
+            log.warning(
+                "sessions_not_stored", num_sessions=self.changes.num_changed, why=self._trouble or "no time"
+            )
         await self._store.close()
         return is_written
 
