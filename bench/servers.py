@@ -6,9 +6,6 @@ Knows how each is started, not what is measured on it.
 import dataclasses
 import pathlib
 
-from service.errors import ConfigError
-from service.fronts import envoy_process
-
 SERVICE, SMALL_QUEUE, ECHO, ECHO_BATCH = "service", "small queue", "echo", "echo, batch"
 ENVOY, ENVOY_ECHO = "envoy", "envoy echo"
 STORED = "stored"
@@ -41,12 +38,3 @@ SERVERS = {
     ENVOY: Kind("service", (*_SERVED, "--front", "envoy"), needs_envoy=True),
     ENVOY_ECHO: Kind("bench.envoy_echo", needs_envoy=True),
 }
-
-
-def why_no_envoy() -> str:
-    """Returns why Envoy's front cannot be had here; "" where it can."""
-    try:
-        envoy_process.environment()
-    except ConfigError as error:
-        return str(error).removeprefix("--front: ")
-    return ""

@@ -1,6 +1,7 @@
 """The command `python -m service`: settings in, a server until a signal, an exit status out."""
 
 import asyncio
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Coroutine
@@ -11,13 +12,14 @@ import uvloop
 from service import config, log, process
 from service.config import Config
 from service.errors import ConfigError
+from service.fronts import envoy_process
 
 
 def main() -> int:
     """Runs the server and returns the exit status; 2 when a setting is wrong."""
     log.set_up()
     try:
-        settings = config.from_command(sys.argv[1:], os.environ)
+        settings = _with_front(config.from_command(sys.argv[1:], os.environ))
         if settings.cpu_scheduling == "batch":
             process.schedule_in_batches()
         run = _run_of(settings)
@@ -26,6 +28,13 @@ def main() -> int:
     except ConfigError as error:
         print(f"streamcell: {error}", file=sys.stderr)
         return 2
+
+
+def _with_front(settings: Config) -> Config:
+    """Returns the settings with a front that is named; which one `auto` is, is decided in docs/adr/0009."""
+    if settings.front != "auto":
+        return settings
+    return dataclasses.replace(settings, front="grpcio" if envoy_process.why_not() else "envoy")
 
 
 def _run_of(settings: Config) -> Callable[[Config], Coroutine[Any, Any, int]]:

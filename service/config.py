@@ -76,7 +76,9 @@ class Config:
         "auto", "where the models run; auto takes CUDA when it is there", ("auto", "cpu", "cuda")
     )
     workers: int = _flag(1, "server processes on the port, which share the sessions")
-    front: str = _flag("grpcio", "the server technology", ("grpcio", "envoy"))
+    front: str = _flag(
+        "auto", "the server technology; auto takes envoy where it can be had", ("auto", "grpcio", "envoy")
+    )
     threads: int = _flag(1, "CPU threads of one cell call; from 3 on a prediction's last bits may change")
     cpu_scheduling: str = _flag(
         "batch",

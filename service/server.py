@@ -262,7 +262,7 @@ async def run(settings: Config) -> int:
     # Stage 1: load, listen, be ready.
     server = Server(settings)
     await server.start()
-    log.info("serving", listen=str(server.listen), metrics=str(server.metrics_listen))
+    log.info("serving", listen=str(server.listen), metrics=str(server.metrics_listen), front="grpcio")
     # Stage 2: serve, until told to stop.
     first = await signals.get()
     log.info("draining", signal=first.name, timeout_seconds=settings.drain_timeout_seconds)

