@@ -144,6 +144,12 @@ class Changes:
         for told in refused.told:
             self.wait(refused.engine, refused.slot, told)
 
+    def put_back(self, refused: Refused, error: StreamcellError) -> None:
+        """Has a session written another time; those who wait are told."""
+        if refused.engine.sessions.generation[refused.slot] == refused.generation:
+            refused.engine.sessions.is_changed[refused.slot] = True
+        _tell(refused.told, error)
+
     def lose(self, refused: Refused) -> None:
         """Drops a session that another server has taken over."""
         if refused.engine.sessions.generation[refused.slot] == refused.generation:

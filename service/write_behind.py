@@ -56,6 +56,8 @@ class WriteBehind:
         self._claims: list[tuple[Claim, asyncio.Future[Claimed]]] = []
         self._wake = asyncio.Event()
         self._trouble = ""
+        self._incarnation = ""
+        self._has_lost = False  # the store runs anew, and not everything is written again yet
         self._stored_ns = self._began_ns  # all changes before this instant are in the store
         self._task: asyncio.Task[None] | None = None
 
@@ -66,6 +68,7 @@ class WriteBehind:
             ConfigError: the store cannot be used.
         """
         await self._store.open()
+        self._incarnation = await self._store.incarnation()
         self._metrics.is_up.set(1)
         self._task = asyncio.create_task(self._run())
 
@@ -130,10 +133,11 @@ class WriteBehind:
             await self._serve_claims()
             now = self._clock()
             is_due = now >= due_ns or self.changes.num_changed >= self._max_changed
-            if await self._write(everything=is_due) and is_due:
-                self._stored_ns = now
             if is_due:
                 await self._sweep()
+            if await self._write(everything=is_due) and is_due:
+                self._stored_ns, self._has_lost = now, False
+            if is_due:
                 due_ns = self._clock() + self._interval_ns
             self._measure()
             if self._trouble:
@@ -169,38 +173,54 @@ class WriteBehind:
         self._metrics.write_seconds.observe((self._clock() - started) * 1e-9)
         self._metrics.rows_written.inc(len(checkpoint.writes))
         refused = self.changes.settle(checkpoint, accepted)
-        return not refused or await self._contest(refused)
+        return not refused or await self._settle(refused)
 
-    async def _contest(self, refused: list[Refused]) -> bool:
-        """Finds out whose the sessions are that may not be written; tells whether it could.
+    # -- A store that lost something ---------------------------------------------------------------
 
-        Another server's, that has taken them over, are dropped. Rows that are gone, or older than what this
-        server had of them, show that the store has lost something: they are this server's as before.
+    async def _settle(self, refused: list[Refused]) -> bool:
+        """Deals with sessions that may not be written; tells whether it could.
+
+        Another server has taken them over, unless the store runs anew and may have lost their rows.
         """
         try:
-            found = await self._store.claim([_claim_of(each) for each in refused])
-            older = [
-                each
-                for each, claimed in zip(refused, found, strict=True)
-                if claimed.standing is Standing.HELD and claimed.epoch < each.epoch
-            ]
-            taken = await self._store.claim([_claim_of(each, may_take_over=True) for each in older])
+            await self._notice_loss()
+            claimed = await self._reclaim(refused) if self._has_lost else [None] * len(refused)
         except StoreError as error:
             self._lose(error)
             for each in refused:
-                self.changes.regain(each, each.epoch)  # to be refused again, and then decided
+                self.changes.put_back(each, errors.store_unavailable(self._trouble))
             return False
-        outcomes = dict(zip(map(id, refused), found, strict=True)) | dict(
-            zip(map(id, older), taken, strict=True)
-        )
-        for each in refused:
-            claimed = outcomes[id(each)]
-            is_newer_elsewhere = claimed.standing is Standing.TAKEN and claimed.epoch - 1 > each.epoch
-            if claimed.standing in (Standing.CREATED, Standing.TAKEN) and not is_newer_elsewhere:
-                self.changes.regain(each, claimed.epoch)
-            else:
+        for each, claim in zip(refused, claimed, strict=True):
+            if claim is None:
                 self.changes.lose(each)
+            else:
+                self.changes.regain(each, claim.epoch)
         return True
+
+    async def _notice_loss(self) -> None:
+        """Has every session written again where the store runs anew, as it may have lost some."""
+        found = await self._store.incarnation()
+        if found == self._incarnation:
+            return
+        log.warning("store_restarted", effect="every session in memory is written again")
+        self._incarnation, self._has_lost = found, True
+        for engine in self._engines():
+            engine.sessions.is_changed[engine.sessions.all_slots()] = True
+
+    async def _reclaim(self, refused: list[Refused]) -> list[Claimed | None]:
+        """Claims rows that the store may have lost; None for those that are newer than what this server has.
+
+        A row that is gone is made anew. One at an older epoch than this server had is from before.
+        """
+        found = await self._store.claim([_claim_of(each) for each in refused])
+        outcomes: list[Claimed | None] = []
+        for each, claimed in zip(refused, found, strict=True):
+            if claimed.standing is Standing.HELD and claimed.epoch < each.epoch:
+                (claimed,) = await self._store.claim([_claim_of(each, may_take_over=True)])
+            is_newer = claimed.standing is Standing.TAKEN and claimed.epoch - 1 > each.epoch
+            is_ours = claimed.standing in (Standing.CREATED, Standing.TAKEN) and not is_newer
+            outcomes.append(claimed if is_ours else None)
+        return outcomes
 
     async def _serve_claims(self) -> None:
         while self._claims:
@@ -227,13 +247,19 @@ class WriteBehind:
         self._claims = []
 
     async def _sweep(self) -> None:
-        """Has used sessions written before they seem idle, and removes the rows of those that are.
+        """Looks after the store: a loss; sessions that are used and seem idle; rows of those that are.
 
         Nothing is removed before this server has run for as long as a session may be idle: a clock that was
         set while it was down, or a long outage, takes nobody's session before they could come back.
         """
-        if not self._ttl_seconds or self._trouble:
+        if self._trouble:
             return
+        with contextlib.suppress(StoreError):  # the next write tells of it
+            await self._notice_loss()
+        if self._ttl_seconds:
+            await self._expire()
+
+    async def _expire(self) -> None:
         now, ttl_ns = self._clock(), round(self._ttl_seconds * 1e9)
         for engine in self._engines():
             slots = engine.sessions.all_slots()

@@ -21,12 +21,14 @@ class FakeStore:
     """One server's store, over rows that others have as well.
 
     `trouble` is raised while it says something; while `is_held`, writes wait. `num_writes` counts the calls.
+    Who takes rows away changes `run` as well.
     """
 
     def __init__(self, rows: dict[str, Row] | None = None) -> None:
         self.rows: dict[str, Row] = {} if rows is None else rows
         self.owner = new_owner()
         self.trouble = ""
+        self.run = "first"
         self.num_writes = 0
         self._go = asyncio.Event()
         self._go.set()
@@ -88,6 +90,11 @@ class FakeStore:
         for key in gone:
             del self.rows[key]
         return gone
+
+    async def incarnation(self) -> str:
+        """Names the run, which a test may change."""
+        await self.check()
+        return self.run
 
     async def check(self) -> None:
         """Fails while there is trouble."""

@@ -114,6 +114,9 @@ class Store(Protocol):
         Returns their keys.
         """
 
+    async def incarnation(self) -> str:
+        """Names the run of the database: one with another name may have lost what this one was told."""
+
     async def check(self) -> None:
         """Tells, by an exception, that the store cannot be written now."""
 

@@ -118,6 +118,11 @@ class RedisStore:
                 expired += await self._expire([*rows, _USED], [repr(before)])
         return [row.decode().removeprefix(_ROW) for row in expired]
 
+    async def incarnation(self) -> str:
+        """Returns the server's run_id: another run, or another server, goes on from what was on a disk."""
+        with self._explaining():
+            return str((await self._redis.info("server"))["run_id"])
+
     async def check(self) -> None:
         """Sets the mark of the format's version, which the server refuses just as it refuses rows."""
         with self._explaining():

@@ -89,6 +89,10 @@ class SqliteStore:
         """Deletes rows not used since `before`, in one transaction."""
         return await self._transaction(lambda database: sqlite_rows.expire(database, before, limit))
 
+    async def incarnation(self) -> str:
+        """Returns always the same: what is committed to the file stays in it."""
+        return ""
+
     async def check(self) -> None:
         """Writes something, and takes it back."""
         await self._on_thread(self._probe)

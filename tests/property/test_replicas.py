@@ -110,12 +110,13 @@ class Replicas(RuleBasedStateMachine):
             assert found.reason == "STORE_UNAVAILABLE"
             return
         stands = found.session.next_step_index
-        assert stands >= self.stored.get(name, 0)
+        # A server that is cut off can but say where the session stands in its memory.
+        assert stands >= self.stored.get(name, 0) or self.servers[number].store.trouble
         assert found.created == (name not in self.alive)
         self.alive.add(name)
         self.counts[name] = stands
 
-    @rule(number=SERVERS, name=NAMES, back=st.integers(0, 2))
+    @rule(number=SERVERS, name=NAMES, back=st.integers(0, 1))
     def step_with_index(self, number, name, back):
         """Sends the next step as the client has it, or one before it again."""
         index = max(self.counts.get(name, 0) - back, 0)

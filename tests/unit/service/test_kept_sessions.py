@@ -267,6 +267,7 @@ async def test_what_the_store_loses_its_server_has(serve, loss):
     await served.ask("Step", step(row=0))
     await stored(served, num_steps=1)
     alone.step(X[0])
+    served.store.run = old.store.run = "second"
     if loss == "all":
         served.store.rows.clear()
     else:
@@ -434,3 +435,27 @@ async def test_who_opens_a_session_hears_where_it_stands_not_where_it_stood(serv
     assert (await stand(first)).next_step_index == 1
     first.store.trouble = "gone"
     assert (await stand(first)).next_step_index == 1
+
+
+async def test_a_session_closed_elsewhere_is_not_brought_back(serve):
+    """A row that is gone, while the store has lost nothing, was closed by who took the session over."""
+    first, second = await serve(checkpoint_interval_seconds=3600), await serve()
+    await first.open("s")
+    await first.ask("Step", step())
+    await stand(second)
+    await second.ask("CloseSession", pb.CloseSessionRequest(session_id="s"))
+    await until(lambda: not second.store.rows)
+    opened = await first.ask("OpenSession", pb.OpenSessionRequest(session_id="s"))
+    assert (opened.created, opened.session.next_step_index) == (True, 0)
+
+
+async def test_a_store_that_runs_anew_is_told_all_that_is_in_memory(serve):
+    """Also of sessions that rest: what was said to be stored is so again."""
+    served = await serve()
+    await served.open("s")
+    await served.ask("Step", step())
+    await stored(served, num_steps=1)
+    served.store.rows.clear()
+    served.store.run = "second"
+    await until(lambda: "\0s" in served.store.rows)
+    assert snapshot.decode(served.store.rows["\0s"].record).standing.next_step[0] == 1
