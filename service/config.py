@@ -7,6 +7,7 @@ the flag wins. This module does not know what the settings do.
 import argparse
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -42,9 +43,11 @@ class Address(NamedTuple):
         return cls(bare, int(port))
 
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/,*?#@]+")
 _LEAST = {
     "session_ttl_seconds": 0,
     "drain_timeout_seconds": 0,
+    "max_metadata_bytes": 1024,
     "max_hold_seconds": 0,
     "checkpoint_interval_seconds": 0.01,
 }
@@ -98,11 +101,16 @@ class Config:
     )
     max_message_steps: int = _flag(65_536, "steps in one message")
     max_message_bytes: int = _flag(4 << 20, "bytes in one message")
+    max_metadata_bytes: int = _flag(16 << 10, "bytes in the headers of one request")
     max_horizon_steps: int = _flag(1000, "steps ahead in one forecast")
     max_stream_sessions: int = _flag(100_000, "sessions that one stream may bind to numbers")
     max_stream_messages: int = _flag(256, "messages of one stream unanswered before it is read no further")
     drain_timeout_seconds: float = _flag(20.0, "seconds for steps in flight after SIGTERM")
     reflection: bool = _flag(True, "offer server reflection, for grpcurl and its like")
+    channelz: bool = _flag(False, "offer channelz, which tells of connections and calls; on the grpcio front")
+    cors_origins: str = _flag(
+        "", "origins whose pages may call from a browser, by commas, or *; on the envoy front"
+    )
     tls_cert: str = _flag("", "PEM file of the server's certificate chain; with --tls-key")
     tls_key: str = _flag("", "PEM file of the server's private key")
     tls_client_ca: str = _flag("", "PEM file of the authority that clients' certificates must come from")
@@ -117,6 +125,21 @@ class Config:
             raise _wrong("tls_cert", "goes with --tls-key")
         if self.tls_client_ca and not self.tls_cert:
             raise _wrong("tls_client_ca", "needs --tls-cert and --tls-key")
+        if self.channelz and self.front != "grpcio":
+            raise _wrong(
+                "channelz", "is of --front grpcio; Envoy tells of its connections in its own statistics"
+            )
+        self._check_origins()
+
+    def _check_origins(self) -> None:
+        origins = [each.strip() for each in self.cors_origins.split(",")] if self.cors_origins else []
+        if origins and self.front != "envoy":
+            raise _wrong("cors_origins", "needs --front envoy, which serves browsers")
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise _wrong(
+                    "cors_origins", f"{origin!r} is no origin, such as https://example.com, and not *"
+                )
 
     def _check_range(self, name: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):

@@ -59,6 +59,7 @@ class Reason(enum.StrEnum):
     NOT_IMPLEMENTED = "NOT_IMPLEMENTED"
     INTERNAL = "INTERNAL"
     SERVICE_NOT_FOUND = "SERVICE_NOT_FOUND"  # of the health service, which has no table of its own
+    CHANNELZ_NOT_FOUND = "CHANNELZ_NOT_FOUND"  # of channelz, which has none either
 
 
 CODES: Mapping[Reason, Code] = {
@@ -83,6 +84,7 @@ CODES: Mapping[Reason, Code] = {
     Reason.NOT_IMPLEMENTED: Code.UNIMPLEMENTED,
     Reason.INTERNAL: Code.INTERNAL,
     Reason.SERVICE_NOT_FOUND: Code.NOT_FOUND,
+    Reason.CHANNELZ_NOT_FOUND: Code.NOT_FOUND,
 }
 
 

@@ -271,12 +271,20 @@ class Router:
             RefusedError: the call ends with an error.
         """
         try:
-            _check_size(raw, self._max_message_bytes)
+            self.check_size(raw)
             return await method.answer(raw, call)
         except StreamcellError as error:
-            raise self._refuse(method.path, error) from None
+            raise self.refuse(method.path, error) from None
         except Exception as exception:
-            raise self._refuse(method.path, faults.report(exception)) from None
+            raise self.refuse(method.path, faults.report(exception)) from None
+
+    def check_size(self, raw: bytes) -> None:
+        """Checks a request's size, in whatever form it came.
+
+        Raises:
+            StreamcellError: RESOURCE_EXHAUSTED, it is too large.
+        """
+        _check_size(raw, self._max_message_bytes)
 
     def open(self, method: Streaming, call: Call) -> Stream:
         """Begins a stream; the front must call `close` when the call is over."""
@@ -298,6 +306,7 @@ class Router:
             if stream.conversation is not None:
                 stream.conversation.stop(errors.draining())
 
-    def _refuse(self, path: str, error: StreamcellError) -> RefusedError:
+    def refuse(self, path: str, error: StreamcellError) -> RefusedError:
+        """Counts an error that ends a call, and returns that end."""
         self._count_error(path, error)
         return RefusedError(status_of(error))

@@ -7,7 +7,7 @@ import importlib.metadata
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 import torch
@@ -22,10 +22,10 @@ from service.fronts.grpcio import GrpcioFront
 from service.keeper import Keeper
 from service.metrics import Metrics
 from service.metrics_page import MetricsPage
-from service.rpc import Router
+from service.rpc import Router, Streaming, Unary
 from service.runner import Runner
+from service.servicers import channelz, reflection, streamcell
 from service.servicers import health as health_servicer
-from service.servicers import reflection, streamcell
 from service.staged import runner_for
 from service.store.base import Store
 from service.store.urls import store_of
@@ -71,7 +71,7 @@ class Server:
         methods = [
             *streamcell.StreamcellServicer(self.catalog, settings).methods(),
             *self._health.methods(),
-            *(reflection.methods([*services, health_servicer.SERVICE]) if settings.reflection else []),
+            *_tools(settings, [*services, health_servicer.SERVICE]),
         ]
         self._router = Router(
             methods,
@@ -163,6 +163,17 @@ class Server:
 
     def _count_error(self, method: str, error: StreamcellError) -> None:
         self._metrics.errors.labels(method, error.code.name, error.reason).inc()
+
+
+def _tools(settings: Config, services: list[str]) -> list[Unary[Any] | Streaming]:
+    """Returns the methods for those who look into a server; reflection tells of channelz too."""
+    methods: list[Unary[Any] | Streaming] = []
+    if settings.channelz:
+        methods += channelz.methods()
+        services = [*services, channelz.SERVICE]
+    if settings.reflection:
+        methods += reflection.methods(services)
+    return methods
 
 
 def _engines(settings: Config, metrics: Metrics) -> list[Engine]:

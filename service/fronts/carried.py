@@ -56,7 +56,7 @@ def end(send: Send, status: Status | None) -> None:
     send(_LAST_BODY)
 
 
-class _Presence:
+class Presence:
     """Whether a client that has sent all it had to is still there."""
 
     def __init__(self, receive: Receive, on_gone: Callable[[], None]) -> None:
@@ -65,6 +65,7 @@ class _Presence:
         self._is_asking = False
 
     def ask(self) -> None:
+        """Finds out."""
         if not self._is_asking:
             self._is_asking = True
             future_of(self._receive()).add_done_callback(self._told)
@@ -87,7 +88,7 @@ class CarriedCall:
         self._receive = receive
         self._send = send
         self._task = asyncio.current_task()
-        self._presence: _Presence | None = None
+        self._presence: Presence | None = None
         self._end_with: Status | None = None
 
     async def carry(self, call: Call) -> None:
@@ -97,7 +98,7 @@ class CarriedCall:
             raw = await self._request()
             if raw is None:
                 return
-            self._presence = _Presence(self._receive, self._cancel)
+            self._presence = Presence(self._receive, self._cancel)
             response = await self._router.answer(self._method, raw, call)
             send(_BEGINNING)
             send({"type": BODY, "body": wire.frame(response)})
@@ -154,7 +155,7 @@ class CarriedStream:
         self._is_handing_on = False
         self._is_reading = False
         self._is_half_closed = False
-        self._presence: _Presence | None = None  # once the client has sent all
+        self._presence: Presence | None = None  # once the client has sent all
         self._has_begun = False
         self._untaken: asyncio.Future[None] | None = None  # done when Envoy has taken what was sent last
         self._is_watched = False
@@ -236,7 +237,7 @@ class CarriedStream:
             self._arrived += self._deframer.feed(event["body"])
             if not event["more_body"]:
                 self._deframer.close()
-                self._presence = _Presence(self._receive, self._finish)
+                self._presence = Presence(self._receive, self._finish)
         except RefusedError as refused:
             self.break_off(refused.status)
             return

@@ -1,7 +1,7 @@
 """The fast front: an ASGI application within Envoy, which carries the bytes (docs/adr/0005).
 
-Owns which calls are under way and how they begin and end; each carries itself. Knows gRPC's wire, not what
-the methods do.
+Owns which calls are under way and how they begin and end; each carries itself. What is gRPC's goes by gRPC's
+wire, what is of another content type by the door for curl and browsers. Does not know what the methods do.
 """
 
 import asyncio
@@ -12,13 +12,21 @@ from service.config import Address, Config
 from service.errors import Code
 from service.fronts import wire
 from service.fronts.carried import BODY, START, Carried, CarriedCall, CarriedStream, Receive, Send, end
+from service.fronts.cors import Origins
 from service.fronts.wire import Deframer, Headers
 from service.rpc import Call, RefusedError, Router, Status, Unary, status_of
 
 # Messages somewhat over the bound still arrive, to be refused with their reason, as on the other front.
 _HARD_LIMIT_FACTOR = 4
+_HEADER_BYTES = 32  # what a header counts beside its name and value, as HTTP/2 has it
 _ASK_SECONDS = 0.05  # how often clients with nothing left to send are asked whether they are there
 _NOBODY = Call()
+_GRPC = (wire.CONTENT_TYPE, wire.CONTENT_TYPE + b"+proto")
+_SERVED = b"application/grpc, application/grpc-web, application/json, application/proto"
+_SERVING = (
+    b"this serves gRPC, gRPC-Web and Connect, by POST with one of these as content-type: " + _SERVED + b"\n"
+)
+_NO_METHOD = b'{"code": "unimplemented", "message": "no such method: the path is /package.Service/Method"}\n'
 
 Scope = dict[str, Any]
 
@@ -30,7 +38,13 @@ class EnvoyFront:
         self._router = router
         self._listen = settings.listen
         self._hard_limit = _HARD_LIMIT_FACTOR * settings.max_message_bytes
+        self._max_metadata_bytes = settings.max_metadata_bytes
         self._has_principals = bool(settings.tls_client_ca)
+        # Not at the top: the module is imported where this front is not installed, too.
+        from service.fronts.web import WebDoor
+
+        self._web = WebDoor(router, self._hard_limit)
+        self._origins = Origins(settings.cors_origins)
         self._calls: set[Carried] = set()
         self._is_stopping = False
         self._asking: asyncio.Task[None] | None = None
@@ -59,11 +73,16 @@ class EnvoyFront:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one HTTP request."""
         headers = dict(scope["headers"])
-        if (answer := _not_grpc(scope["method"], headers)) is not None:
+        content_type = headers.get(b"content-type", b"").split(b";")[0].strip()
+        if content_type not in _GRPC:
+            await self._serve_web(scope, headers, content_type.lower(), receive, send)
+            return
+        if (answer := _malformed(scope["method"], headers)) is not None:
             _answer_http(send, *answer)
             return
         try:
             seconds = wire.timeout_seconds(headers.get(b"grpc-timeout"))
+            self._check_metadata(headers)
             carried = self._begin(scope["path"], headers, receive, send)
         except RefusedError as refused:
             end(send, refused.status)
@@ -78,9 +97,45 @@ class EnvoyFront:
         finally:
             if timer is not None:
                 timer.cancel()
-            self._calls.discard(carried)
-            if not self._calls:
-                self._all_ended.set()
+            self._ended(carried)
+
+    async def _serve_web(
+        self, scope: Scope, headers: dict[bytes, bytes], content_type: bytes, receive: Receive, send: Send
+    ) -> None:
+        """Serves a request that is not gRPC's."""
+        if (allowed := self._origins.preflight(scope["method"], headers)) is not None:
+            _answer_http(send, 204, allowed, b"")
+            return
+        send = self._origins.over(send, headers)
+        if not self._web.takes(content_type):
+            _answer_http(send, 415, [(b"accept", _SERVED)], _SERVING)
+            return
+        carried = self._web.begin(scope, headers, content_type, receive, send)
+        if carried is None:
+            _answer_http(send, 404, [], _NO_METHOD, b"application/json")
+            return
+        if self._is_stopping:
+            carried.break_off(status_of(errors.draining()))
+        try:
+            self._check_metadata(headers)
+        except RefusedError as refused:
+            carried.break_off(refused.status)
+        self._calls.add(carried)
+        try:
+            await carried.carry(self._caller(scope))
+        finally:
+            self._ended(carried)
+
+    def _check_metadata(self, headers: dict[bytes, bytes]) -> None:
+        size = len(b"".join(headers)) + len(b"".join(headers.values())) + _HEADER_BYTES * len(headers)
+        if size > self._max_metadata_bytes:
+            message = f"received metadata larger than max ({size} vs. {self._max_metadata_bytes})"
+            raise wire.refused(Code.RESOURCE_EXHAUSTED, message)
+
+    def _ended(self, carried: Carried) -> None:
+        self._calls.discard(carried)
+        if not self._calls:
+            self._all_ended.set()
 
     def _begin(self, path: str, headers: dict[bytes, bytes], receive: Receive, send: Send) -> Carried:
         method = self._router.methods.get(path)
@@ -105,11 +160,8 @@ class EnvoyFront:
                 call.ask()
 
 
-def _not_grpc(method: str, headers: dict[bytes, bytes]) -> tuple[int, Headers, bytes] | None:
-    """Returns the HTTP answer (status, headers, text) to a request that is no gRPC call, else None."""
-    content_type = headers.get(b"content-type", b"").split(b";")[0].strip()
-    if content_type not in (wire.CONTENT_TYPE, wire.CONTENT_TYPE + b"+proto"):
-        return 415, [(b"accept", wire.CONTENT_TYPE)], b"this serves gRPC: application/grpc\n"
+def _malformed(method: str, headers: dict[bytes, bytes]) -> tuple[int, Headers, bytes] | None:
+    """Returns the HTTP answer (status, headers, text) to a request that no gRPC client makes, else None."""
     if method != "POST":
         return 405, [(b"allow", b"POST")], b"a gRPC call is a POST request\n"
     if headers.get(b"te") != b"trailers":
@@ -117,10 +169,11 @@ def _not_grpc(method: str, headers: dict[bytes, bytes]) -> tuple[int, Headers, b
     return None
 
 
-def _answer_http(send: Send, status: int, headers: Headers, text: bytes) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), *headers]
-    send({"type": START, "status": status, "headers": headers})
-    send({"type": BODY, "body": text})
+def _answer_http(
+    send: Send, status: int, headers: Headers, body: bytes, content_type: bytes = b"text/plain; charset=utf-8"
+) -> None:
+    send({"type": START, "status": status, "headers": [(b"content-type", content_type), *headers]})
+    send({"type": BODY, "body": body})
 
 
 def _common_name(subject: str) -> str:

@@ -5,6 +5,7 @@ administration listens where this user alone can reach it.
 """
 
 import importlib.util
+import math
 import os
 import pathlib
 import sys
@@ -15,6 +16,9 @@ from service.errors import ConfigError
 
 _STREAM_WINDOW_BYTES = 256 << 10  # what one stream may send that is not read yet
 _CONNECTION_WINDOW_BYTES = 16 << 20
+_HARD_LIMIT_FACTOR = 4  # headers somewhat over the bound still arrive, to be refused by a status
+_MAX_METADATA_KB = 8192  # Envoy's most
+_MAX_HEADERS = 2**31 - 1  # of one request: the bound on their bytes holds
 _MAX_STREAMS = 2**31 - 1  # of one connection: the server's own bounds hold
 
 
@@ -50,13 +54,16 @@ def configuration(settings: Config, application: str, admin_socket: pathlib.Path
         # Workers share a port by it; where none are meant, a second server would share it silently.
         listener["enable_reuse_port"] = settings.workers > 1
         for chain in listener["filter_chains"]:
-            _adapt(chain["filters"][-1]["typed_config"])
+            _adapt(chain["filters"][-1]["typed_config"], settings)
     return found
 
 
-def _adapt(connections: dict[str, Any]) -> None:
-    """Fits the settings of HTTP connections to streams that last."""
+def _adapt(connections: dict[str, Any], settings: Config) -> None:
+    """Fits the settings of HTTP connections to streams that last, and to the server's bounds."""
     connections["stream_idle_timeout"] = "0s"
+    metadata_kb = math.ceil(_HARD_LIMIT_FACTOR * settings.max_metadata_bytes / 1024)
+    connections["max_request_headers_kb"] = min(metadata_kb, _MAX_METADATA_KB)
+    connections["common_http_protocol_options"] = {"max_headers_count": _MAX_HEADERS}
     connections["http2_protocol_options"] = {
         "max_concurrent_streams": _MAX_STREAMS,
         # The other codec closes a connection after 1,000 resets, and 33 a second more.
@@ -107,10 +114,12 @@ def program() -> str:
 
 
 def _check_installed() -> None:
-    if importlib.util.find_spec("pyvoy") is None:
-        raise ConfigError(
-            "--front: envoy needs the package pyvoy: pip install 'streamcell[envoy]', or use --front grpcio"
-        )
+    for package in ("pyvoy", "connectrpc"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"--front: envoy needs the package {package}:"
+                " pip install 'streamcell[envoy]', or use --front grpcio"
+            )
 
 
 def _readable(file: str) -> pathlib.Path:

@@ -177,6 +177,10 @@ def _options(settings: Config) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", int(settings.workers > 1)),
         ("grpc.max_receive_message_length", min(_HARD_LIMIT_FACTOR * settings.max_message_bytes, LARGEST)),
         ("grpc.max_send_message_length", -1),
+        # Both bounds alike: between them gRPC would refuse requests at random.
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.enable_channelz", int(settings.channelz)),  # what it counts costs something with each message
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ]

@@ -1,4 +1,4 @@
-"""The standard health service (grpc.health.v1): Check, and Watch as a stream of changes."""
+"""The standard health service (grpc.health.v1): Check, List, and Watch as a stream of changes."""
 
 from typing import Any
 
@@ -29,6 +29,7 @@ class HealthServicer:
         """Returns the service's methods."""
         return [
             Unary(f"/{SERVICE}/Check", pb.HealthCheckRequest, self._check),
+            Unary(f"/{SERVICE}/List", pb.HealthListRequest, self._list),
             Streaming(f"/{SERVICE}/Watch", self._watch),
         ]
 
@@ -46,6 +47,10 @@ class HealthServicer:
                 Reason.SERVICE_NOT_FOUND, "no such service; leave it empty for the whole server"
             )
         return pb.HealthCheckResponse(status=self.status(request.service))
+
+    async def _list(self, request: pb.HealthListRequest, call: Call) -> pb.HealthListResponse:
+        statuses = {name: pb.HealthCheckResponse(status=status) for name, status in self._status.items()}
+        return pb.HealthListResponse(statuses=statuses)
 
     def _watch(self, stream: Stream, call: Call) -> "_Watch":
         watch = _Watch(self, stream)

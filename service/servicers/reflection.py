@@ -1,4 +1,8 @@
-"""Server reflection (grpc.reflection.v1alpha), so that grpcurl and its like need no proto file."""
+"""Server reflection, so that grpcurl and its like need no proto file.
+
+grpcio-reflection has grpc.reflection.v1alpha alone; v1 has the same messages by the same numbers, and so the
+same answers.
+"""
 
 from typing import Any
 
@@ -9,13 +13,15 @@ from service.errors import StreamcellError
 from service.rpc import Stream, Streaming, Unary, parse
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ServerReflection"].full_name
+_SERVICE_V1 = SERVICE.replace("v1alpha", "v1")
 
 
 def methods(services: list[str]) -> list[Unary[Any] | Streaming]:
-    """Returns the service's one method, which tells of `services` and itself."""
+    """Returns the service's one method in both versions; it tells of `services` and itself."""
     servicer = ReflectionServicer([*services, SERVICE])
     return [
-        Streaming(f"/{SERVICE}/ServerReflectionInfo", lambda stream, call: _Conversation(servicer, stream))
+        Streaming(f"/{each}/ServerReflectionInfo", lambda stream, call: _Conversation(servicer, stream))
+        for each in (SERVICE, _SERVICE_V1)
     ]
 
 

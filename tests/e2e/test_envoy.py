@@ -73,12 +73,14 @@ def test_envoy_keeps_its_administration_to_itself(start_server):
     assert listening == {int(said["listen"].rpartition(":")[2])}
 
 
-def test_without_pyvoy_the_message_says_what_to_do(start_server, tmp_path):
+@pytest.mark.parametrize("package", ["pyvoy", "connectrpc"])
+def test_without_a_package_the_message_says_what_to_do(start_server, tmp_path, package):
     """An install without the extra names it, and the other front."""
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util as util\n"
         "find = util.find_spec\n"
-        "util.find_spec = lambda name, *rest: None if name == 'pyvoy' else find(name, *rest)\n"
+        "util.find_spec = lambda name, *rest: "
+        f"None if name == '{package}' else find(name, *rest)\n"
     )
     server = start_server(environment={"PYTHONPATH": str(tmp_path)})
     assert server.wait() == 2

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.wrappers_pb2 import StringValue
 
 from service.config import Config
@@ -15,6 +17,25 @@ from service.rpc import Call, Router, Stream, Streaming, Unary
 from service.supervisor import Supervisor
 
 SECRET = "this stands in the log alone"  # noqa: S105
+
+
+_UNARY = ("Echo", "Refuse", "Wait", "Told")
+
+
+def _describe() -> None:
+    """Tells protobuf of the methods, as a proto file would: service `t`, of texts alone."""
+    text = "." + StringValue.DESCRIPTOR.full_name
+    file = FileDescriptorProto(name="house.proto", dependency=[StringValue.DESCRIPTOR.file.name])
+    service = file.service.add(name="t")
+    for name in (*_UNARY, "Talk"):
+        streams = name not in _UNARY
+        service.method.add(
+            name=name, input_type=text, output_type=text, client_streaming=streams, server_streaming=streams
+        )
+    descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
+
+
+_describe()
 
 
 class House:
@@ -139,6 +160,10 @@ class InEnvoy:
         self._supervisor = Supervisor(settings, "tests.integration.house:application")
         await self._supervisor.start()
         return str(self._supervisor.listen)
+
+    async def drain(self) -> bool:
+        """Has it finish what is under way, within a second."""
+        return await self._supervisor.drain()
 
     async def stop(self) -> None:
         """Ends the process."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -68,11 +69,12 @@ class RawClient:
         return client
 
     async def _read(self) -> None:
-        while data := await self._reader.read(65_536):
-            for event in self._h2.receive_data(data):
-                self._take(event)
-            self._flush()
-            self._changed.set()
+        with contextlib.suppress(ConnectionError):
+            while data := await self._reader.read(65_536):
+                for event in self._h2.receive_data(data):
+                    self._take(event)
+                self._flush()
+                self._changed.set()
         for answer in self.answers.values():
             answer.is_ended = True
         self.events.append("closed")

@@ -169,6 +169,17 @@ async def test_where_the_fronts_differ(client, house_front, grpcio, envoy, data,
     assert (await client.call("/t/Echo", message("after"))).texts == ["after"]
 
 
+@pytest.mark.parametrize("size", [15_000, 17_000, 60_000])
+async def test_metadata_is_bounded(client, size):
+    """By bytes alike on both fronts, and not by their number; the connection goes on."""
+    # grpcio's bound is one of HTTP/2's settings: it holds from the client's acknowledgement on.
+    assert (await client.call("/t/Echo", message("before"))).texts == ["before"]
+    for changes in ({"x_one": "v" * size}, {f"x_{number}": "v" * 5 for number in range(size // 42)}):
+        outcome = (await client.call("/t/Echo", message("hi"), **changes)).outcome
+        assert outcome == ("200", "0" if size < 16_384 else "8")
+    assert (await client.call("/t/Echo", message("after"))).texts == ["after"]
+
+
 async def test_compression_of_grpcios_own_client(channel):
     """Requests compressed by the library arrive."""
     for way in (grpc.Compression.Gzip, grpc.Compression.Deflate):
@@ -363,6 +374,19 @@ async def test_pings_are_answered(client):
     """A client that looks whether the server is there hears that it is."""
     client.ping()
     await client.until(lambda: "PingAckReceived" in client.events)
+
+
+async def test_a_client_that_pings_without_end_is_sent_away(address, house_front):
+    """The grpcio front enforces its keepalive rules; Envoy answers, and bounds what it is owed."""
+    client = await RawClient.connect(address)
+    for _ in range(20):
+        client.ping()
+    if house_front == "grpcio":
+        await client.until(lambda: {"ConnectionTerminated", "closed"} & set(client.events))
+    else:
+        await client.until(lambda: client.events.count("PingAckReceived") == 20)
+        assert (await client.call("/t/Echo", message("after"))).texts == ["after"]
+    await client.close()
 
 
 # -- Odd bytes ---------------------------------------------------------------------------------------

@@ -6,11 +6,13 @@ import subprocess
 import grpc
 import pytest
 from grpc import aio
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as stubs
 
+from service.errors import ConfigError
 from tests.integration.conftest import BOUND_SECONDS, refusal, refusal_of
 
 SERVICE = "streamcell.v1.StreamcellService"
@@ -23,6 +25,10 @@ async def test_health_answers_for_the_server_and_its_service(peer):
         response = await health.Check(health_pb2.HealthCheckRequest(service=name))
         assert response.status == health_pb2.HealthCheckResponse.SERVING
     assert (await refusal(health.Check(health_pb2.HealthCheckRequest(service="x")))).code == "NOT_FOUND"
+    statuses = (await health.List(health_pb2.HealthListRequest())).statuses
+    assert {name: each.status for name, each in statuses.items()} == dict.fromkeys(
+        ("", SERVICE), response.status
+    )
 
 
 async def test_watch_tells_of_the_drain_and_then_ends(start):
@@ -50,6 +56,44 @@ async def test_reflection_lists_the_services_and_can_be_turned_off(start):
     silent = await start(reflection=False)
     call = reflection_pb2_grpc.ServerReflectionStub(silent.channel).ServerReflectionInfo()
     assert await call.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_reflection_speaks_v1_too(peer):
+    """The newer name has the same messages."""
+    method = peer.channel.stream_stream(
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        reflection_pb2.ServerReflectionRequest.SerializeToString,
+        reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    call = method()
+    await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE))
+    assert (await asyncio.wait_for(call.read(), BOUND_SECONDS)).file_descriptor_response.file_descriptor_proto
+
+
+async def test_channelz_tells_of_the_server_if_it_is_to(start, front):
+    """With the flag its servers and their calls, on the grpcio front; else it is not there."""
+    silent = channelz_pb2_grpc.ChannelzStub((await start()).channel)
+    assert (await refusal(silent.GetServers(channelz_pb2.GetServersRequest()))).code == "UNIMPLEMENTED"
+    if front == "envoy":
+        with pytest.raises(ConfigError, match="--channelz: is of --front grpcio"):
+            await start(channelz=True)
+        return
+    peer = await start(channelz=True)
+    await peer.open()
+    stub = channelz_pb2_grpc.ChannelzStub(peer.channel)
+    servers = (await stub.GetServers(channelz_pb2.GetServersRequest())).server
+    assert any(server.data.calls_succeeded >= 1 for server in servers)
+    found = await refusal(stub.GetServer(channelz_pb2.GetServerRequest(server_id=1 << 40)))
+    assert (found.code, found.reason) == ("NOT_FOUND", "CHANNELZ_NOT_FOUND")
+    names = await services_of(peer)
+    assert "grpc.channelz.v1.Channelz" in names
+
+
+async def services_of(peer):
+    """Returns the services that reflection tells of."""
+    call = reflection_pb2_grpc.ServerReflectionStub(peer.channel).ServerReflectionInfo()
+    await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    return {service.name for service in (await call.read()).list_services_response.service}
 
 
 async def test_metrics_count_what_happened(peer):
@@ -102,6 +146,16 @@ async def test_draining_finishes_what_is_in_flight_and_sends_clients_elsewhere(s
     assert rest == list(range(1, 1 + len(rest)))
     found = refusal_of(caught.value)
     assert (found.code, found.reason) == ("UNAVAILABLE", "DRAINING")
+
+
+@pytest.mark.parametrize("front", ["envoy"], indirect=True)
+async def test_an_envoy_at_rest_has_nothing_to_send(peer):
+    """What its own administration is asked does not count, so that a drain waits for clients alone."""
+    (worker,) = peer.server._supervisor._workers.values()
+    await peer.open()
+    async with asyncio.timeout(BOUND_SECONDS):
+        while await asyncio.to_thread(worker._admin.is_sending):
+            pass
 
 
 async def test_sessions_belong_to_the_certificate_that_opened_them(start, tmp_path):

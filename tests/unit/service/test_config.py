@@ -30,16 +30,20 @@ FIELDS = [
     ("max_hold_seconds", "--max-hold-seconds", "0", 0.0),
     ("max_message_steps", "--max-message-steps", "11", 11),
     ("max_message_bytes", "--max-message-bytes", "12", 12),
+    ("max_metadata_bytes", "--max-metadata-bytes", "2048", 2048),
     ("max_horizon_steps", "--max-horizon-steps", "13", 13),
     ("max_stream_sessions", "--max-stream-sessions", "18", 18),
     ("max_stream_messages", "--max-stream-messages", "14", 14),
     ("drain_timeout_seconds", "--drain-timeout-seconds", "0.5", 0.5),
     ("reflection", "--reflection", "false", False),
+    ("channelz", "--channelz", "true", True),
+    ("cors_origins", "--cors-origins", "https://a.example,http://b:80", "https://a.example,http://b:80"),
     ("tls_cert", "--tls-cert", "cert.pem", "cert.pem"),
     ("tls_key", "--tls-key", "key.pem", "key.pem"),
     ("tls_client_ca", "--tls-client-ca", "ca.pem", "ca.pem"),
 ]
 COMPANIONS = {  # what a flag needs beside it to be valid
+    "cors_origins": ["--front", "envoy"],
     "tls_cert": ["--tls-key", "key.pem"],
     "tls_key": ["--tls-cert", "cert.pem"],
     "tls_client_ca": ["--tls-key", "key.pem", "--tls-cert", "cert.pem"],
@@ -96,6 +100,8 @@ def test_an_empty_variable_counts_as_unset():
         ("--checkpoint-interval-seconds", "0", "at least 0.01"),
         ("--front", "apache", "must be one of auto, grpcio, envoy"),
         ("--reflection", "maybe", "'maybe' is not true or false"),
+        ("--max-metadata-bytes", "1023", "at least 1024"),
+        ("--cors-origins", "*", "needs --front envoy"),
         ("--tls-cert", "cert.pem", "goes with --tls-key"),
         ("--tls-client-ca", "ca.pem", "needs --tls-cert and --tls-key"),
         ("--session-ttl-seconds", "-1", "at least 0, not -1"),
@@ -113,6 +119,21 @@ def test_a_bad_value_names_its_flag(flag, text, says):
     assert message.startswith(f"{flag}: ")
     assert says in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "origins", ["a.example", "https://a.example/", "https://a b", "https://a,", "https://*.a"]
+)
+def test_an_origin_that_is_none_is_named(origins):
+    """A browser would never send it, so that it would silently allow nothing."""
+    with pytest.raises(ConfigError, match=r"^--cors-origins: .* is no origin"):
+        from_command(["--front", "envoy", "--cors-origins", origins], {})
+
+
+def test_channelz_is_of_one_front():
+    """Envoy has its own."""
+    with pytest.raises(ConfigError, match=r"^--channelz: is of --front grpcio"):
+        from_command(["--front", "envoy", "--channelz", "true"], {})
 
 
 COUNTS = [field.name for field in dataclasses.fields(Config) if type(field.default) is int]
