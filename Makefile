@@ -12,7 +12,7 @@ TORCH := torch==2.13.0
 
 .PHONY: help
 help: ## Lists the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # -- The environment ---------------------------------------------------------------------------------
 
@@ -75,8 +75,25 @@ lint: $(VENV)/.dev ## Checks style, types, the Dockerfile and the compose file
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
+BUF := .cache/buf/node_modules/.bin/buf
+
+# A machine without npm, or without a way to its registry, checks the protos elsewhere: it says so and goes on.
+.PHONY: proto-check
+proto-check: ## Checks the protos: style, and that they break no client of the last release; needs npm
+	@if [ ! -x $(BUF) ] && command -v npm >/dev/null; then \
+	    npm install --prefix .cache/buf --no-save --no-package-lock --no-audit --no-fund --ignore-scripts \
+	        --loglevel error --fetch-retries 0 --fetch-timeout 30000 @bufbuild/buf@1.75.0 || true; fi
+	@if ! $(BUF) --version >/dev/null 2>&1; then echo "proto-check: skipped, as buf is not here and npm cannot install it"; \
+	else echo "buf lint, buf breaking"; export BUF_CACHE_DIR=.cache/buf/cache; \
+	    $(BUF) lint protos && $(BUF) breaking protos --against protos/baseline.binpb; fi
+
+.PHONY: proto-baseline
+proto-baseline: $(VENV)/.dev ## Renews what proto-check compares with: when a release is made, and at no other time
+	$(BIN)/python -m grpc_tools.protoc -I protos --include_imports --descriptor_set_out=protos/baseline.binpb \
+	    $(PROTOS:protos/%=%)
+
 .PHONY: check
-check: lint test ## Lint, types, generated code fresh, tests: what CI runs
+check: lint proto-check test ## Lint, types, generated code fresh, protos, tests: what CI runs
 
 .PHONY: format
 format: $(VENV)/.dev ## Formats the code

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
@@ -67,6 +69,12 @@ async def front():
     await front.start()
     yield front
     await front.stop(0)
+
+
+def test_an_install_without_the_extra_has_the_workers_module_all_the_same():
+    """Workers of the grpcio front import it too, and neither package is there."""
+    code = "import sys; sys.modules.update(connectrpc=None, pyvoy=None); import service.worker"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 async def test_a_request_while_the_server_stops_is_sent_elsewhere(front):
