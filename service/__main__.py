@@ -34,7 +34,8 @@ def _with_front(settings: Config) -> Config:
     """Returns the settings with a front that is named; which one `auto` is, is decided in docs/adr/0009."""
     if settings.front != "auto":
         return settings
-    return dataclasses.replace(settings, front="grpcio" if envoy_process.why_not() else "envoy")
+    is_grpcio = settings.channelz or bool(envoy_process.why_not())
+    return dataclasses.replace(settings, front="grpcio" if is_grpcio else "envoy")
 
 
 def _run_of(settings: Config) -> Callable[[Config], Coroutine[Any, Any, int]]:

@@ -125,7 +125,7 @@ class Config:
             raise _wrong("tls_cert", "goes with --tls-key")
         if self.tls_client_ca and not self.tls_cert:
             raise _wrong("tls_client_ca", "needs --tls-cert and --tls-key")
-        if self.channelz and self.front != "grpcio":
+        if self.channelz and self.front == "envoy":
             raise _wrong(
                 "channelz", "is of --front grpcio; Envoy tells of its connections in its own statistics"
             )

@@ -252,7 +252,9 @@ async def test_a_lost_connection_cancels_its_calls(address, client):
     """A client that vanishes leaves nothing waiting."""
     other = await RawClient.connect(address)
     other.send(other.open("/t/Wait"), message("c"), end=True)
-    other.send(other.open("/t/Talk"), message("keep d"))
+    stream = other.open("/t/Talk")
+    other.send(stream, message("keep d") + message("say x"))
+    await other.until(lambda: other.answers[stream].texts == ["say x"])
     await until_told(client, "waits c")
     await other.close()
     await until_told(client, "left c", "cancelled d")
