@@ -5,6 +5,7 @@ Owns the order in which callers come for one session. Does not know protos, nor 
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
@@ -17,6 +18,7 @@ from service.store.base import Claim, Claimed, Standing
 from service.write_behind import WriteBehind
 
 _SPILL_SHARE = 64  # that part of the sessions leaves memory at once, so that not every newcomer searches
+_ENDED = (Reason.SESSION_FENCED, Reason.SESSION_NOT_FOUND)  # of a session that has made room by it
 
 EngineOf = Callable[[snapshot.Model], Engine]
 
@@ -33,6 +35,8 @@ class Keeper:
         self._changes = write_behind.changes
         self._engine_of = engine_of
         self._under_way: dict[str, asyncio.Future[None]] = {}
+        self._newcomers: Counter[Engine] = Counter()  # sessions that want room
+        self._spills: dict[Engine, asyncio.Task[None]] = {}
 
     def watch(self, engine: Engine) -> None:
         """Begins to keep an engine's sessions."""
@@ -160,16 +164,38 @@ class Keeper:
         Raises:
             StreamcellError: SESSIONS_FULL, every session has work; STORE_UNAVAILABLE, none can be written.
         """
-        while not engine.has_free_slot:
-            at_rest = engine.at_rest(1 + engine.max_sessions // _SPILL_SHARE)
-            if not at_rest:
-                raise errors.sessions_full(engine.max_sessions)
-            changed = engine.sessions.is_changed
-            clean = [slot for slot in at_rest if not changed[slot]]
-            for slot in clean:
-                engine.spill(slot)
-            if not clean:
-                await asyncio.gather(*(self.stored(engine, slot) for slot in at_rest))
+        self._newcomers[engine] += 1
+        try:
+            while not engine.has_free_slot:
+                await asyncio.shield(self._spilling(engine))
+        finally:
+            self._newcomers[engine] -= 1
+
+    def _spilling(self, engine: Engine) -> "asyncio.Task[None]":
+        """Returns what makes room, for all who want it: on their own each would choose the same sessions."""
+        if engine not in self._spills:
+            self._spills[engine] = spilling = asyncio.create_task(self._spill(engine))
+            spilling.add_done_callback(lambda _: self._spills.pop(engine))
+        return self._spills[engine]
+
+    async def _spill(self, engine: Engine) -> None:
+        """Has sessions leave memory, as many as are to come at least; or has them written, to leave next."""
+        share = 1 + engine.max_sessions // _SPILL_SHARE
+        at_rest = engine.at_rest(max(share, self._newcomers[engine]))
+        if not at_rest:
+            raise errors.sessions_full(engine.max_sessions)
+        changed = engine.sessions.is_changed
+        clean = [slot for slot in at_rest if not changed[slot]]
+        for slot in clean:
+            engine.spill(slot)
+        if not clean:
+            outcomes = await asyncio.gather(
+                *(self.stored(engine, slot) for slot in at_rest), return_exceptions=True
+            )
+            for outcome in outcomes:
+                has_ended = isinstance(outcome, StreamcellError) and outcome.reason in _ENDED
+                if isinstance(outcome, BaseException) and not has_ended:
+                    raise outcome
 
     # -- Sessions go -------------------------------------------------------------------------------
 

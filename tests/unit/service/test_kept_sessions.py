@@ -370,6 +370,29 @@ async def test_a_stream_of_more_sessions_than_memory_holds(serve):
         assert found.frame.y_raw == b"".join(alone[name].step(X[8]) for name in names[at : at + 3])
 
 
+async def test_newcomers_share_what_makes_room_for_them(serve):
+    """One write for as many sessions as are to come, not one of each newcomer's own."""
+    served = await serve(max_resident_sessions=8, checkpoint_interval_seconds=3600)
+    names = [f"s{number}" for number in range(16)]
+    await served.open(*names[:8])
+    for name in names[:8]:
+        await served.ask("Step", step(name))
+    count = served.store.num_writes
+    await asyncio.gather(*(served.open(name) for name in names[8:]))
+    assert served.store.num_writes == count + 1
+    assert all(served.engines[0].sessions.find(f"\0{name}") is not None for name in names[8:])
+
+
+async def test_a_session_that_was_taken_over_makes_room_too(serve):
+    """That it is another server's shows when it is to be written, which is no error of the newcomer's."""
+    first, second = await serve(max_resident_sessions=1, checkpoint_interval_seconds=3600), await serve()
+    await first.open("s")
+    await first.ask("Step", step("s"))
+    await stand(second)
+    await first.open("t")
+    assert (await first.ask("Step", step("t"))).step_index == 0
+
+
 async def test_a_step_behind_one_whose_session_is_brought_waits_its_turn(serve):
     """Both are sent at once; another session's step does not wait for them."""
     served, alone = await serve(max_resident_sessions=1), Alone(fakes.recurrence())
