@@ -80,8 +80,20 @@ class Bindings:
             except NotResident:
                 absent.append(session_id)
         if absent:
-            raise NotResident(absent)
+            raise self._absent(absent, len(session_ids), "session_ids")
         return found
+
+    def _absent(self, absent: list[str], count: int, field: str) -> StreamcellError:
+        """Returns what a message of `count` sessions is told of which some may be in the store.
+
+        All of them must be in memory at a time: else those that come would send the others away for ever.
+        """
+        most = max(engine.max_sessions for engine in self._catalog.engines)
+        if count <= most:
+            return NotResident(absent)
+        return errors.invalid_argument(
+            field, f"{count} sessions in one message, of which {most} have room in memory: name fewer"
+        )
 
     def id_of(self, number: int) -> str:
         """Returns the id of a bound session, "" where the number is not bound."""
@@ -124,11 +136,12 @@ class Bindings:
         self._epochs[number] = epoch
         self._engine_of_all = None
 
-    def _bind_all_again(self, numbers: Int64s, failed: Mapping[str, StreamcellError]) -> None:
-        """Does so for each of these numbers that has to.
+    def _bind_all_again(self, numbers: Int64s, failed: Mapping[str, StreamcellError], count: int) -> None:
+        """Does so for each of these numbers that has to; `count`: how many the frame has.
 
         Raises:
             NotResident: some may be in the store.
+            StreamcellError: the frame has too many.
         """
         absent = []
         for number in numbers.tolist():
@@ -141,7 +154,7 @@ class Bindings:
                 except NotResident:
                     absent.append(self._ids[number])
         if absent:
-            raise NotResident(absent)
+            raise self._absent(absent, count, "session_raw")
 
     def all(self, failed: Mapping[str, StreamcellError] = _NOTHING) -> Selection:
         """Returns every bound session, in order; `failed` could not be brought from the store, by id.
@@ -151,7 +164,7 @@ class Bindings:
             StreamcellError: none is bound, one is bound twice, or they run on several models.
         """
         if self._catalog.keeper is not None:
-            self._bind_all_again(self._gone(np.arange(len(self))), failed)
+            self._bind_all_again(self._gone(np.arange(len(self))), failed, len(self))
         if self._engine_of_all is None:
             self._engine_of_all = _only({engine for engine, _, _ in self._bound}, "session_raw")
             self._is_each_once = len(np.unique(self._slots)) == len(self)
@@ -179,7 +192,7 @@ class Bindings:
         if len(numbers) and int(numbers.max()) >= len(self):
             raise _not_bound("session_raw", int(numbers.max()), len(self))
         if self._catalog.keeper is not None:
-            self._bind_all_again(self._gone(numbers), failed)
+            self._bind_all_again(self._gone(numbers), failed, len(numbers))
         engine = _only({self._bound[number][0] for number in numbers.tolist()}, "session_raw")
         return _living(engine, self._slots[numbers], self._generations[numbers], is_each_once=False)
 
@@ -214,7 +227,7 @@ class Bindings:
             found.append(at)
             slots.append(slot)
         if absent:
-            raise NotResident(absent)
+            raise self._absent(absent, len(session_ids), "session_ids")
         if not found:
             raise missing[0]
         engine = _only(engines, "session_ids")

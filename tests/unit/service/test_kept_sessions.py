@@ -370,6 +370,32 @@ async def test_a_stream_of_more_sessions_than_memory_holds(serve):
         assert found.frame.y_raw == b"".join(alone[name].step(X[8]) for name in names[at : at + 3])
 
 
+async def test_more_sessions_in_a_message_than_memory_holds_are_refused(serve):
+    """They would send each other away for ever; in several messages they are served."""
+    served = await serve(max_resident_sessions=4)
+    names = [f"s{number}" for number in range(8)]
+    await served.open(*names)
+    stream, x = served.stream(), X[:8].tobytes()
+    for request in (
+        pb.StreamRequest(config=pb.StreamConfig(session_ids=names)),
+        pb.StreamRequest(frame=pb.Frame(session_ids=names, x_raw=x)),
+    ):
+        (found,) = await talk(stream, request)
+        assert (found.error.reason, found.error.metadata["field"]) == ("INVALID_ARGUMENT", "session_ids")
+        assert "name fewer" in found.error.message
+    for part in (names[:4], names[4:]):
+        (found,) = await talk(stream, pb.StreamRequest(config=pb.StreamConfig(session_ids=part)))
+        assert len(found.config.sessions) == 4
+    for numbers in (b"", np.arange(8, dtype="<u4").tobytes()):
+        frame = pb.Frame(session_raw=numbers, x_raw=x)
+        (found,) = await talk(stream, pb.StreamRequest(frame=frame))
+        assert (found.error.reason, found.error.metadata["field"]) == ("INVALID_ARGUMENT", "session_raw")
+    for numbers in (range(2, 6), range(4)):
+        frame = pb.Frame(session_raw=np.array(numbers, "<u4").tobytes(), x_raw=X[:4].tobytes())
+        (found,) = await talk(stream, pb.StreamRequest(frame=frame))
+        assert not found.frame.errors
+
+
 async def test_newcomers_share_what_makes_room_for_them(serve):
     """One write for as many sessions as are to come, not one of each newcomer's own."""
     served = await serve(max_resident_sessions=8, checkpoint_interval_seconds=3600)
