@@ -12,7 +12,7 @@ TORCH := torch==2.13.0
 
 .PHONY: help
 help: ## Lists the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # -- The environment ---------------------------------------------------------------------------------
 
@@ -66,6 +66,19 @@ test: $(VENV)/.dev ## Runs the tests; ARGS='-k name' for some of them
 .PHONY: slow
 slow: $(VENV)/.dev ## Runs the tests that take minutes each
 	$(BIN)/python -m pytest -m slow --timeout 900 $(ARGS)
+
+.PHONY: e2e
+e2e: $(VENV)/.dev redis ## Runs the tests with real processes in full: an hour of crashes, moves and outages
+	STREAMCELL_E2E=full $(BIN)/python -m pytest tests/e2e --timeout 3600 $(ARGS)
+
+# Debian's package; RUNLEVEL=1 keeps it from starting a server of its own.
+.PHONY: redis
+redis:
+	@command -v redis-server > /dev/null \
+	    || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && echo "Installing redis-server ..." \
+	        && apt-get -qq update \
+	        && RUNLEVEL=1 apt-get -qq install -y --no-install-recommends redis-server > /dev/null; } \
+	    || echo "There is no redis-server here, and it cannot be installed: the tests that need it are skipped."
 
 .PHONY: lint
 lint: $(VENV)/.dev ## Checks style, types, the Dockerfile and the compose file

@@ -1,5 +1,7 @@
 """A Redis of the tests' own, on a free port, that keeps nothing."""
 
+import contextlib
+import random
 import shutil
 import socket
 import subprocess
@@ -8,6 +10,8 @@ import threading
 PROGRAM = shutil.which("redis-server")
 MISSING = "redis-server is not installed"
 BOUND_SECONDS = 30.0  # for what never takes long
+# Below those that the system gives to connections: one of them could take the port of a server that is down.
+PORTS = range(20_000, 32_000)
 
 
 class RedisServer:
@@ -66,6 +70,7 @@ class RedisServer:
 
 def free_port():
     """Returns a port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.SystemRandom().choice(PORTS)))
+            return probe.getsockname()[1]
