@@ -8,7 +8,7 @@ import asyncio
 import random
 
 import numpy as np
-from streamcell import Client
+from streamcell import Client, Limits
 
 from tests.e2e.survival.fleet import MODEL
 from tests.e2e.survival.gateway import Gateway
@@ -20,6 +20,9 @@ PACE_SECONDS = 0.002  # before each step of a client: servers that start beside 
 
 class Player:
     """A session, its inputs, and what was answered; `drive` goes on until the load ends."""
+
+    is_durable = False
+    limits = Limits()
 
     def __init__(self, load, seed):
         self.load = load
@@ -39,8 +42,8 @@ class Player:
         """Drives a session, and makes sure that it stands where the answers ended."""
         (session_id,) = self.session_ids
         async with (
-            Client(self.load.target) as client,
-            client.session(model=MODEL, session_id=session_id, keep=True) as session,
+            Client(self.load.target, limits=self.limits) as client,
+            client.session(model=MODEL, session_id=session_id, durable=self.is_durable, keep=True) as session,
         ):
             await self.drive(session)
             assert (await session.refresh()).next_step_index == self.num_sent, self.name
@@ -90,6 +93,13 @@ class Stepper(Player):
             self.take(await session.step(self.rows(1)[0]))
 
 
+class DurableStepper(Stepper):
+    """Unary steps that the store must have once they are answered: this client could not send them again."""
+
+    is_durable = True
+    limits = Limits(tail_steps=1)
+
+
 class Primer(Player):
     """Histories of any length, with single steps in between."""
 
@@ -112,6 +122,9 @@ class Primer(Player):
         return self._due
 
 
+KINDS = (Streamer, Stepper, Primer)
+
+
 class Load:
     """Clients of every kind on one target, used with `async with`; leaving it in peace checks their answers.
 
@@ -121,7 +134,7 @@ class Load:
         gateway: sessions of one gateway; 0: there is none.
     """
 
-    def __init__(self, target, model, seed, *, num_each=2, kinds=(Streamer, Stepper, Primer), gateway=8):
+    def __init__(self, target, model, seed, *, num_each=2, kinds=KINDS, gateway=8):
         self.target = target
         self.goes_on = True
         self._model = model

@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.conftest import children
 from tests.e2e.survival.fleet import every_front, every_store_and_front, scaled
-from tests.e2e.survival.load import Load, Streamer
+from tests.e2e.survival.load import KINDS, DurableStepper, Load, Streamer
 
 NUM_KILLS = scaled(3, 50)  # of each store and front: 100 of each store
 NUM_WORKERS_KILLED = scaled(1, 20)
@@ -23,7 +23,7 @@ async def test_no_step_is_lost_to_kill_9_nor_applied_twice(new_seat, store_url, 
     chance = random.Random(seed)
     seat = new_seat("--store", store_url, "--checkpoint-interval-seconds", "0.1")
     await seat.start()
-    async with Load(seat.listen, truth, seed) as load:
+    async with Load(seat.listen, truth, seed, kinds=(*KINDS, DurableStepper)) as load:
         await load.everyone_moves()
         for number in range(NUM_KILLS):
             if number % 2:

@@ -3,11 +3,12 @@
 import asyncio
 
 import numpy as np
+import pytest
 from grpc import aio
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as stubs
 
-from tests.e2e.survival.fleet import MODEL, every_store_and_front, scaled
+from tests.e2e.survival.fleet import MODEL, scaled
 from tests.integration.conftest import answer, folded, inputs
 
 NUM_SESSIONS = scaled(2_000, 200_000)
@@ -63,7 +64,9 @@ class Crowd:
             assert np.array_equal(np.frombuffer(reply.frame.y_raw, "<f4"), self._y[chosen, index])
 
 
-@every_store_and_front(("sqlite", "grpcio"))
+@pytest.mark.parametrize(
+    ("store", "front"), scaled([("sqlite", "grpcio")], [("sqlite", "grpcio"), ("redis", "envoy")])
+)
 async def test_sessions_that_have_no_room_are_spilled_and_come_back(new_seat, store_url, truth):
     """Opened one by one, then called again in any order: the store has whom memory has not."""
     crowd, order = Crowd(truth), np.random.default_rng(4)
