@@ -84,7 +84,7 @@ format: $(VENV)/.dev ## Formats the code
 	$(BIN)/ruff format
 
 .PHONY: protos
-protos: $(VENV)/.dev ## Generates the messages in client/streamcell/v1 from protos/
+protos: $(VENV)/.dev ## Generates the messages in client/streamcell from protos/
 	$(BIN)/python -m grpc_tools.protoc -I protos \
 	    --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	    --python_out=client --mypy_out=quiet:client --grpc_python_out=client --mypy_grpc_out=quiet:client \
