@@ -17,6 +17,7 @@ from service.runner import Runner
 from service.sessions import Float32s, Int64s, Sessions, Standing
 from service.slots import Slots
 from service.snapshot import Snapshot
+from service.undo import Undo
 
 
 class Residents:
@@ -50,6 +51,7 @@ class Residents:
         """Told the key and the epoch of a session that ends for good."""
         self._slots = Slots(capacity)
         self._runner = runner
+        self._undo = Undo(self.sessions, runner)
         self._metrics = metrics
         self._clock = clock
 
@@ -87,7 +89,7 @@ class Residents:
         """Puts a session back to its start; to be called from a control."""
         self._runner.clear(slot)
         self.sessions.restart(slot)
-        self.sessions.is_changed[slot] = self.sessions.is_stored
+        self.sessions.forget_stored(slot)
 
     def forecast(self, slot: int, horizon: int, future: Float32s) -> Float32s:
         """Returns a session's forecast [H, O] for `future` [H, K]; to be called from a control.
@@ -107,14 +109,24 @@ class Residents:
 
     def export(self, slots: Int64s) -> list[bytes]:
         """Returns sessions as bytes."""
+        return self.checkpoint(slots)[0]
+
+    def checkpoint(self, slots: Int64s) -> tuple[list[bytes], Int64s]:
+        """Returns sessions as bytes, and how many steps are in each.
+
+        One in the middle of what may still be undone goes as it stood before that.
+        """
         sessions = self.sessions
-        return snapshot.encode(
+        standing, states = sessions.read(slots), self._runner.read(slots)
+        self._undo.put_before(slots, standing, states)
+        records = snapshot.encode(
             self.model,
             [id_of(sessions.key(slot)) for slot in slots.tolist()],
-            sessions.read(slots),
-            self._runner.read(slots),
+            standing,
+            states,
             sessions.is_durable[slots],
         )
+        return records, standing.next_step
 
     def blank(self, session_id: str, *, is_durable: bool) -> Snapshot:
         """Returns a session that has had no step."""

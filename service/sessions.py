@@ -35,6 +35,14 @@ class Standing:
     kept_y: Float32s  # (N, R, O)
     kept_prints: Prints  # (N, R)
 
+    def put(self, at: int, other: "Standing") -> None:
+        """Has one of the sessions stand where another stood: `other` holds one, with as many replies."""
+        self.next_step[at] = other.next_step[0]
+        self.last_time[at] = other.last_time[0]
+        self.kept_from[at] = other.kept_from[0]
+        self.kept_y[at] = other.kept_y[0]
+        self.kept_prints[at] = other.kept_prints[0]
+
 
 class Sessions:
     """Columns for up to `capacity` sessions whose predictions have `num_outputs` values.
@@ -44,7 +52,8 @@ class Sessions:
 
     For sessions that are kept in a store: `num_durable` steps are in it, `epoch` counts the owners so far,
     `is_changed` since what was written last, `written` (monotonic ns) when that was; with `is_durable` a step
-    is answered only once it is in the store. Columns that nobody writes take no memory.
+    is answered only once it is in the store. `restarts` counts a slot's restarts: what the store has of
+    before one tells nothing of what came after. Columns that nobody writes take no memory.
     """
 
     def __init__(self, capacity: int, num_inputs: int, num_outputs: int, replies_kept: int) -> None:
@@ -56,6 +65,7 @@ class Sessions:
         self.num_durable: Int64s = np.zeros(capacity, np.int64)
         self.epoch: Int64s = np.zeros(capacity, np.int64)
         self.written: Int64s = np.zeros(capacity, np.int64)
+        self.restarts: Int64s = np.zeros(capacity, np.int64)
         self.is_changed: Flags = np.zeros(capacity, np.bool_)
         self.is_durable: Flags = np.zeros(capacity, np.bool_)
         self.is_stored = False
@@ -100,6 +110,13 @@ class Sessions:
         self.next_step[slot] = 0
         self.last_time[slot] = 0
         self._put_kept_from(slot, 0)
+
+    def forget_stored(self, slot: int) -> None:
+        """Takes note that what the store has of a session, or is being given, is of before a restart."""
+        if self.is_stored:
+            self.num_durable[slot] = 0
+            self.restarts[slot] += 1
+            self.is_changed[slot] = True
 
     def close(self, slot: int) -> None:
         """Ends the session in a slot; the slot may be used again."""
