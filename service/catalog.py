@@ -72,13 +72,15 @@ class Catalog:
         Raises:
             StreamcellError: MODEL_NOT_FOUND; INVALID_ARGUMENT for "" where several are served.
         """
-        names = sorted({engine.name for engine in self.engines})
-        if not model and len(names) > 1:
-            raise errors.invalid_argument("model", f"several are served, name one of {', '.join(names)}")
-        engine = self._by_model.get(model or names[0])
-        if engine is None:
+        engine = self._by_model.get(model)
+        if engine is not None:
+            return engine
+        if model:
             raise errors.model_not_found(model, ", ".join(sorted(self._by_model)))
-        return engine
+        names = sorted({engine.name for engine in self.engines})
+        if len(names) > 1:
+            raise errors.invalid_argument("model", f"several are served, name one of {', '.join(names)}")
+        return self._by_model[names[0]]
 
     def engine_of(self, model: Model) -> Engine:
         """Returns the engine on which a session of a model goes on.

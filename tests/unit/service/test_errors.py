@@ -10,7 +10,8 @@ from service import errors
 from service.errors import CODES, Code, Reason
 
 PROTO = pathlib.Path(__file__).parents[3] / "protos" / "streamcell" / "v1" / "streamcell.proto"
-OF_OTHER_SERVICES = {Reason.SERVICE_NOT_FOUND}  # answered by the health service, which the proto has not
+# Answered by the health service and the Open Inference Protocol, of which the proto does not tell.
+OF_OTHER_SERVICES = {Reason.SERVICE_NOT_FOUND, Reason.TIMED_OUT}
 
 
 def proto_table() -> dict[str, str]:
