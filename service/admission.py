@@ -75,6 +75,16 @@ class Admission:
             except StreamcellError as error:
                 block.fail(entry, error)
 
+    def drop_gone(self, piece: Piece) -> None:
+        """Fails the entries whose sessions another server has taken since their group began.
+
+        Others may have their slots by now.
+        """
+        block, slots = piece.block, piece.block.slots[piece.entries]
+        gone = self._sessions.generation[slots] != block.generations[piece.entries]
+        for entry, slot in zip(piece.entries[gone].tolist(), slots[gone].tolist(), strict=True):
+            block.fail(entry, errors.session_ended(self._sessions.end_in(slot)))
+
     def given_times(self, block: Block, rows: Int64s) -> Int64s:
         """Returns the times of rows (of any shape) as the request gave them, for fingerprints."""
         if not self.uses_time:

@@ -186,6 +186,8 @@ class Engine(Residents):
                 if piece.block.is_whole:
                     self._undo.begin_block(piece.block)
                 self._admission.admit_group(piece)
+            elif self.sessions.is_stored:
+                self._admission.drop_gone(piece)
             (long_inputs if piece.block.is_long else frames).append(piece)
         return frames, long_inputs
 
