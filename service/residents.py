@@ -66,6 +66,17 @@ class Residents:
         self._metrics.sessions_opened.inc()
         return slot
 
+    def lend(self) -> int:
+        """Opens a session for one piece of work, that nobody else finds, and returns its slot.
+
+        Raises:
+            StreamcellError: SESSIONS_FULL.
+        """
+        slot = self._take_slot()
+        self.sessions.lend(slot)
+        self._runner.clear(slot)
+        return slot
+
     def close(self, slot: int) -> int:
         """Ends a session and returns how many steps it had; to be called from a control."""
         num_steps = int(self.sessions.next_step[slot])
@@ -174,13 +185,17 @@ class Residents:
         return self._slots.capacity
 
     def _enter(self, key: str, epoch: int) -> int:
-        slot = self._slots.take()
-        if slot is None:
-            raise errors.sessions_full(self._slots.capacity)
+        slot = self._take_slot()
         self.sessions.open(key, slot, self._clock())
         if self.sessions.is_stored:
             self.sessions.epoch[slot] = epoch
         self._metrics.sessions.set(len(self.sessions))
+        return slot
+
+    def _take_slot(self) -> int:
+        slot = self._slots.take()
+        if slot is None:
+            raise errors.sessions_full(self._slots.capacity)
         return slot
 
     def _end(self, slot: int, reason: Reason) -> None:
@@ -188,7 +203,7 @@ class Residents:
         self._release(slot)
 
     def _tell_end(self, slot: int) -> None:
-        if self.on_end is not None:
+        if self.on_end is not None and self.sessions.is_kept[slot]:
             self.on_end(self.sessions.key(slot), int(self.sessions.epoch[slot]))
 
     def _release(self, slot: int) -> None:

@@ -14,6 +14,8 @@ from service.errors import StreamcellError
 from service.servicers.inference_sequences import Run
 from service.servicers.inference_tensors import FP32, Y
 
+_NUM_DURABLE = "num_durable_steps"
+
 
 class Replies:
     """The responses of one model."""
@@ -22,6 +24,7 @@ class Replies:
         self._engine = engine
         self._num_outputs = len(engine.manifest.outputs)
         self._values = struct.Struct(f"<{self._num_outputs}f")
+        self._is_stored = engine.sessions.is_stored
         # Of one step on its own, and of one step of a sequence; looked into once.
         self._alone = self._response([1, self._num_outputs])
         self._alone.infer_response.raw_output_contents.append(b"")
@@ -30,6 +33,7 @@ class Replies:
         # The same entries, made in the same order, in every message: equal responses have equal bytes.
         parameters = self._of_sequence.infer_response.parameters
         self._sequence_id, self._step_index = parameters["sequence_id"], parameters["step_index"]
+        self._num_durable = parameters[_NUM_DURABLE] if self._is_stored else None
 
     def of(self, run: Run) -> pb.ModelStreamInferResponse:
         """Returns the response to a run that is done, without an error; a unary one is its infer_response."""
@@ -43,6 +47,8 @@ class Replies:
         if ask.session_id:
             _set_sequence(self._sequence_id, ask.sequence)
             self._step_index.int64_param = run.step_index
+            if self._num_durable is not None:
+                self._num_durable.int64_param = self._engine.sessions.num_durable.item(run.slot)
         return whole
 
     def _of_rows(self, run: Run) -> pb.ModelStreamInferResponse:
@@ -54,6 +60,9 @@ class Replies:
         if ask.session_id:
             _set_sequence(response.parameters["sequence_id"], ask.sequence)
             response.parameters["step_index"].int64_param = run.step_index
+            if self._is_stored:
+                num_durable = self._engine.sessions.num_durable.item(run.slot)
+                response.parameters[_NUM_DURABLE].int64_param = num_durable
         return whole
 
     def _response(self, shape: list[int]) -> pb.ModelStreamInferResponse:

@@ -51,6 +51,11 @@ class Ask(NamedTuple):
     rows: Rows
 
     @property
+    def model(self) -> str:
+        """The model's name and version."""
+        return f"{self.engine.name}/{self.engine.version}"
+
+    @property
     def may_begin(self) -> bool:
         """Whether the steps may be the first of a sequence."""
         return self.is_start or not self.session_id

@@ -1,29 +1,22 @@
 """Sequences of the Open Inference Protocol as sessions: which begin, run on and end, in the order asked.
 
 A sequence is a session of the catalog's, and what is asked of it keeps its order in the session's lane. What
-comes after a request that ends the sequence waits here until it has ended, as it may begin the next one of
-the same id. Does not know messages.
+that lane cannot order waits here: what comes after a request whose sequence is brought from the store, whose
+restart is being stored, or that ends it, as the next one of the same id may begin then. Does not know
+messages.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from service import errors
-from service.catalog import Catalog, is_missing
-from service.engine import Engine
+from service import errors, faults
+from service.catalog import UNUSABLE, Catalog, NotResident, Reach, is_missing, key_of
 from service.errors import Reason, StreamcellError
-from service.servicers import inference_tensors as tensors
+from service.servicers.inference_errors import worded
 from service.servicers.inference_request import Ask, step_of
 from service.sessions import Float32s
 from service.work import Block, Phase, Step
-
-_FIELDS = {"time_ns": tensors.TIME, "time_raw": tensors.TIME, "x_raw": tensors.X}
-_WHY_MISSING = {
-    Reason.SESSION_NOT_FOUND: "is not live",
-    Reason.SESSION_EXPIRED: "expired because it was idle",
-    Reason.SESSION_EVICTED: "was evicted to make room for others",
-}
 
 
 class Run:
@@ -44,6 +37,10 @@ class Run:
     is_opened = False
     """Whether it opened its session."""
     is_withdrawn = False
+    holds = False
+    """Whether what comes after it, of its sequence, waits for it."""
+    is_second = False
+    """Whether another server had its session when it first ran."""
 
     def __init__(
         self,
@@ -59,11 +56,8 @@ class Run:
         self.on_done = on_done
         self.arrived_ns = arrived_ns
         self.slot = self.generation = -1
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Names its sequence among those of all callers."""
-        return self.principal, self.ask.session_id
+        self.key = key_of(principal, ask.session_id) if ask.session_id else ""
+        """Names its sequence's session among those of all callers; empty for steps on their own."""
 
     @property
     def step_index(self) -> int:
@@ -78,11 +72,12 @@ class Run:
 
 
 class Sequences:
-    """The sequences of all callers. What it is asked for is queued at once, or refused and nothing moves."""
+    """The sequences of all callers. What is asked is done in its turn, or refused and nothing moves."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._ending: dict[tuple[str, str], deque[Run]] = {}  # what waits for sequences that end
+        self._waiting: dict[str, deque[Run]] = {}  # what waits for the run that holds its sequence
+        self._bringing: set[asyncio.Task[None]] = set()
 
     def submit(self, run: Run) -> None:
         """Queues a run, behind the earlier ones of its sequence.
@@ -90,7 +85,7 @@ class Sequences:
         Raises:
             StreamcellError: it is refused.
         """
-        waiting = self._ending.get(run.key) if self._ending else None
+        waiting = self._waiting.get(run.key) if self._waiting else None
         if waiting is None:
             self._begin(run)
         else:
@@ -107,21 +102,89 @@ class Sequences:
 
     # -- Sessions ----------------------------------------------------------------------------------
 
-    def _find(self, run: Run) -> tuple[int, bool]:
-        """Returns the slot of a run's session, and whether it had to be opened for it."""
-        ask = run.ask
-        model = f"{ask.engine.name}/{ask.engine.version}"
+    def _slot_of(self, run: Run) -> int:
+        """Returns the slot of a run's session, which is opened if it may be and there is no store.
+
+        Raises:
+            NotResident: `_bring` makes it so.
+            StreamcellError: there is none, or it runs on another model.
+        """
+        ask, catalog = run.ask, self._catalog
         if not ask.session_id:
-            return self._catalog.open(run.principal, "", model)[1], True
+            slot = catalog.lend(ask.engine)
+            run.is_opened = True
+            return slot
         try:
-            engine, slot = self._catalog.find(run.principal, ask.session_id)
+            engine, slot = catalog.find(run.principal, ask.session_id)
+        except NotResident:
+            raise
         except StreamcellError as error:
             if not (is_missing(error) and ask.is_start):
                 raise
-            return self._catalog.open(run.principal, ask.session_id, model)[1], True
+            _, slot = catalog.open(run.principal, ask.session_id, ask.model)
+            run.is_opened = True
+            return slot
         if engine is not ask.engine:
-            self._catalog.check_model(engine, ask.session_id, model)
-        return slot, False
+            catalog.check_model(engine, ask.session_id, ask.model)
+        return slot
+
+    async def _bring(self, run: Run) -> None:
+        """Has a run's session in memory, then begins it and what waits behind it."""
+        error: StreamcellError | None = None
+        try:
+            await self._fetch(run)
+        except StreamcellError as refusal:
+            error = refusal
+        except Exception as exception:
+            error = faults.report(exception)
+        behind = self._waiting.pop(run.key, ())
+        if error is not None and not run.is_withdrawn:
+            self._fail(run, error)
+            self._go_on(behind)
+        else:
+            self._go_on([run, *behind])
+
+    async def _fetch(self, run: Run) -> None:
+        """Brings a run's session from the store, or opens it there if the run may begin a sequence.
+
+        One that a run begins anew is taken over from another server; else only what cannot be older than it
+        seems, which a step's index shows.
+        """
+        ask, catalog = run.ask, self._catalog
+        if not ask.session_id:
+            await catalog.make_room(ask.engine)
+        elif not ask.is_start:
+            reach = Reach.INDEXED if ask.first_index >= 0 else Reach.OWN
+            await catalog.fetch(run.principal, ask.session_id, reach)
+        else:
+            while not (await self._create(run) or await self._take_over(run)):
+                pass  # it was closed, or opened, between the two
+
+    async def _create(self, run: Run) -> bool:
+        """Opens a run's session in the store, if there is none; tells whether it did."""
+        try:
+            engine, slot = await self._catalog.create(run.principal, run.ask.session_id, run.ask.model)
+        except StreamcellError as error:
+            if error.reason is not Reason.SESSION_EXISTS:
+                raise
+            return False
+        run.is_opened = True
+        run.slot, run.generation = slot, engine.sessions.generation.item(slot)
+        return True
+
+    async def _take_over(self, run: Run) -> bool:
+        """Brings the session that stands where a run is to begin its sequence; tells whether there is one."""
+        principal, session_id = run.principal, run.ask.session_id
+        try:
+            await self._catalog.fetch(principal, session_id, Reach.OPEN)
+        except StreamcellError as error:
+            if is_missing(error):
+                return False
+            if error.reason not in UNUSABLE or run.ask.first_index >= 0:
+                raise
+            await self._catalog.forget(principal, session_id)  # nothing of it is needed
+            return False
+        return True
 
     @staticmethod
     def _close(run: Run) -> None:
@@ -136,9 +199,12 @@ class Sequences:
         ask, engine = run.ask, run.ask.engine
         try:
             engine.check_room(ask.rows.num_steps)  # before a session is opened for it
-            run.slot, run.is_opened = self._find(run)
+            run.slot = self._slot_of(run)
+        except NotResident:
+            self._begin_to_bring(run)
+            return
         except StreamcellError as error:
-            raise _worded(error, ask) from None
+            raise worded(error, ask) from None
         run.generation = engine.sessions.generation.item(run.slot)
         work = step_of(ask, run.slot, run.generation, run.arrived_ns, lambda _: self._finish(run))
         # With an index, the start of a live sequence is a retry, or a conflict: the step protocol tells.
@@ -146,21 +212,51 @@ class Sequences:
         work.may_be_held = run.may_be_held
         engine.submit(work)
         run.work = work
-        if ask.is_end:
-            self._ending[run.key] = deque()
+        if ask.is_end or (work.restarts and engine.sessions.is_stored):
+            self._hold(run)
+
+    def _begin_to_bring(self, run: Run) -> None:
+        self._hold(run)
+        task = asyncio.create_task(self._bring(run))
+        self._bringing.add(task)  # else the loop alone would know it, and weakly
+        task.add_done_callback(self._bringing.discard)
+
+    def _hold(self, run: Run) -> None:
+        """Has what comes after a run, of its sequence, wait for it."""
+        if run.key:
+            run.holds = True
+            self._waiting.setdefault(run.key, deque())
 
     def _finish(self, run: Run) -> None:
         """Takes the result; ends the sequence if it was to end, or did not begin."""
         error = _error_of(run)
+        if error is not None and self._is_to_run_again(run, error):
+            run.is_second, run.work = True, None
+            self._begin_to_bring(run)
+            return
         if error is not None:
-            run.error = _worded(error, run.ask)
+            run.error = worded(error, run.ask)
         if run.timer is not None:
             run.timer.cancel()
-        if not run.ask.session_id or (run.is_opened if error is not None else run.ask.is_end):
+        if not run.key or (run.is_opened if error is not None else run.ask.is_end):
             self._close(run)
         run.on_done(run)
-        if run.ask.is_end:
-            self._go_on(run.key)
+        self._let_go(run)
+
+    @staticmethod
+    def _is_to_run_again(run: Run, error: StreamcellError) -> bool:
+        """Tells whether a restart found only then that another server has its session: it takes it over."""
+        is_restart = run.work is not None and run.work.restarts
+        return error.reason is Reason.SESSION_FENCED and is_restart and not run.is_second
+
+    def _fail(self, run: Run, error: StreamcellError) -> None:
+        """Answers a run that cannot begin."""
+        run.error = worded(error, run.ask)
+        if run.timer is not None:
+            run.timer.cancel()
+        if run.is_opened:
+            self._close(run)
+        run.on_done(run)
 
     def _time_out(self, run: Run) -> None:
         """Withdraws a run that has not begun."""
@@ -179,28 +275,30 @@ class Sequences:
         if run.timer is not None:
             run.timer.cancel()
         if run.work is None:
-            return  # it waits for an end, and is passed over then
-        if run.is_opened and (not run.ask.session_id or not _has_begun(run)):
+            return  # it waits for an earlier one or for the store, and is passed over then
+        if run.is_opened and (not run.key or not _has_begun(run)):
             self._close(run)
-        if run.ask.is_end:
-            self._go_on(run.key)
+        self._let_go(run)
 
-    def _go_on(self, key: tuple[str, str]) -> None:
-        """Queues what waited for a sequence's end, up to what ends the next one."""
-        for run in self._ending.pop(key, ()):
+    def _let_go(self, run: Run) -> None:
+        """Begins what waited for a run."""
+        if run.holds:
+            self._go_on(self._waiting.pop(run.key, ()))
+
+    def _go_on(self, runs: Iterable[Run]) -> None:
+        """Begins what waited, up to what holds the sequence anew."""
+        for run in runs:
+            waiting = self._waiting.get(run.key)
             if run.is_withdrawn:
-                continue
-            waiting = self._ending.get(key)
-            if waiting is not None:
+                if run.is_opened:
+                    self._close(run)
+            elif waiting is not None:
                 waiting.append(run)
-                continue
-            try:
-                self._begin(run)
-            except StreamcellError as error:
-                run.error = error
-                if run.timer is not None:
-                    run.timer.cancel()
-                run.on_done(run)
+            else:
+                try:
+                    self._begin(run)
+                except StreamcellError as error:
+                    self._fail(run, error)
 
 
 def _error_of(run: Run) -> StreamcellError | None:
@@ -210,27 +308,6 @@ def _error_of(run: Run) -> StreamcellError | None:
 
 def _has_begun(run: Run) -> bool:
     return isinstance(run.work, Block) and bool(run.work.num_applied[0])
-
-
-def _worded(error: StreamcellError, ask: Ask) -> StreamcellError:
-    """Returns an error of the catalog's or engine's in the protocol's words."""
-    if is_missing(error):
-        sequence = errors.brief(str(ask.sequence))
-        message = (
-            f"sequence {sequence} of {_model(ask.engine)} {_WHY_MISSING[error.reason]}: "
-            "begin it with sequence_start"
-        )
-        return StreamcellError(error.reason, message, metadata=error.metadata)
-    field = error.metadata.get("field", "")
-    name = _FIELDS.get(field)
-    if name is None:
-        return error
-    message = f"{name}: {error.message.removeprefix(f'{field}: ')}"
-    return StreamcellError(error.reason, message, metadata={**error.metadata, "field": name})
-
-
-def _model(engine: Engine) -> str:
-    return f"{engine.name}/{engine.version}"
 
 
 def _ignore(_: Run) -> None:

@@ -4,50 +4,23 @@ import functools
 
 from streamcell.inference import open_inference_pb2 as pb
 
-from service.engine import Engine
 from service.errors import Reason, StreamcellError
 from service.rpc import Call, Stream, parse
 from service.servicers.inference_reply import refusal
 from service.servicers.inference_sequences import Run
 from service.servicers.inference_work import Inference
+from service.servicers.turns import Turns
 
 
-class InferStream:
+class InferStream(Turns):
     """One client's ModelStreamInfer. An error is a response too, and leaves the stream up."""
 
     def __init__(self, stream: Stream, call: Call, inference: Inference) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._call = call
         self._inference = inference
         # Under way, in order of arrival, with the refusals that are to follow the answer.
         self._under_way: dict[Run, list[bytes]] = {}
-        self._is_stopping = False
-        self._full: tuple[Engine, int] | None = None  # who had no room, and for how many steps
-        self._last_error: StreamcellError | None = None
-
-    # -- What the front tells ----------------------------------------------------------------------
-
-    def receive(self, raw: bytes) -> None:
-        """Takes one request: at once, or in its turn after one that the queue had no room for."""
-        if self._full is not None:
-            engine, num_steps = self._full
-            if not engine.has_room(num_steps):
-                self._stream.pause()
-                engine.when_room(num_steps, functools.partial(self._take_turn, raw))
-                return
-            self._full = None
-        self._take(raw)
-
-    def _take_turn(self, raw: bytes) -> None:
-        self._stream.hand(raw, self._take)
-        self._stream.resume()
-
-    def stop(self, error: StreamcellError | None) -> None:
-        """Ends the stream once everything received is answered."""
-        if not self._is_stopping:  # a client that was done before a drain is not sent elsewhere
-            self._last_error = error
-        self._is_stopping = True
-        self._end_if_done()
 
     def cancel(self) -> None:
         """Withdraws what has not begun: the client is gone."""
@@ -55,8 +28,6 @@ class InferStream:
         runs, self._under_way = self._under_way, {}
         for run in runs:
             self._inference.withdraw(run)
-
-    # -- Requests and responses --------------------------------------------------------------------
 
     def _take(self, raw: bytes) -> None:
         if self._is_stopping:
@@ -70,13 +41,16 @@ class InferStream:
             if error.reason is Reason.DRAINING:
                 raise
             if error.reason is Reason.OVERLOADED and run is not None:
-                self._full = run.ask.engine, run.ask.rows.num_steps
+                self._refused = run.ask.engine, run.ask.rows.num_steps
             self._put([self._refusal(request, error)], self._last_of(request))
         else:
             self._under_way[run] = []
 
     def _answer(self, request: pb.ModelInferRequest, run: Run) -> None:
         behind = None
+        # What is answered otherwise than in the order of its session's lane: keeps its place all the same.
+        if run.key and run.ask.engine.sessions.is_durable.item(run.slot):
+            behind = self._last_before(run)
         try:
             message = self._inference.response(run).SerializeToString()
         except StreamcellError as error:
@@ -104,7 +78,7 @@ class InferStream:
         for other in self._under_way:
             if other is run:
                 break
-            if run.ask.session_id and other.key == run.key:
+            if run.key and other.key == run.key:
                 found = other
         return found
 
@@ -121,6 +95,5 @@ class InferStream:
                 return run
         return None
 
-    def _end_if_done(self) -> None:
-        if not self._under_way:
-            self._stream.end(self._last_error)
+    def _is_done(self) -> bool:
+        return not self._under_way

@@ -762,7 +762,8 @@ class ModelInferResponse(_message.Message):
     """The request's."""
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
-        """Of a sequence: sequence_id as the request had it, and step_index, the index of the request's first step.
+        """Of a sequence: sequence_id as the request had it, step_index, the index of the request's first step, and,
+        where the server has a store, num_durable_steps (int64): how many of the sequence's steps are in it.
         Of an error on a stream: error_code (a google.rpc.Code), error_reason and the error's metadata.
         """
 
