@@ -12,6 +12,7 @@ from service.config import Config
 from service.metrics import Metrics
 from service.rpc import Call, Stream, Streaming, Unary
 from service.servicers.inference_about import About
+from service.servicers.inference_reply import Replies
 from service.servicers.inference_sequences import Run
 from service.servicers.inference_stream import InferStream
 from service.servicers.inference_work import Inference
@@ -25,6 +26,7 @@ class InferenceServicer:
     def __init__(self, catalog: Catalog, settings: Config, metrics: Metrics) -> None:
         self._about = About(catalog, settings, metrics)
         self._inference = Inference(catalog, settings, metrics)
+        self._replies = Replies()
 
     def methods(self) -> list[Unary[Any] | Streaming]:
         """Returns the service's methods."""
@@ -53,14 +55,16 @@ class InferenceServicer:
             if not done.done():
                 done.set_result(None)
 
-        run = self._inference.read(request, call, settle, may_be_held=True)
+        run = self._inference.read(request, call, settle)
+        run.may_be_held = True
         self._inference.submit(run)
         try:
             await done
         except asyncio.CancelledError:
             self._inference.withdraw(run)
             raise
-        return self._inference.response(run).infer_response
+        self._inference.check(run)
+        return self._replies.of(run).infer_response
 
     def model_stream_infer(self, stream: Stream, call: Call) -> InferStream:
         """Begins a ModelStreamInfer."""

@@ -11,6 +11,7 @@ from streamcell.inference import open_inference_pb2 as pb
 
 from service.engine import Engine
 from service.errors import StreamcellError
+from service.servicers.inference_request import Ask
 from service.servicers.inference_sequences import Run
 from service.servicers.inference_tensors import FP32, Y
 
@@ -18,49 +19,46 @@ _NUM_DURABLE = "num_durable_steps"
 
 
 class Replies:
-    """The responses of one model."""
+    """The responses to one client."""
+
+    def __init__(self) -> None:
+        self._by_engine: dict[Engine, _Replies] = {}
+
+    def of(self, run: Run) -> pb.ModelStreamInferResponse:
+        """Returns the response to a run that is done, without an error; a unary one is its infer_response."""
+        engine = run.ask.engine
+        replies = self._by_engine.get(engine)
+        if replies is None:
+            replies = self._by_engine[engine] = _Replies(engine)
+        return replies.of(run)
+
+
+class _Replies:
+    """Those of one model."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._num_outputs = len(engine.manifest.outputs)
         self._values = struct.Struct(f"<{self._num_outputs}f")
-        self._is_stored = engine.sessions.is_stored
-        # Of one step on its own, and of one step of a sequence; looked into once.
-        self._alone = self._response([1, self._num_outputs])
-        self._alone.infer_response.raw_output_contents.append(b"")
-        self._of_sequence = self._response([1, self._num_outputs])
-        self._of_sequence.infer_response.raw_output_contents.append(b"")
-        # The same entries, made in the same order, in every message: equal responses have equal bytes.
-        parameters = self._of_sequence.infer_response.parameters
-        self._sequence_id, self._step_index = parameters["sequence_id"], parameters["step_index"]
-        self._num_durable = parameters[_NUM_DURABLE] if self._is_stored else None
+        self._row = _Row(engine, self._response([1, self._num_outputs]))
+        self._row_of_sequence = _RowOfSequence(engine, self._response([1, self._num_outputs]))
 
     def of(self, run: Run) -> pb.ModelStreamInferResponse:
-        """Returns the response to a run that is done, without an error; a unary one is its infer_response."""
-        ask = run.ask
-        if not ask.rows.is_row:
+        """Returns the response to a run."""
+        if not run.rows.is_row:
             return self._of_rows(run)
-        whole = self._of_sequence if ask.session_id else self._alone
-        response = whole.infer_response
-        response.id = ask.id
-        response.raw_output_contents[0] = self._values.pack(*run.y)
-        if ask.session_id:
-            _set_sequence(self._sequence_id, ask.sequence)
-            self._step_index.int64_param = run.step_index
-            if self._num_durable is not None:
-                self._num_durable.int64_param = self._engine.sessions.num_durable.item(run.slot)
-        return whole
+        y = self._values.pack(*run.y)
+        return self._row_of_sequence.of(run, y) if run.key else self._row.of(run, y)
 
     def _of_rows(self, run: Run) -> pb.ModelStreamInferResponse:
-        ask = run.ask
-        whole = self._response([1, ask.rows.num_steps, self._num_outputs])
+        whole = self._response([1, run.rows.num_steps, self._num_outputs])
         response = whole.infer_response
-        response.id = ask.id
+        response.id = run.name
         response.raw_output_contents.append(np.asarray(run.y, "<f4").tobytes())
-        if ask.session_id:
-            _set_sequence(response.parameters["sequence_id"], ask.sequence)
+        if run.key:
+            set_sequence(response.parameters["sequence_id"], run.ask.sequence)
             response.parameters["step_index"].int64_param = run.step_index
-            if self._is_stored:
+            if self._engine.sessions.is_stored:
                 num_durable = self._engine.sessions.num_durable.item(run.slot)
                 response.parameters[_NUM_DURABLE].int64_param = num_durable
         return whole
@@ -73,11 +71,52 @@ class Replies:
         return whole
 
 
-def refusal(request: pb.ModelInferRequest, error: StreamcellError) -> pb.ModelStreamInferResponse:
-    """Returns a stream's response to a request that was refused."""
-    response = pb.ModelInferResponse(
-        model_name=request.model_name, model_version=request.model_version, id=request.id
-    )
+class _Row:
+    """The responses to single steps, each the same message; what is in it is looked up once."""
+
+    def __init__(self, engine: Engine, whole: pb.ModelStreamInferResponse) -> None:
+        self._sessions = engine.sessions
+        self._whole = whole
+        self._response = whole.infer_response
+        self._contents = self._response.raw_output_contents
+        self._contents.append(b"")
+        self._name = ""
+
+    def of(self, run: Run, y: bytes) -> pb.ModelStreamInferResponse:
+        """Returns the response to a step, of which `y` is the prediction."""
+        if run.name != self._name:
+            self._response.id = self._name = run.name
+        self._contents[0] = y
+        return self._whole
+
+
+class _RowOfSequence(_Row):
+    """The responses to single steps of sequences."""
+
+    def __init__(self, engine: Engine, whole: pb.ModelStreamInferResponse) -> None:
+        super().__init__(engine, whole)
+        # The same entries, made in the same order, in every message: equal responses have equal bytes.
+        parameters = self._response.parameters
+        self._sequence_id, self._step_index = parameters["sequence_id"], parameters["step_index"]
+        self._num_durable = parameters[_NUM_DURABLE] if engine.sessions.is_stored else None
+        self._ask: Ask | None = None  # of the response before
+
+    def of(self, run: Run, y: bytes) -> pb.ModelStreamInferResponse:
+        """Returns the response to a step, of which `y` is the prediction."""
+        if run.ask is not self._ask:
+            self._ask = run.ask
+            set_sequence(self._sequence_id, run.ask.sequence)
+        self._step_index.int64_param = run.step_index
+        if self._num_durable is not None:
+            self._num_durable.int64_param = self._sessions.num_durable.item(run.slot)
+        return super().of(run, y)
+
+
+def refusal(
+    model_name: str, model_version: str, request_id: str, sequence: int | str | None, error: StreamcellError
+) -> pb.ModelStreamInferResponse:
+    """Returns a stream's response to a request that was refused; `sequence`: the id it gave, None: none."""
+    response = pb.ModelInferResponse(model_name=model_name, model_version=model_version, id=request_id)
     parameters = response.parameters
     parameters["error_code"].int64_param = int(error.code)
     parameters["error_reason"].string_param = error.reason.value
@@ -85,12 +124,13 @@ def refusal(request: pb.ModelInferRequest, error: StreamcellError) -> pb.ModelSt
         parameters[name].string_param = value
     if error.retry_delay_seconds:
         parameters["retry_delay_seconds"].double_param = error.retry_delay_seconds
-    if "sequence_id" in request.parameters:
-        parameters["sequence_id"].CopyFrom(request.parameters["sequence_id"])
+    if sequence is not None:
+        set_sequence(parameters["sequence_id"], sequence)
     return pb.ModelStreamInferResponse(error_message=error.message, infer_response=response)
 
 
-def _set_sequence(parameter: pb.InferParameter, sequence: int | str) -> None:
+def set_sequence(parameter: pb.InferParameter, sequence: int | str) -> None:
+    """Sets a parameter to a sequence's id."""
     if isinstance(sequence, str):
         parameter.string_param = sequence
     elif sequence < 1 << 63:

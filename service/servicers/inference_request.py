@@ -13,7 +13,7 @@ import numpy as np
 from streamcell.inference import open_inference_pb2 as pb
 
 from service import errors
-from service.catalog import Catalog
+from service.catalog import Catalog, key_of
 from service.engine import Engine
 from service.servicers import inference_tensors as tensors
 from service.servicers.inference_tensors import Rows
@@ -33,22 +33,23 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
 
 
 class Ask(NamedTuple):
-    """An inference request, read."""
+    """What an inference request asks to be done with its steps."""
 
     engine: Engine
-    id: str
-    """What the caller calls the request."""
+    version: str
+    """Of the model, as the request gives it."""
     sequence: int | str
     """The sequence's id; 0 or "" for steps on their own."""
     session_id: str
     """The session that stands for the sequence; empty for steps on their own."""
+    key: str
+    """What the catalog knows that session by; empty for steps on their own."""
     is_start: bool
     is_end: bool
     first_index: int
     """Of the first step, or INDEX_NEXT."""
     timeout_microseconds: int
     """0: none."""
-    rows: Rows
 
     @property
     def model(self) -> str:
@@ -77,8 +78,10 @@ def choose(catalog: Catalog, name: str, version: str, field: str = "model_name")
     return engine
 
 
-def read(engine: Engine, request: pb.ModelInferRequest, max_steps: int) -> Ask:
-    """Returns what a request asks of a model.
+def read(
+    engine: Engine, request: pb.ModelInferRequest, max_steps: int, principal: str = ""
+) -> tuple[Ask, Rows]:
+    """Returns what a request asks of a model, and its steps.
 
     Raises:
         StreamcellError: INVALID_ARGUMENT, which names the tensor or parameter; TOO_MANY_STEPS.
@@ -88,27 +91,28 @@ def read(engine: Engine, request: pb.ModelInferRequest, max_steps: int) -> Ask:
     is_start, is_end = given.get("sequence_start", False), given.get("sequence_end", False)
     index = min(given["step_index"], _LARGEST_INDEX) if "step_index" in given else INDEX_NEXT
     _check_flags(sequence, is_start, is_end, index)
+    session_id = session_id_of(engine.name, engine.version, sequence) if sequence else ""
     ask = Ask(
         engine,
-        request.id,
+        request.model_version,
         sequence,
-        session_id_of(engine.name, engine.version, sequence) if sequence else "",
+        session_id,
+        key_of(principal, session_id) if session_id else "",
         is_start,
         is_end,
         index,
         given.get("timeout", 0),
-        tensors.read(engine, request, max_steps),
     )
-    if engine.manifest.uses_time and ask.may_begin and ask.rows.times is None:
+    rows = tensors.read(engine, request, max_steps)
+    if engine.manifest.uses_time and ask.may_begin and rows.times is None:
         raise tensors.first_time_missing()
-    return ask
+    return ask, rows
 
 
 def step_of(
-    ask: Ask, slot: int, generation: int, arrived_ns: int, on_done: "Callable[[Any], None]"
+    ask: Ask, rows: Rows, slot: int, generation: int, arrived_ns: int, on_done: "Callable[[Any], None]"
 ) -> Step | Block:
     """Returns the work that a request asks for, on the session that stands for its sequence."""
-    rows = ask.rows
     if rows.x is None:
         time = TIME_ABSENT if rows.times is None else int(rows.times[0])
         return Step(slot, generation, rows.row, time, ask.first_index, arrived_ns, on_done)

@@ -11,10 +11,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from service import errors, faults
-from service.catalog import UNUSABLE, Catalog, NotResident, Reach, is_missing, key_of
+from service.catalog import UNUSABLE, Catalog, NotResident, Reach, is_missing
 from service.errors import Reason, StreamcellError
 from service.servicers.inference_errors import worded
 from service.servicers.inference_request import Ask, step_of
+from service.servicers.inference_tensors import Rows
 from service.sessions import Float32s
 from service.work import Block, Phase, Step
 
@@ -23,9 +24,9 @@ class Run:
     """A request under way.
 
     Args:
-        ask: the request.
+        ask, rows: the request.
+        name: what its caller calls it.
         principal: the caller.
-        may_be_held: whether its step may wait a moment for others to join.
         arrived_ns: when it came, in the engine's time.
         on_done: called once with the run, its result or `error` in place, unless it is withdrawn.
     """
@@ -34,6 +35,10 @@ class Run:
     """None until it is queued."""
     error: StreamcellError | None = None
     timer: asyncio.TimerHandle | None = None
+    slot = generation = -1
+    """Its session, once that is found."""
+    may_be_held = False
+    """Whether its step may wait a moment for others to join."""
     is_opened = False
     """Whether it opened its session."""
     is_withdrawn = False
@@ -45,19 +50,20 @@ class Run:
     def __init__(
         self,
         ask: Ask,
+        rows: Rows,
+        name: str,
         principal: str,
-        may_be_held: bool,
         arrived_ns: int,
         on_done: "Callable[[Run], None]",
     ) -> None:
         self.ask = ask
+        self.rows = rows
+        self.name = name
         self.principal = principal
-        self.may_be_held = may_be_held
-        self.on_done = on_done
         self.arrived_ns = arrived_ns
-        self.slot = self.generation = -1
-        self.key = key_of(principal, ask.session_id) if ask.session_id else ""
-        """Names its sequence's session among those of all callers; empty for steps on their own."""
+        self.on_done = on_done
+        self.key = ask.key
+        """Names its sequence among those of all callers; empty for steps on their own."""
 
     @property
     def step_index(self) -> int:
@@ -197,16 +203,18 @@ class Sequences:
 
     def _begin(self, run: Run) -> None:
         ask, engine = run.ask, run.ask.engine
-        try:
-            engine.check_room(ask.rows.num_steps)  # before a session is opened for it
-            run.slot = self._slot_of(run)
-        except NotResident:
-            self._begin_to_bring(run)
-            return
-        except StreamcellError as error:
-            raise worded(error, ask) from None
-        run.generation = engine.sessions.generation.item(run.slot)
-        work = step_of(ask, run.slot, run.generation, run.arrived_ns, lambda _: self._finish(run))
+        slot = engine.sessions.find(run.key)  # as nearly always; "" names none
+        if slot is None or self._catalog.is_draining:
+            try:
+                engine.check_room(run.rows.num_steps)  # before a session is opened for it
+                slot = self._slot_of(run)
+            except NotResident:
+                self._begin_to_bring(run)
+                return
+            except StreamcellError as error:
+                raise worded(error, ask) from None
+        run.slot, run.generation = slot, engine.sessions.generation.item(slot)
+        work = step_of(ask, run.rows, slot, run.generation, run.arrived_ns, lambda _: self._finish(run))
         # With an index, the start of a live sequence is a retry, or a conflict: the step protocol tells.
         work.restarts = ask.is_start and not run.is_opened and ask.first_index < 0
         work.may_be_held = run.may_be_held

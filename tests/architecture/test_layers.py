@@ -29,7 +29,7 @@ LAYERS = [
     {"servicers.bindings", "servicers.convert", "servicers.held", "servicers.turns"},
     {"servicers.frames", "servicers.inference_tensors", "servicers.steps"},
     {"servicers.inference_request", "servicers.stream"},
-    {"servicers.inference_about", "servicers.inference_errors"},
+    {"servicers.inference_about", "servicers.inference_errors", "servicers.inference_heads"},
     {"servicers.inference_sequences"},
     {"servicers.inference_reply"},
     {"servicers.inference_work"},

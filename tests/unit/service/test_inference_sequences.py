@@ -270,8 +270,8 @@ class Held:
     def submit(self, request):
         """Submits a request; returns a future of its run."""
         done = asyncio.get_running_loop().create_future()
-        ask = inference_request.read(self.rig.engine, request, 100)
-        self.runs.append(Run(ask, "", False, self.rig.engine.now(), done.set_result))
+        ask, rows = inference_request.read(self.rig.engine, request, 100)
+        self.runs.append(Run(ask, rows, "", "", self.rig.engine.now(), done.set_result))
         self.sequences.submit(self.runs[-1])
         return done
 

@@ -28,7 +28,7 @@ def timed():
 
 
 def read(engine, request, max_steps=100):
-    """Returns what a request asks."""
+    """Returns what a request asks, and its steps."""
     return inference_request.read(engine, request, max_steps)
 
 
@@ -42,21 +42,21 @@ def refused(engine, request, max_steps=100):
 @pytest.mark.parametrize("is_raw", [True, False])
 def test_one_row_is_one_step(engine, is_raw):
     """An x of [1, F] is one step, raw or typed."""
-    rows = read(engine, infer(X[:1], is_raw=is_raw)).rows
+    rows = read(engine, infer(X[:1], is_raw=is_raw))[1]
     assert (rows.num_steps, rows.is_row, rows.row) == (1, True, X[:1].tobytes())
 
 
 @pytest.mark.parametrize("is_raw", [True, False])
 def test_rows_are_steps(engine, is_raw):
     """An x of [1, T, F] is T steps."""
-    rows = read(engine, infer(X[None], is_raw=is_raw)).rows
+    rows = read(engine, infer(X[None], is_raw=is_raw))[1]
     assert (rows.num_steps, rows.is_row) == (3, False)
     assert np.array_equal(rows.x, X)
 
 
 def test_one_row_of_three_dimensions_is_one_step(engine):
     """[1, 1, F] is one step, and answered in its own shape."""
-    rows = read(engine, infer(X[None, :1])).rows
+    rows = read(engine, infer(X[None, :1]))[1]
     assert (rows.num_steps, rows.is_row, rows.row) == (1, False, X[:1].tobytes())
 
 
@@ -65,7 +65,7 @@ def test_one_row_of_three_dimensions_is_one_step(engine):
 def test_times_stand_beside_rows(timed, shape, is_raw):
     """A time for each step, in either shape and either form."""
     times = np.arange(T0, T0 + 3).reshape(shape)
-    rows = read(timed, infer(X[None], time=times, is_raw=is_raw)).rows
+    rows = read(timed, infer(X[None], time=times, is_raw=is_raw))[1]
     assert rows.times.tolist() == [T0, T0 + 1, T0 + 2]
 
 
@@ -75,24 +75,24 @@ def test_a_start_needs_its_time(timed):
         error = refused(timed, request)
         assert error.metadata["field"] == "time"
         assert "must give it" in error.message
-    assert read(timed, infer(X[:1], sequence_id=5)).rows.times is None
+    assert read(timed, infer(X[:1], sequence_id=5))[1].times is None
 
 
 def test_parameters_are_read(engine):
     """Sequence, flags, index and time-out; priority and all that is unknown are ignored."""
     request = infer(
-        X[:1], request_id="r", sequence_id="s", sequence_start=True, sequence_end=True, step_index=0,
+        X[:1], sequence_id="s", sequence_start=True, sequence_end=True, step_index=0,
         timeout=500, priority="odd", triton_enable_empty_final_response=True, mine=1.5,
     )  # fmt: skip
-    ask = read(engine, request)
-    assert (ask.id, ask.sequence, ask.is_start, ask.is_end) == ("r", "s", True, True)
+    ask, _ = read(engine, request)
+    assert (ask.sequence, ask.is_start, ask.is_end) == ("s", True, True)
     assert (ask.first_index, ask.timeout_microseconds) == (0, 500)
 
 
 @pytest.mark.parametrize("parameters", [{}, {"sequence_id": 0}, {"sequence_id": ""}])
 def test_no_sequence_is_a_run_of_its_own(engine, parameters):
     """0, the empty string and nothing at all say the same."""
-    ask = read(engine, infer(X[:1], **parameters))
+    ask, _ = read(engine, infer(X[:1], **parameters))
     assert (ask.session_id, ask.first_index) == ("", INDEX_NEXT)
 
 
@@ -100,7 +100,7 @@ def test_indexes_beyond_int64_are_cut(engine):
     """An index that no session reaches is a gap, whatever its size."""
     request = infer(X[:1], sequence_id=1)
     request.parameters["step_index"].uint64_param = (1 << 64) - 1
-    assert read(engine, request).first_index == (1 << 63) - 1
+    assert read(engine, request)[0].first_index == (1 << 63) - 1
 
 
 def test_sequences_of_all_names_are_sessions_of_their_own():
@@ -258,4 +258,4 @@ def test_a_parameter_is_read_by_its_type(engine):
     request.parameters["sequence_id"].uint64_param = 7
     other = infer(X[:1])
     set_parameters(other, sequence_id=7)
-    assert read(engine, request).session_id == read(engine, other).session_id
+    assert read(engine, request)[0].session_id == read(engine, other)[0].session_id
