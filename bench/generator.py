@@ -15,7 +15,7 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 from streamcell.v1 import streamcell_pb2 as pb
@@ -37,11 +37,11 @@ _BOUND_SECONDS = 30.0  # for what is prepared
 class Load:
     """One run; in a closed loop everyone sends when answered, in an open one by a plan, in turn."""
 
-    def __init__(self, options: Options, connections: list[Connection]) -> None:
+    def __init__(self, options: Options, connections: list[Connection], senders: Senders) -> None:
         self._options = options
         self._connections = connections
         self._by_socket = {each.socket: each for each in connections}
-        self._senders: Senders = (Streams if options.mode == "stream" else Callers)(connections)
+        self._senders = senders
         self._interval_ns = 1e9 / options.rate if options.rate else 0.0
         self._num_planned = 0
         self._due: dict[int, int] = {}  # since when each message under way counts, by sender
@@ -160,20 +160,18 @@ class Load:
 
 
 @contextlib.contextmanager
-def sessions(target: str, count: int) -> Iterator[list[str]]:
-    """Opens sessions for as long as the block lasts; yields their ids.
+def sessions(target: str, ids: list[str], model: str = "") -> Iterator[None]:
+    """Opens sessions for as long as the block lasts.
 
     Raises:
         LoadtestError: the server refuses, or there is none.
     """
-    run = uuid.uuid4().hex[:8]
-    ids = [f"bench-{run}-{number}" for number in range(count)]
     with grpc.insecure_channel(target) as channel:
         stub = pb_grpc.StreamcellServiceStub(channel)
         try:
             for each in ids:
-                stub.OpenSession(pb.OpenSessionRequest(session_id=each), timeout=_BOUND_SECONDS)
-            yield ids
+                stub.OpenSession(pb.OpenSessionRequest(session_id=each, model=model), timeout=_BOUND_SECONDS)
+            yield
         except grpc.RpcError as error:
             raise LoadtestError(f"{target}: {error.details()}") from None
         finally:
@@ -190,16 +188,29 @@ def run(options: Options) -> Result:
     """
     if options.mode not in ("stream", "unary"):
         raise OptionError(f"--mode: {options.mode} is for loadtest: this sends single steps")
-    with sessions(options.target, options.streams) as ids, contextlib.ExitStack() as stack:
+    prefix = f"bench-{uuid.uuid4().hex[:8]}"
+    ids = [f"{prefix}-{number}" for number in range(options.streams)]
+    return run_as(options, ids, Streams if options.mode == "stream" else Callers)
+
+
+def run_as(
+    options: Options, session_ids: list[str], senders: Callable[[list[Connection]], Senders]
+) -> Result:
+    """Runs a load of some senders, on sessions that are opened for it.
+
+    Raises:
+        LoadtestError: it could not begin, or the server broke it off.
+    """
+    with sessions(options.target, session_ids, options.model), contextlib.ExitStack() as stack:
         connections = [Connection(options.target) for _ in range(options.num_connections)]
         for each in connections:
             stack.enter_context(each.socket)
-        load = Load(options, connections)
-        load.open(ids)
+        load = Load(options, connections, senders(connections))
+        load.open(session_ids)
         return load.run()
 
 
-def main() -> int:
+def main(run: Callable[[Options], Result] = run) -> int:
     """Runs the command and returns its exit status: loadtest's."""
     try:
         result = run(parse(sys.argv[1:]))

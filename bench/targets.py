@@ -153,6 +153,20 @@ TARGETS = (
         1.8,
         1.4,
     ),
+    Target(
+        "infer_to_stream",
+        "Open Inference Protocol: CPU a step / ours",
+        Ratio(_CPU, "infer_64", "stream_64"),
+        1.25,
+        1.1,
+    ),
+    Target(
+        "envoy_infer_to_stream",
+        "the same on envoy",
+        Ratio(_CPU, "envoy_infer_64", "envoy_stream_64"),
+        1.25,
+        1.1,
+    ),
     # The others' costs over these: the inverse of the rates, as above.
     Target(
         "envoy_64_to_grpcio_echo",

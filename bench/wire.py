@@ -15,6 +15,7 @@ from loadtest.errors import LoadtestError
 
 _RECEIVED_BYTES = 1 << 18
 _X = [0.1] * NUM_INPUTS
+_STREAM, _CALL = f"/{replies.SERVICE}/{replies.STREAM}", f"/{replies.SERVICE}/Step"
 _GOOD = {
     replies.CONFIGURED[0],
     replies.STREAM_STEP[0],
@@ -35,20 +36,19 @@ class Connection:
         self._heads: dict[str, bytes] = {}
         self._out = bytearray(http2.opening())
 
-    def begin(self, method: str, owner: int) -> int:
-        """Begins a call and returns its stream."""
+    def begin(self, path: str, owner: int) -> int:
+        """Begins a call of the method at a path and returns its stream."""
         stream = self._next_stream
         self._next_stream += 2  # a client's are odd
         self.owners[stream] = owner
-        headers = self._heads.get(method) or self._head(method)
+        headers = self._heads.get(path) or self._head(path)
         self._out += headers[:5] + stream.to_bytes(4, "big") + headers[9:]
         return stream
 
-    def _head(self, method: str) -> bytes:
-        path = f"/{replies.SERVICE}/{method}"
+    def _head(self, path: str) -> bytes:
         fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": self._authority}
         head = http2.request(fields | {"te": "trailers", "content-type": "application/grpc"}, 0)
-        self._heads[method] = head
+        self._heads[path] = head
         return head
 
     def send(self, stream: int, framed: bytes, *, is_last: bool = False) -> None:
@@ -112,7 +112,7 @@ class Streams:
     def open(self, number: int, session_id: str) -> None:
         """Begins a stream and binds its session."""
         connection = self._connections[number % len(self._connections)]
-        stream = connection.begin(replies.STREAM, number)
+        stream = connection.begin(_STREAM, number)
         first = pb.StreamRequest(config=pb.StreamConfig(session_ids=[session_id]))
         connection.send(stream, http2.message(first.SerializeToString()))
         self._places[number] = connection, stream
@@ -155,7 +155,7 @@ class Callers:
     def send(self, number: int) -> None:
         """Calls for a step."""
         connection = self._connections[number % len(self._connections)]
-        connection.send(connection.begin("Step", number), self._requests[number], is_last=True)
+        connection.send(connection.begin(_CALL, number), self._requests[number], is_last=True)
 
     def answered(self, connection: Connection, frame: Frame) -> int | None:
         """A call is over with its trailers.

@@ -32,7 +32,7 @@ class Admission:
         sessions, slot = self._sessions, step.slot
         if sessions.generation.item(slot) != step.generation:
             raise errors.session_ended(sessions.end_in(slot))
-        if sessions.store_trouble and sessions.is_durable.item(slot):
+        if sessions.store_trouble and (sessions.is_durable.item(slot) or step.restarts):
             raise errors.store_unavailable(sessions.store_trouble)
         expected = sessions.next_step.item(slot)
         if not self.uses_time:
@@ -58,8 +58,9 @@ class Admission:
         asked = np.where(block.indexes[entries] == INDEX_NEXT, expected, block.indexes[entries])
         block.step_indexes[entries] = asked
         unusual = gone | (asked != expected)
+        needs_store = self._sessions.is_durable[slots] | block.restarts
         if self._sessions.store_trouble:
-            unusual |= self._sessions.is_durable[slots]
+            unusual |= needs_store
         if self.uses_time and block.times is None:
             last = self._sessions.last_time[slots] + block.totals[entries] * float(self._interval_ns)
             unusual |= (expected == 0) | (last > MAX_TIME_NS)
@@ -68,11 +69,21 @@ class Admission:
             try:
                 if gone[at]:
                     raise errors.session_ended(self._sessions.end_in(int(slots[at])))
-                if self._sessions.store_trouble and self._sessions.is_durable[slots[at]]:
+                if self._sessions.store_trouble and needs_store[at]:
                     raise errors.store_unavailable(self._sessions.store_trouble)
                 self._recognise(block, entry, int(asked[at]), int(expected[at]))
             except StreamcellError as error:
                 block.fail(entry, error)
+
+    def drop_gone(self, piece: Piece) -> None:
+        """Fails the entries whose sessions another server has taken since their group began.
+
+        Others may have their slots by now.
+        """
+        block, slots = piece.block, piece.block.slots[piece.entries]
+        gone = self._sessions.generation[slots] != block.generations[piece.entries]
+        for entry, slot in zip(piece.entries[gone].tolist(), slots[gone].tolist(), strict=True):
+            block.fail(entry, errors.session_ended(self._sessions.end_in(slot)))
 
     def given_times(self, block: Block, rows: Int64s) -> Int64s:
         """Returns the times of rows (of any shape) as the request gave them, for fingerprints."""

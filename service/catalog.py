@@ -27,6 +27,10 @@ class Reach(enum.Enum):
     OPEN = "open"  # another server's too, and one that was taken away from this server
 
 
+# Sessions in the store that cannot be brought.
+UNUSABLE = (Reason.SNAPSHOT_REJECTED, Reason.MODEL_NOT_FOUND, Reason.MODEL_CHANGED)
+
+
 class NotResident(StreamcellError):  # noqa: N818 (no failure: it tells to fetch)
     """A session is not in memory, and the store may have it: `Catalog.fetch` tells."""
 
@@ -54,6 +58,9 @@ class Keeper(Protocol):
     async def confirm(self, engine: Engine, slot: int) -> bool:
         """Tells whether a session is this server's still, as far as the store can be asked."""
 
+    async def make_room(self, engine: Engine) -> None:
+        """Returns when another session has room in memory."""
+
 
 class Catalog:
     """The engines, by model name and version; with a `keeper`, sessions may be in its store."""
@@ -72,13 +79,15 @@ class Catalog:
         Raises:
             StreamcellError: MODEL_NOT_FOUND; INVALID_ARGUMENT for "" where several are served.
         """
-        names = sorted({engine.name for engine in self.engines})
-        if not model and len(names) > 1:
-            raise errors.invalid_argument("model", f"several are served, name one of {', '.join(names)}")
-        engine = self._by_model.get(model or names[0])
-        if engine is None:
+        engine = self._by_model.get(model)
+        if engine is not None:
+            return engine
+        if model:
             raise errors.model_not_found(model, ", ".join(sorted(self._by_model)))
-        return engine
+        names = sorted({engine.name for engine in self.engines})
+        if len(names) > 1:
+            raise errors.invalid_argument("model", f"several are served, name one of {', '.join(names)}")
+        return self._by_model[names[0]]
 
     def engine_of(self, model: Model) -> Engine:
         """Returns the engine on which a session of a model goes on.
@@ -121,6 +130,19 @@ class Catalog:
         key = self._new_key(principal, session_id)
         engine = self.choose(model)
         return engine, engine.open(key)
+
+    def lend(self, engine: Engine) -> int:
+        """Opens a session for one piece of work, with no id and in no store; returns its slot.
+
+        Raises:
+            NotResident: there may be room when another has left for the store: `make_room`.
+            StreamcellError: DRAINING; SESSIONS_FULL.
+        """
+        if self.is_draining:
+            raise errors.draining()
+        if self.keeper is not None and not engine.has_free_slot:
+            raise NotResident([""])
+        return engine.lend()
 
     # -- Sessions anywhere -------------------------------------------------------------------------
 
@@ -192,6 +214,15 @@ class Catalog:
         """
         if self.keeper is not None:
             await self.keeper.stored(engine, slot)
+
+    async def make_room(self, engine: Engine) -> None:
+        """Returns when another session has room in an engine's memory, if some can leave for the store.
+
+        Raises:
+            StreamcellError: SESSIONS_FULL; STORE_UNAVAILABLE.
+        """
+        if self.keeper is not None:
+            await self.keeper.make_room(engine)
 
     def check_model(self, engine: Engine, session_id: str, model: str) -> None:
         """Checks that a session on `engine` runs on the model a request names, if it names one.

@@ -26,6 +26,7 @@ class _Part:
     engine: Engine
     slots: Int64s
     generations: Int64s
+    restarts: Int64s
     next_steps: Int64s
     told: dict[int, list[Told]]  # those who wait, by slot
 
@@ -35,6 +36,13 @@ class _Part:
             self.engine.sessions.generation[self.slots] == self.generations
         )
         return lives
+
+    def settle(self, done: "np.ndarray[tuple[int], np.dtype[np.bool_]]", now_ns: int) -> None:
+        """Takes note in the sessions of which of them are stored."""
+        sessions, stored = self.engine.sessions, done & self.living()
+        sessions.written[self.slots[stored]] = now_ns
+        stored &= sessions.restarts[self.slots] == self.restarts
+        sessions.num_durable[self.slots[stored]] = self.next_steps[stored]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -122,9 +130,7 @@ class Changes:
             writes = checkpoint.writes[at : at + len(part.slots)]
             done = np.array(accepted[at : at + len(part.slots)], np.bool_)
             at += len(part.slots)
-            stored = done & part.living()
-            part.engine.sessions.num_durable[part.slots[stored]] = part.next_steps[stored]
-            part.engine.sessions.written[part.slots[stored]] = self._clock()
+            part.settle(done, self._clock())
             sessions = zip(part.slots.tolist(), part.generations.tolist(), done.tolist(), writes, strict=True)
             for slot, generation, is_done, write in sessions:
                 told = part.told.get(slot, [])
@@ -187,7 +193,8 @@ class Changes:
     def _capture(self, checkpoint: Checkpoint, engine: Engine, slots: Int64s, kind: Kind) -> None:
         sessions, now = engine.sessions, self._clock()
         told = self._told_of(engine, slots)
-        part = _Part(engine, slots, sessions.generation[slots], sessions.next_step[slots], told)
+        records, next_steps = engine.checkpoint(slots)
+        part = _Part(engine, slots, sessions.generation[slots], sessions.restarts[slots], next_steps, told)
         checkpoint.parts.append(part)
         wall = self._wall(now)
         idle = (now - sessions.last_used[slots]) * 1e-9
@@ -196,7 +203,7 @@ class Changes:
             for slot, epoch, record, seconds in zip(
                 slots.tolist(),
                 sessions.epoch[slots].tolist(),
-                engine.export(slots),
+                records,
                 idle.tolist(),
                 strict=True,
             )

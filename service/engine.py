@@ -57,6 +57,8 @@ class Engine(Residents):
         self._pacer = Pacer(loop, settings.max_hold_seconds, self._num_queued, self.iterate)
         self._waiting_for_room: deque[tuple[int, Callable[[], None]]] = deque()
         self._num_inputs = len(self.manifest.inputs)
+        self.last_applied_ns: int | None = None
+        """When steps were last applied, as `now` tells it."""
         self.row = struct.Struct(f"<{self._num_inputs}f")
         """The bytes of one input row."""
         self.when_stored: WhenStored | None = None
@@ -114,7 +116,10 @@ class Engine(Residents):
 
     def withdraw(self, work: AnyWork) -> bool:
         """Takes back work that has not begun; tells whether it could. Nothing moves by withdrawn work."""
-        return self._scheduler.withdraw(work)
+        is_withdrawn = self._scheduler.withdraw(work)
+        if is_withdrawn and isinstance(work, Block):
+            self._undo.settle_block(work)  # what ran of it stays
+        return is_withdrawn
 
     def _num_queued(self) -> int:
         return self._scheduler.num_queued_steps
@@ -163,6 +168,8 @@ class Engine(Residents):
         admitted, admit = [], self._admission.admit_step
         for step in steps:
             try:
+                if step.restarts:
+                    self._undo.begin_step(step)
                 if admit(step):
                     admitted.append(step)
             except StreamcellError as error:
@@ -176,7 +183,11 @@ class Engine(Residents):
         for piece in pieces:
             if piece.is_first:
                 piece.block.started_ns = piece.block.started_ns or now
+                if piece.block.is_whole:
+                    self._undo.begin_block(piece.block)
                 self._admission.admit_group(piece)
+            elif self.sessions.is_stored:
+                self._admission.drop_gone(piece)
             (long_inputs if piece.block.is_long else frames).append(piece)
         return frames, long_inputs
 
@@ -226,6 +237,7 @@ class Engine(Residents):
     def _commit(self, columns: Columns, y: Float32s, applied: Flags) -> None:
         """Moves the sessions to where their states now are, and hands out the predictions."""
         rows = slice(None) if applied.all() else applied
+        self.last_applied_ns = self._clock()
         self.sessions.apply(
             columns.slots[rows],
             columns.lengths[rows],
@@ -233,7 +245,7 @@ class Engine(Residents):
             columns.given_times[rows],
             columns.times[rows],
             y[rows],
-            self._clock(),
+            self.last_applied_ns,
         )
         columns_of.hand_back(columns, y, applied)
 
@@ -241,6 +253,7 @@ class Engine(Residents):
         """Ends single steps and tells whoever asked for them; those that ran share one cell call."""
         if not steps:
             return
+        self._undo.settle_steps()
         self._scheduler.finish_steps(steps)
         self._observe_steps(steps, started_ns, compute_ns)
         for step in steps:
@@ -257,6 +270,7 @@ class Engine(Residents):
             block = piece.block
             if self._scheduler.advance(block):
                 continue
+            self._undo.settle_block(block)
             self._scheduler.finish(block)
             if block.phase is Phase.WITHDRAWN:
                 continue
@@ -270,17 +284,18 @@ class Engine(Residents):
     # -- Answers that wait for the store ---------------------------------------------------------------
 
     def _waits_for_store(self, step: Step) -> bool:
-        """Tells whether a step is of a durable session and not in the store yet."""
+        """Tells whether a step is of a durable session, or its first anew, and not in the store yet."""
         sessions = self.sessions
-        if step.error is not None or not sessions.is_durable.item(step.slot):
+        if step.error is not None or not (sessions.is_durable.item(step.slot) or step.restarts):
             return False
         return step.step_index >= sessions.num_durable.item(step.slot)
 
     def _durable_of(self, block: Block) -> list[int]:
-        """Returns the durable sessions of a block, of which something may not be in the store yet."""
+        """Returns the durable or restarted sessions of a block, of which the store may not have all yet."""
         sessions, slots = self.sessions, block.slots
         lives = sessions.generation[slots] == block.generations
-        waits = sessions.is_durable[slots] & (sessions.num_durable[slots] < sessions.next_step[slots])
+        is_asked = sessions.is_durable[slots] | (block.restarts and not block.errors)
+        waits = is_asked & (sessions.num_durable[slots] < sessions.next_step[slots])
         found: list[int] = slots[lives & waits].tolist()
         return found
 

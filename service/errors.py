@@ -60,6 +60,7 @@ class Reason(enum.StrEnum):
     INTERNAL = "INTERNAL"
     SERVICE_NOT_FOUND = "SERVICE_NOT_FOUND"  # of the health service, which has no table of its own
     CHANNELZ_NOT_FOUND = "CHANNELZ_NOT_FOUND"  # of channelz, which has none either
+    TIMED_OUT = "TIMED_OUT"  # of the Open Inference Protocol, whose requests may bound their wait
 
 
 CODES: Mapping[Reason, Code] = {
@@ -85,6 +86,7 @@ CODES: Mapping[Reason, Code] = {
     Reason.INTERNAL: Code.INTERNAL,
     Reason.SERVICE_NOT_FOUND: Code.NOT_FOUND,
     Reason.CHANNELZ_NOT_FOUND: Code.NOT_FOUND,
+    Reason.TIMED_OUT: Code.DEADLINE_EXCEEDED,
 }
 
 
@@ -274,6 +276,15 @@ def sessions_full(max_sessions: int) -> StreamcellError:
         Reason.SESSIONS_FULL,
         f"{max_sessions} sessions are open, as many as may: close some, or raise --max-resident-sessions",
         metadata={"max_resident_sessions": str(max_sessions)},
+    )
+
+
+def timed_out(timeout_microseconds: int) -> StreamcellError:
+    """Returns the error for a request that was withdrawn because its batch did not come in time."""
+    return StreamcellError(
+        Reason.TIMED_OUT,
+        f"timeout: its batch was not formed within {timeout_microseconds} µs; nothing of it was applied",
+        metadata={"field": "timeout"},
     )
 
 

@@ -81,7 +81,7 @@ class Keeper:
             if claimed.standing is not Standing.CREATED:
                 raise errors.session_exists(id_of(key))
             try:
-                await self._make_room(engine)
+                await self.make_room(engine)
             except StreamcellError:
                 self._ended(key, claimed.epoch)
                 raise
@@ -145,7 +145,7 @@ class Keeper:
         try:
             session = snapshot.decode(record)
             engine = self._engine_of(session.model)
-            await self._make_room(engine)
+            await self.make_room(engine)
         except (SnapshotError, StreamcellError) as error:
             self._changes.release(key, claimed.epoch, record, claimed.used_at)
             self._write_behind.wake()
@@ -158,7 +158,7 @@ class Keeper:
 
     # -- Room in memory ----------------------------------------------------------------------------
 
-    async def _make_room(self, engine: Engine) -> None:
+    async def make_room(self, engine: Engine) -> None:
         """Returns when another session has room: those not used for longest leave for the store.
 
         Raises:

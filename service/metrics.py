@@ -61,6 +61,16 @@ class HistogramChild:
         self._counts[-1] += len(values) - at
         self._sum += sum(values) + offset * len(values)
 
+    @property
+    def count(self) -> int:
+        """How many values were counted."""
+        return sum(self._counts)
+
+    @property
+    def sum(self) -> float:
+        """The values' sum."""
+        return self._sum
+
     def cumulative(self) -> tuple[list[tuple[str, float]], float]:
         """Returns the (upper bound, count up to it) pairs that Prometheus wants, and the sum."""
         total = 0
@@ -113,6 +123,7 @@ class ModelMetrics:
         self.steps = metrics.steps.labels(*labels)
         self.repeated_steps = metrics.repeated_steps.labels(*labels)
         self.forecasts = metrics.forecasts.labels(*labels)
+        self.inference_failed_seconds = metrics.inference_failed_seconds.labels(*labels)
         self.sessions = metrics.sessions.labels(*labels)
         self.sessions_opened = metrics.sessions_opened.labels(*labels)
         self.sessions_expired = metrics.sessions_expired.labels(*labels)
@@ -158,9 +169,7 @@ class Metrics:
         GCCollector(registry=self.registry)
         by_model = ["model", "version"]
         self.step_seconds = self._histogram(
-            "streamcell_step_seconds",
-            "From a step's arrival to its reply; steps of Step and Stream.",
-            SECONDS,
+            "streamcell_step_seconds", "From a step's arrival to its reply; priming not included.", SECONDS
         )
         self.queue_seconds = self._histogram(
             "streamcell_step_queue_seconds", "The part of it spent waiting for a batch.", SECONDS
@@ -170,6 +179,11 @@ class Metrics:
         )
         self.batch_steps = self._histogram(
             "streamcell_batch_steps", "Steps run in one iteration, those of long inputs included.", STEPS
+        )
+        self.inference_failed_seconds = self._histogram(
+            "streamcell_inference_failed_seconds",
+            "From arrival to reply of the Open Inference Protocol's requests that were refused or failed.",
+            SECONDS,
         )
         self.steps = self._counter("streamcell_steps", "Steps applied.", by_model)
         self.repeated_steps = self._counter(

@@ -17,6 +17,7 @@ from service.runner import Runner
 from service.sessions import Float32s, Int64s, Sessions, Standing
 from service.slots import Slots
 from service.snapshot import Snapshot
+from service.undo import Undo
 
 
 class Residents:
@@ -50,6 +51,7 @@ class Residents:
         """Told the key and the epoch of a session that ends for good."""
         self._slots = Slots(capacity)
         self._runner = runner
+        self._undo = Undo(self.sessions, runner)
         self._metrics = metrics
         self._clock = clock
 
@@ -62,6 +64,17 @@ class Residents:
         slot = self._enter(key, epoch)
         self._runner.clear(slot)
         self._metrics.sessions_opened.inc()
+        return slot
+
+    def lend(self) -> int:
+        """Opens a session for one piece of work, that nobody else finds, and returns its slot.
+
+        Raises:
+            StreamcellError: SESSIONS_FULL.
+        """
+        slot = self._take_slot()
+        self.sessions.lend(slot)
+        self._runner.clear(slot)
         return slot
 
     def close(self, slot: int) -> int:
@@ -87,7 +100,7 @@ class Residents:
         """Puts a session back to its start; to be called from a control."""
         self._runner.clear(slot)
         self.sessions.restart(slot)
-        self.sessions.is_changed[slot] = self.sessions.is_stored
+        self.sessions.forget_stored(slot)
 
     def forecast(self, slot: int, horizon: int, future: Float32s) -> Float32s:
         """Returns a session's forecast [H, O] for `future` [H, K]; to be called from a control.
@@ -107,14 +120,24 @@ class Residents:
 
     def export(self, slots: Int64s) -> list[bytes]:
         """Returns sessions as bytes."""
+        return self.checkpoint(slots)[0]
+
+    def checkpoint(self, slots: Int64s) -> tuple[list[bytes], Int64s]:
+        """Returns sessions as bytes, and how many steps are in each.
+
+        One in the middle of what may still be undone goes as it stood before that.
+        """
         sessions = self.sessions
-        return snapshot.encode(
+        standing, states = sessions.read(slots), self._runner.read(slots)
+        self._undo.put_before(slots, standing, states)
+        records = snapshot.encode(
             self.model,
             [id_of(sessions.key(slot)) for slot in slots.tolist()],
-            sessions.read(slots),
-            self._runner.read(slots),
+            standing,
+            states,
             sessions.is_durable[slots],
         )
+        return records, standing.next_step
 
     def blank(self, session_id: str, *, is_durable: bool) -> Snapshot:
         """Returns a session that has had no step."""
@@ -162,13 +185,17 @@ class Residents:
         return self._slots.capacity
 
     def _enter(self, key: str, epoch: int) -> int:
-        slot = self._slots.take()
-        if slot is None:
-            raise errors.sessions_full(self._slots.capacity)
+        slot = self._take_slot()
         self.sessions.open(key, slot, self._clock())
         if self.sessions.is_stored:
             self.sessions.epoch[slot] = epoch
         self._metrics.sessions.set(len(self.sessions))
+        return slot
+
+    def _take_slot(self) -> int:
+        slot = self._slots.take()
+        if slot is None:
+            raise errors.sessions_full(self._slots.capacity)
         return slot
 
     def _end(self, slot: int, reason: Reason) -> None:
@@ -176,7 +203,7 @@ class Residents:
         self._release(slot)
 
     def _tell_end(self, slot: int) -> None:
-        if self.on_end is not None:
+        if self.on_end is not None and self.sessions.is_kept[slot]:
             self.on_end(self.sessions.key(slot), int(self.sessions.epoch[slot]))
 
     def _release(self, slot: int) -> None:

@@ -24,7 +24,7 @@ from service.metrics import Metrics
 from service.metrics_page import MetricsPage
 from service.rpc import Router, Streaming, Unary
 from service.runner import Runner
-from service.servicers import channelz, reflection, streamcell
+from service.servicers import channelz, inference, reflection, streamcell
 from service.servicers import health as health_servicer
 from service.staged import runner_for
 from service.store.base import Store
@@ -66,10 +66,11 @@ class Server:
         store = store_of(settings.store)
         self.catalog = Catalog(_engines(settings, self._metrics))
         self._write_behind = self._kept_in(store) if store is not None else None
-        services = [streamcell.SERVICE]
+        services = [streamcell.SERVICE, inference.SERVICE]
         self._health = health_servicer.HealthServicer(services)
         methods = [
             *streamcell.StreamcellServicer(self.catalog, settings).methods(),
+            *inference.InferenceServicer(self.catalog, settings, self._metrics).methods(),
             *self._health.methods(),
             *_tools(settings, [*services, health_servicer.SERVICE]),
         ]

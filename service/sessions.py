@@ -35,6 +35,14 @@ class Standing:
     kept_y: Float32s  # (N, R, O)
     kept_prints: Prints  # (N, R)
 
+    def put(self, at: int, other: "Standing") -> None:
+        """Has one of the sessions stand where another stood: `other` holds one, with as many replies."""
+        self.next_step[at] = other.next_step[0]
+        self.last_time[at] = other.last_time[0]
+        self.kept_from[at] = other.kept_from[0]
+        self.kept_y[at] = other.kept_y[0]
+        self.kept_prints[at] = other.kept_prints[0]
+
 
 class Sessions:
     """Columns for up to `capacity` sessions whose predictions have `num_outputs` values.
@@ -42,9 +50,10 @@ class Sessions:
     `next_step`, `last_time` and `last_used` (monotonic ns) can be indexed by one slot or an array of slots.
     A `generation` counts a slot's sessions, so that a number kept from an earlier one is recognised.
 
-    For sessions that are kept in a store: `num_durable` steps are in it, `epoch` counts the owners so far,
+    For those that `is_kept` in a store: `num_durable` steps are in it, `epoch` counts the owners so far,
     `is_changed` since what was written last, `written` (monotonic ns) when that was; with `is_durable` a step
-    is answered only once it is in the store. Columns that nobody writes take no memory.
+    is answered only once it is in the store. `restarts` counts a slot's restarts: what the store has of
+    before one tells nothing of what came after. Columns that nobody writes take no memory.
     """
 
     def __init__(self, capacity: int, num_inputs: int, num_outputs: int, replies_kept: int) -> None:
@@ -56,6 +65,8 @@ class Sessions:
         self.num_durable: Int64s = np.zeros(capacity, np.int64)
         self.epoch: Int64s = np.zeros(capacity, np.int64)
         self.written: Int64s = np.zeros(capacity, np.int64)
+        self.restarts: Int64s = np.zeros(capacity, np.int64)
+        self.is_kept: Flags = np.zeros(capacity, np.bool_)
         self.is_changed: Flags = np.zeros(capacity, np.bool_)
         self.is_durable: Flags = np.zeros(capacity, np.bool_)
         self.is_stored = False
@@ -91,9 +102,14 @@ class Sessions:
         self.restart(slot)
         self.last_used[slot] = now_ns
         if self.is_stored:
+            self.is_kept[slot] = True
             self.num_durable[slot] = 0
             self.written[slot] = now_ns
             self.is_changed[slot] = False
+
+    def lend(self, slot: int) -> None:
+        """Begins a session for one piece of work: it has no key, is not counted, and is kept in no store."""
+        self.restart(slot)
 
     def restart(self, slot: int) -> None:
         """Puts a session back to step 0; earlier replies are forgotten."""
@@ -101,13 +117,22 @@ class Sessions:
         self.last_time[slot] = 0
         self._put_kept_from(slot, 0)
 
+    def forget_stored(self, slot: int) -> None:
+        """Takes note that what the store has of a session, or is being given, is of before a restart."""
+        if self.is_stored:
+            self.num_durable[slot] = 0
+            self.restarts[slot] += 1
+            self.is_changed[slot] = True
+
     def close(self, slot: int) -> None:
         """Ends the session in a slot; the slot may be used again."""
-        del self._slots[self._keys.pop(slot)]
+        key = self._keys.pop(slot, None)
+        if key is not None:
+            del self._slots[key]
         self._end_of.pop(slot, None)
         self.generation[slot] += 1
         if self.is_stored:
-            self.is_changed[slot] = self.is_durable[slot] = False
+            self.is_kept[slot] = self.is_changed[slot] = self.is_durable[slot] = False
 
     def end(self, slot: int, reason: Reason) -> None:
         """Ends a session that its client did not close, and remembers for a while why."""
@@ -211,7 +236,7 @@ class Sessions:
         self.next_step[slots] = first + lengths
         self.last_used[slots] = now_ns
         if self.is_stored:
-            self.is_changed[slots] = True
+            self.is_changed[slots] = self.is_kept[slots]
         if x.shape[1] == 1:
             self.last_time[slots] = times[:, 0]
             self._keep(slots, first, x[:, 0], given_times[:, 0], y[:, 0])

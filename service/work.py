@@ -38,6 +38,8 @@ class Work:
     phase = Phase.QUEUED
     num_blockers = 0
     """Lanes in which earlier work stands before it."""
+    restarts = False
+    """Whether it first puts its session back to its start."""
     may_be_held = False
     """Whether it may wait a moment for others to join: a unary call, of which fronts bring few at a time."""
 
@@ -97,6 +99,8 @@ class Block(Work):
     `num_applied` [n] (rows that moved the state), `errors` by entry.
     """
 
+    is_whole = False
+    """Whether a failure puts its one session back to where it stood before; else what ran stays applied."""
     started_ns = 0
     """When it was first in a batch."""
     compute_ns = 0

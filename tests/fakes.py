@@ -28,7 +28,7 @@ from service.keeper import Keeper
 from service.metrics import Metrics
 from service.rpc import Call, RefusedError, Router, Status, Stream, Streaming, Unary
 from service.runner import Runner
-from service.servicers import health, reflection, streamcell
+from service.servicers import health, inference, reflection, streamcell
 from service.sessions import TIME_ABSENT
 from service.store.base import Store
 from service.work import INDEX_NEXT, Block, Control, Step
@@ -332,14 +332,16 @@ class Served:
             for engine in self.engines:
                 keeper.watch(engine)
             self.catalog.keeper = keeper
-        self.health = health.HealthServicer([streamcell.SERVICE])
+        services = [streamcell.SERVICE, inference.SERVICE]
+        self.health = health.HealthServicer(services)
         self.errors: list[tuple[str, StreamcellError]] = []
         self.num_streams = 0
         self.router = Router(
             [
                 *streamcell.StreamcellServicer(self.catalog, self.settings).methods(),
+                *inference.InferenceServicer(self.catalog, self.settings, self.metrics).methods(),
                 *self.health.methods(),
-                *reflection.methods([streamcell.SERVICE, health.SERVICE]),
+                *reflection.methods([*services, health.SERVICE]),
             ],
             self.settings.max_message_bytes,
             self.settings.max_stream_messages,

@@ -17,16 +17,17 @@ from service.servicers.bindings import Bindings
 from service.servicers.frames import FrameWork
 from service.servicers.held import Held, Waiting
 from service.servicers.steps import bring, step_work
+from service.servicers.turns import Turns
 from service.work import AnyWork, Block, Step
 
 _NOTHING: Mapping[str, StreamcellError] = {}
 
 
-class StepStream:
+class StepStream(Turns):
     """One client's Stream: every request gets one answer, an error of a step being one too."""
 
     def __init__(self, stream: Stream, call: Call, catalog: Catalog, settings: Config) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._call = call
         self._catalog = catalog
         self._max_steps = settings.max_message_steps
@@ -35,29 +36,8 @@ class StepStream:
         self._reply = convert.StepReply()
         self._under_way: dict[AnyWork, Engine] = {}
         self._held: Held[pb.StreamRequest] = Held()
-        self._is_stopping = False
-        self._refused: tuple[Engine, int] | None = None  # by whom, and how many steps: turns are taken there
-        self._last_error: StreamcellError | None = None
 
     # -- What the front tells ----------------------------------------------------------------------
-
-    def receive(self, raw: bytes) -> None:
-        """Takes one request: at once, or in its turn after one that the queue had no room for.
-
-        To read on, only to refuse, would take time that the steps in the queue need.
-        """
-        if self._refused is not None:
-            engine, num_steps = self._refused
-            if not engine.has_room(num_steps):
-                self._stream.pause()
-                engine.when_room(num_steps, functools.partial(self._take_turn, raw))
-                return
-            self._refused = None
-        self._take(raw)
-
-    def _take_turn(self, raw: bytes) -> None:
-        self._stream.hand(raw, self._take)
-        self._stream.resume()
 
     def _take(self, raw: bytes) -> None:
         if not self._is_stopping:
@@ -85,13 +65,6 @@ class StepStream:
             if self._catalog.is_draining:
                 raise
             self._refuse(request, error)
-
-    def stop(self, error: StreamcellError | None) -> None:
-        """Ends the stream once everything received is answered."""
-        if not self._is_stopping:  # a client that was done before a drain is not sent elsewhere
-            self._last_error = error
-        self._is_stopping = True
-        self._end_if_done()
 
     def cancel(self) -> None:
         """Withdraws what has not begun: the client is gone."""
@@ -230,9 +203,8 @@ class StepStream:
         if self._is_stopping:
             self._end_if_done()
 
-    def _end_if_done(self) -> None:
-        if not self._under_way and not self._held:
-            self._stream.end(self._last_error)
+    def _is_done(self) -> bool:
+        return not self._under_way and not self._held
 
 
 def _error_of(exception: Exception) -> StreamcellError:

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from streamcell.v1 import streamcell_pb2 as pb
 
 from service import errors, snapshot
-from service.catalog import Catalog, NotResident, Reach, is_missing
+from service.catalog import UNUSABLE, Catalog, NotResident, Reach, is_missing
 from service.config import Config
 from service.engine import Engine
 from service.errors import Reason, StreamcellError
@@ -21,8 +21,6 @@ from service.snapshot import Snapshot, SnapshotError
 from service.work import AnyWork, Block, Control, Step
 
 SERVICE = pb.DESCRIPTOR.services_by_name["StreamcellService"].full_name
-# Sessions in the store that cannot be brought: closing one removes it unseen.
-_UNUSABLE = (Reason.SNAPSHOT_REJECTED, Reason.MODEL_NOT_FOUND, Reason.MODEL_CHANGED)
 _Done = Callable[[Any], None]
 _Work = TypeVar("_Work", Step, Block, Control)
 
@@ -119,7 +117,7 @@ class StreamcellServicer:
             engine, slot = await self._catalog.fetch(call.principal, request.session_id, Reach.OPEN)
             num_steps = await self._control(engine, slot, engine.close)
         except StreamcellError as error:
-            if error.reason in _UNUSABLE:
+            if error.reason in UNUSABLE:  # it is removed unseen
                 await self._catalog.forget(call.principal, request.session_id)
                 return pb.CloseSessionResponse()
             if request.allow_missing and is_missing(error):

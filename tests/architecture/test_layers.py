@@ -19,16 +19,28 @@ LAYERS = [
     {"scheduler"},
     {"admission"},
     {"columns", "runner"},
-    {"residents", "staged"},
+    {"staged", "undo"},
+    {"residents"},
     {"engine"},
     {"changes"},
     {"write_behind"},
     {"catalog", "keeper"},
     {"rpc"},
-    {"servicers.bindings", "servicers.convert", "servicers.held"},
-    {"servicers.frames", "servicers.steps"},
-    {"servicers.stream"},
-    {"servicers.channelz", "servicers.health", "servicers.reflection", "servicers.streamcell"},
+    {"servicers.bindings", "servicers.convert", "servicers.held", "servicers.turns"},
+    {"servicers.frames", "servicers.inference_tensors", "servicers.steps"},
+    {"servicers.inference_request", "servicers.stream"},
+    {"servicers.inference_about", "servicers.inference_errors", "servicers.inference_heads"},
+    {"servicers.inference_sequences"},
+    {"servicers.inference_reply"},
+    {"servicers.inference_work"},
+    {"servicers.inference_stream"},
+    {
+        "servicers.channelz",
+        "servicers.health",
+        "servicers.inference",
+        "servicers.reflection",
+        "servicers.streamcell",
+    },
     {"control", "fronts.envoy_admin", "fronts.envoy_process", "fronts.grpcio", "fronts.wire"},
     {"fronts.carried", "workers"},
     {"fronts.cors", "fronts.web_text", "fronts.web_values"},
@@ -160,6 +172,15 @@ def test_strangers(folder, stranger):
     assert files
     offenders = [name for name, path in files.items() if stranger in packages(path)]
     assert not offenders
+
+
+def test_the_client_library_knows_its_own_protocol_alone():
+    """The Open Inference Protocol's messages lie beside the client's, and a client never loads them.
+
+    Other clients' messages have the same names, of which a process can have one set only.
+    """
+    for name, path in sources("client/streamcell").items():
+        assert not any(each.startswith("streamcell.inference") for each in imports(path)), name
 
 
 @pytest.mark.parametrize("module", ["service", "client/streamcell"])

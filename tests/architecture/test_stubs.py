@@ -8,7 +8,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROTOS = sorted((ROOT / "protos").rglob("*.proto"))
-STUBS = ROOT / "client" / "streamcell" / "v1"
+CLIENT = ROOT / "client"
+FOLDERS = sorted({path.parent.relative_to(ROOT / "protos") for path in PROTOS})
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def fresh(tmp_path_factory):
     command = [sys.executable, "-m", "grpc_tools.protoc", "-I", "protos", *plugins, *outputs]
     names = [str(path.relative_to(ROOT / "protos")) for path in PROTOS]
     subprocess.run([*command, *names], cwd=ROOT, check=True, capture_output=True, timeout=60)
-    return folder / "streamcell" / "v1"
+    return folder
 
 
 def test_the_command_is_that_of_make_protos():
@@ -38,8 +39,13 @@ def test_the_command_is_that_of_make_protos():
 
 def test_every_proto_has_its_four_files(fresh):
     """Nothing generated is missing, and nothing lies there that no proto makes, `__init__` aside."""
-    made = {path.name for path in fresh.iterdir()}
-    there = {path.name for path in STUBS.iterdir() if path.is_file()} - {"__init__.py"}
+    made = {path.relative_to(fresh) for path in fresh.rglob("*") if path.is_file()}
+    there = {
+        path.relative_to(CLIENT)
+        for folder in FOLDERS
+        for path in (CLIENT / folder).iterdir()
+        if path.is_file() and path.name != "__init__.py"
+    }
     assert len(made) == 4 * len(PROTOS)
     assert there == made
 
@@ -48,5 +54,7 @@ def test_every_proto_has_its_four_files(fresh):
 def test_generated_code_is_fresh(fresh, suffix):
     """`make protos` would change nothing."""
     for proto in PROTOS:
-        name = proto.stem + suffix
-        assert (STUBS / name).read_bytes() == (fresh / name).read_bytes(), f"{name} is stale: run make protos"
+        name = proto.relative_to(ROOT / "protos").with_name(proto.stem + suffix)
+        assert (CLIENT / name).read_bytes() == (fresh / name).read_bytes(), (
+            f"{name} is stale: run make protos"
+        )

@@ -27,6 +27,7 @@ ORIGIN = "https://a.example"
 SERVICE = "/streamcell.v1.StreamcellService"
 CONNECT = {  # each canonical code's name and HTTP status, as the Connect protocol has them
     Code.INVALID_ARGUMENT: ("invalid_argument", 400),
+    Code.DEADLINE_EXCEEDED: ("deadline_exceeded", 504),
     Code.NOT_FOUND: ("not_found", 404),
     Code.ALREADY_EXISTS: ("already_exists", 409),
     Code.RESOURCE_EXHAUSTED: ("resource_exhausted", 429),

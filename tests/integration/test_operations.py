@@ -16,18 +16,19 @@ from service.errors import ConfigError
 from tests.integration.conftest import BOUND_SECONDS, refusal, refusal_of
 
 SERVICE = "streamcell.v1.StreamcellService"
+INFERENCE = "inference.GRPCInferenceService"
 
 
 async def test_health_answers_for_the_server_and_its_service(peer):
-    """Check knows "" and the service; others are NOT_FOUND."""
+    """Check knows "" and the services; others are NOT_FOUND."""
     health = health_pb2_grpc.HealthStub(peer.channel)
-    for name in ("", SERVICE):
+    for name in ("", SERVICE, INFERENCE):
         response = await health.Check(health_pb2.HealthCheckRequest(service=name))
         assert response.status == health_pb2.HealthCheckResponse.SERVING
     assert (await refusal(health.Check(health_pb2.HealthCheckRequest(service="x")))).code == "NOT_FOUND"
     statuses = (await health.List(health_pb2.HealthListRequest())).statuses
     assert {name: each.status for name, each in statuses.items()} == dict.fromkeys(
-        ("", SERVICE), response.status
+        ("", SERVICE, INFERENCE), response.status
     )
 
 

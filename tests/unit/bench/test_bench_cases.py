@@ -13,6 +13,7 @@ from bench.cases import (
     ENGINE_LABELS,
     ENVOY_CASES,
     FLOORS,
+    INFER,
     LOADTEST,
     RAW,
     RESIDENT,
@@ -69,7 +70,8 @@ def test_cases_that_are_compared_stand_side_by_side():
     pairs = [
         ("echo_stream_64", "stream_64"), ("half_64", "echo_half_64"), ("echo_unary_64", "unary_64"),
         ("stream_1", "prime_10000"), ("idle_4", "primed_4"), ("frame_256", "overload"),
-        ("stream_64", "envoy_stream_64"), ("envoy_stream_64", "envoy_echo_stream_64"),
+        ("stream_64", "infer_64"), ("infer_64", "envoy_infer_64"), ("envoy_infer_64", "envoy_stream_64"),
+        ("envoy_stream_64", "envoy_echo_stream_64"),
         ("unary_64", "envoy_unary_64"), ("envoy_unary_64", "envoy_echo_unary_64"),
         ("echo_stream_256", "envoy_stream_256"), ("envoy_stream_256", "stream_256"),
         ("half_256", "envoy_half_256"), ("envoy_frame_256", "frame_256"),
@@ -98,11 +100,11 @@ def test_every_case_of_the_envoy_front_has_its_like_on_the_other(name):
 
 def test_raw_generator_sends_what_loadtest_could_not():
     """Single steps, one at a time on a stream; it drives every echo, and hence what is compared with one."""
-    raw = [case for case in CASES if case.by == RAW]
+    raw = [case for case in CASES if case.by in (RAW, INFER)]
     assert {case.mode for case in raw} == {"stream", "unary"}
     assert all(case.in_flight == 0 for case in raw)
     assert all(case.by == RAW for case in CASES if case.name in FLOORS)
-    assert all(case.by in (RAW, LOADTEST) for case in CASES)
+    assert all(case.by in (RAW, INFER, LOADTEST) for case in CASES)
 
 
 def test_priming_fits_into_the_queue():

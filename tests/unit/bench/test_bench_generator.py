@@ -8,23 +8,11 @@ import sys
 import pytest
 
 from bench import generator, http2, replies
-from bench.wire import Callers, Connection, Streams
+from bench.wire import Callers, Streams
 from loadtest.errors import LoadtestError, OptionError
 from loadtest.options import Options
+from tests.unit.bench.fake_connection import FakeConnection
 from tests.unit.loadtest.test_loadtest_run import open_sessions, real_server
-
-
-class FakeConnection(Connection):
-    """A connection without a network."""
-
-    def __init__(self):
-        self.owners, self._next_stream, self._heads, self._authority = {}, 1, {}, "a:1"
-        self._reader, self._out = http2.Reader(), bytearray()
-
-    def feed(self, data):
-        """Takes what a server sends, and returns what is left to the senders."""
-        self.socket = type("Socket", (), {"recv": lambda *_: data})()
-        return self.receive()
 
 
 def options(target="127.0.0.1:1", **changes):
@@ -62,7 +50,7 @@ async def test_server_that_refuses_sessions_is_quoted():
     """None is left behind."""
     async with real_server() as server:
         target = str(server.listen)
-        block = generator.sessions(target, 3)
+        block = generator.sessions(target, ["a", "b", "c"])
         with pytest.raises(LoadtestError, match="model"):  # there are two: none is named
             await asyncio.to_thread(block.__enter__)
         assert open_sessions(server) == 0
@@ -123,7 +111,7 @@ def test_call_is_answered_with_its_trailers():
 def test_connection_answers_for_itself():
     """Settings and pings; it takes note of what breaks a call off."""
     connection = FakeConnection()
-    connection.begin("Step", 0)
+    connection.begin("/s/m", 0)
     connection._out.clear()
     ping = http2.frame(http2.PING, 0, 0, b"12345678")
     assert connection.feed(http2.frame(http2.SETTINGS, 0, 0, b"") + ping) == []

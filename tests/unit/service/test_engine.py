@@ -716,3 +716,20 @@ def test_what_is_counted(rig):
     assert rig.sample("streamcell_queued_steps") == 0
     assert rig.sample("streamcell_sessions_open") == 2
     assert rig.sample("streamcell_sessions_opened_total") == 2
+
+
+def test_what_is_left_of_a_long_input_moves_nobody_elses_session():
+    """Its session was fenced in the middle of it, and another one has the slot now."""
+    rig = Rig()
+    rig.engine.sessions.is_stored = True
+    (slot,) = rig.open("s")
+    block = rig.block([slot], [np.ones((12, 2))])
+    rig.turns.due.popleft()()  # its first piece
+    rig.engine.fence(slot)
+    assert rig.open("t") == [slot]
+    rig.run()
+    assert block.errors[0].reason == "SESSION_FENCED"
+    assert rig.engine.sessions.next_step[slot] == 0
+    step = rig.step(slot, [1, 2])
+    rig.run()
+    assert bits(step.y) == Alone(rig.model).step([1, 2])

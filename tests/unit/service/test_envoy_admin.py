@@ -2,8 +2,10 @@
 
 import contextlib
 import http.server
+import re
 import socketserver
 import threading
+import urllib.parse
 
 import pytest
 
@@ -19,13 +21,15 @@ http.ingress_http.downstream_rq_active: {num_requests}
 
 @contextlib.contextmanager
 def administration(path, page):
-    """Answers every request with a page, on a socket at a path."""
+    """Answers every request with the lines of a page that its filter lets through, on a socket at a path."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(page.encode())
+            (wanted,) = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)["filter"]
+            lines = [line for line in page.splitlines() if re.search(wanted, line.partition(":")[0])]
+            self.wfile.write("\n".join(lines).encode())
 
         def log_message(self, *_):
             pass

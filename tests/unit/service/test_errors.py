@@ -10,8 +10,8 @@ from service import errors
 from service.errors import CODES, Code, Reason
 
 PROTO = pathlib.Path(__file__).parents[3] / "protos" / "streamcell" / "v1" / "streamcell.proto"
-# Answered by the health service and by channelz, which the proto has not.
-OF_OTHER_SERVICES = {Reason.SERVICE_NOT_FOUND, Reason.CHANNELZ_NOT_FOUND}
+# Answered by the health service, by channelz and by the Open Inference Protocol, which the proto has not.
+OF_OTHER_SERVICES = {Reason.SERVICE_NOT_FOUND, Reason.CHANNELZ_NOT_FOUND, Reason.TIMED_OUT}
 
 
 def proto_table() -> dict[str, str]:

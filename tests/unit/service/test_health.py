@@ -7,7 +7,7 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from service.servicers import health, reflection, streamcell
+from service.servicers import health, inference, reflection, streamcell
 from tests.fakes import Served, ending, next_message
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -109,7 +109,7 @@ async def test_reflection_lists_every_service(served):
     """All that the server has, reflection itself too."""
     found = await reflect(served, list_services="")
     names = {service.name for service in found.list_services_response.service}
-    assert names == {streamcell.SERVICE, health.SERVICE, reflection.SERVICE}
+    assert names == {streamcell.SERVICE, inference.SERVICE, health.SERVICE, reflection.SERVICE}
 
 
 async def test_reflection_knows_the_api(served):

@@ -1,9 +1,7 @@
 """Sessions with a store, over real engines and servicers: written behind, brought back, fenced, spilled."""
 
 import asyncio
-import contextlib
 import dataclasses
-import time
 
 import numpy as np
 import pytest
@@ -11,30 +9,9 @@ from streamcell.v1 import streamcell_pb2 as pb
 
 from service import snapshot
 from tests import fakes
-from tests.fake_store import FakeStore
-from tests.fakes import Alone, Served, answer, bits, renamed, talk
+from tests.fakes import Alone, answer, bits, renamed, talk
 
 X = np.random.default_rng(6).standard_normal((40, 2)).astype(np.float32)
-INTERVAL = 0.01
-
-
-@pytest.fixture
-async def serve():
-    """Begins servers over rows that they share; they end with the test."""
-    rows = {}
-    async with contextlib.AsyncExitStack() as running:
-
-        async def begin(*models, **changes):
-            store = FakeStore(rows)
-            changes = {"checkpoint_interval_seconds": INTERVAL, "session_ttl_seconds": 0, **changes}
-            # Real time, for the loop's timers; what is written when is waited for, not timed.
-            served = Served(*models, store=store, clock=time.monotonic_ns, **changes)
-            served.store = store
-            await served.write_behind.start()
-            running.push_async_callback(served.write_behind.abandon)
-            return served
-
-        yield begin
 
 
 def step(session_id="s", row=0, **fields):

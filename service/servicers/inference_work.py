@@ -1,0 +1,89 @@
+"""Requests of the Open Inference Protocol, from message to message, for the unary method and the stream."""
+
+from collections.abc import Callable
+
+from streamcell.inference import open_inference_pb2 as pb
+
+from service.catalog import Catalog
+from service.config import Config
+from service.engine import Engine
+from service.errors import StreamcellError
+from service.metrics import Metrics
+from service.rpc import Call, parse
+from service.servicers import inference_request
+from service.servicers.inference_heads import Heads
+from service.servicers.inference_sequences import Run, Sequences
+from service.servicers.inference_tensors import one
+
+
+class Inference:
+    """Reads requests, has their runs done, and makes their responses; counts what fails."""
+
+    def __init__(self, catalog: Catalog, settings: Config, metrics: Metrics) -> None:
+        self._catalog = catalog
+        self._max_steps = settings.max_message_steps
+        self._sequences = Sequences(catalog)
+        self._heads = Heads()
+        self._failed = {
+            engine: metrics.of_model(engine.name, engine.version).inference_failed_seconds
+            for engine in catalog.engines
+        }
+
+    def read(self, request: pb.ModelInferRequest, call: Call, on_done: "Callable[[Run], None]") -> Run:
+        """Returns the run that a request asks for; `on_done` is called when it is done.
+
+        Raises:
+            StreamcellError: the request is refused.
+        """
+        engine = inference_request.choose(self._catalog, request.model_name, request.model_version)
+        started_ns = engine.now()
+        try:
+            ask, rows = inference_request.read(engine, request, self._max_steps, call.principal)
+        except StreamcellError:
+            self._count_failure(engine, started_ns)
+            raise
+        return Run(ask, rows, request.id, call.principal, started_ns, on_done)
+
+    def read_bytes(self, raw: bytes, call: Call, on_done: "Callable[[Run], None]") -> Run:
+        """Does so with a request's bytes: at a part of the cost where its like was read before.
+
+        Raises:
+            StreamcellError: the request is refused.
+        """
+        found = self._heads.find(call.principal, raw)
+        if found is not None:
+            ask, name, row = found
+            return Run(ask, one(row), name, call.principal, ask.engine.now(), on_done)
+        run = self.read(parse(pb.ModelInferRequest, raw), call, on_done)
+        if run.rows.is_row and run.rows.times is None:
+            self._heads.learn(call.principal, raw, run.ask)
+        return run
+
+    def submit(self, run: Run) -> None:
+        """Has a run done.
+
+        Raises:
+            StreamcellError: it is refused; nothing moves.
+        """
+        try:
+            self._sequences.submit(run)
+        except StreamcellError:
+            self._count_failure(run.ask.engine, run.arrived_ns)
+            raise
+
+    def withdraw(self, run: Run) -> None:
+        """Takes a run back, its caller being gone."""
+        self._sequences.withdraw(run)
+
+    def check(self, run: Run) -> None:
+        """Checks that a run that is done has not failed.
+
+        Raises:
+            StreamcellError: it has.
+        """
+        if run.error is not None:
+            self._count_failure(run.ask.engine, run.arrived_ns)
+            raise run.error
+
+    def _count_failure(self, engine: Engine, started_ns: int) -> None:
+        self._failed[engine].observe((engine.now() - started_ns) * 1e-9)
