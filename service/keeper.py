@@ -184,8 +184,7 @@ class Keeper:
         at_rest = engine.at_rest(max(share, self._newcomers[engine]))
         if not at_rest:
             raise errors.sessions_full(engine.max_sessions)
-        changed = engine.sessions.is_changed
-        clean = [slot for slot in at_rest if not changed[slot]]
+        clean = [slot for slot in at_rest if engine.sessions.is_stored_whole(slot)]
         for slot in clean:
             engine.spill(slot)
         if not clean:

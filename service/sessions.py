@@ -155,6 +155,12 @@ class Sessions:
         """Returns why the last session in this slot ended, None where its client closed it."""
         return self._end_of.get(slot)
 
+    def is_stored_whole(self, slot: int) -> bool:
+        """Tells whether the store has a session as it stands: no write of it is due or under way."""
+        if self.is_changed.item(slot):
+            return False
+        return self.num_durable.item(slot) == self.next_step.item(slot)
+
     def all_slots(self) -> Int64s:
         """Returns the slots of all sessions."""
         return np.fromiter(self._keys, np.int64, len(self._keys))

@@ -485,3 +485,22 @@ async def test_a_store_that_runs_anew_is_told_all_that_is_in_memory(serve):
     served.store.run = "second"
     await until(lambda: "\0s" in served.store.rows)
     assert snapshot.decode(served.store.rows["\0s"].record).standing.next_step[0] == 1
+
+
+async def test_a_session_does_not_leave_while_its_write_is_under_way(serve):
+    """The write may fail yet: then what it had would be lost with it."""
+    served, alone = await serve(max_resident_sessions=1), Alone(fakes.recurrence())
+    await served.open("s")
+    served.store.is_held = True
+    assert bits((await served.ask("Step", step(row=0))).y) == alone.step(X[0])
+    count = served.store.num_writes
+    await until(lambda: served.store.num_writes > count)  # and waits there
+    other = asyncio.create_task(served.ask("OpenSession", pb.OpenSessionRequest(session_id="t")))
+    for _ in range(20):
+        await fakes.turn()
+    served.store.trouble = "gone"
+    served.store.is_held = False
+    await asyncio.wait([other])
+    assert bits((await served.ask("Step", step(row=1))).y) == alone.step(X[1])
+    served.store.trouble = ""
+    other.exception()
