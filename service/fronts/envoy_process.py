@@ -20,6 +20,7 @@ _HARD_LIMIT_FACTOR = 4  # headers somewhat over the bound still arrive, to be re
 _MAX_METADATA_KB = 8192  # Envoy's most
 _MAX_HEADERS = 2**31 - 1  # of one request: the bound on their bytes holds
 _MAX_STREAMS = 2**31 - 1  # of one connection: the server's own bounds hold
+_MAX_WINDOW_UPDATES = 2**32 - 1
 
 
 def configuration(settings: Config, application: str, admin_socket: pathlib.Path) -> dict[str, Any]:
@@ -66,6 +67,9 @@ def _adapt(connections: dict[str, Any], settings: Config) -> None:
     connections["common_http_protocol_options"] = {"max_headers_count": _MAX_HEADERS}
     connections["http2_protocol_options"] = {
         "max_concurrent_streams": _MAX_STREAMS,
+        # A gRPC client asks for more with every message that it reads, of which many come in one frame: Envoy
+        # would take that for an attack and close the connection.
+        "max_inbound_window_update_frames_per_data_frame_sent": _MAX_WINDOW_UPDATES,
         # The other codec closes a connection after 1,000 resets, and 33 a second more.
         "use_oghttp2_codec": True,
         "initial_stream_window_size": _STREAM_WINDOW_BYTES,

@@ -128,6 +128,11 @@ class RawClient:
         self._h2.acknowledge_received_data(len(self.answers[stream].data), stream)
         self._flush()
 
+    def widen(self, stream: int, num_bytes: int = 1) -> None:
+        """Lets the server send more on a call than it may already."""
+        self._h2.increment_flow_control_window(num_bytes, stream)
+        self._flush()
+
     def ping(self) -> None:
         """Asks whether the server is there."""
         self._h2.ping(b"12345678")

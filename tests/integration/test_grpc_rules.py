@@ -342,6 +342,17 @@ async def test_a_reader_that_stops_reading_is_not_read_either(address):
         await client.close()
 
 
+async def test_a_reader_may_ask_for_more_as_often_as_it_likes(client):
+    """As gRPC's own does for every message it reads, while many of them come in one piece."""
+    stream = client.open("/t/Talk")
+    client.send(stream, message("say hi"))
+    await client.until(lambda: client.answers[stream].texts)
+    for _ in range(1000):
+        client.widen(stream)
+    client.send(stream, message("say on"), end=True)
+    assert (await client.answer(stream)).texts == ["say hi", "say on"]
+
+
 async def test_a_thousand_streams_on_one_connection(client):
     """All at once, each with its own answers."""
     streams = [client.open("/t/Talk") for _ in range(1000)]
