@@ -138,7 +138,6 @@ class Load:
         self.target = target
         self.goes_on = True
         self._model = model
-        self._seed = seed
         self._told = asyncio.Event()
         seeds = iter(range(1000 * seed, 1000 * (seed + 1)))
         self.players = [kind(self, next(seeds)) for kind in kinds for _ in range(num_each)]
@@ -178,16 +177,17 @@ class Load:
 
     async def everyone_moves(self, num_answers=1):
         """Returns when every client was answered so often from now on; raises what ended one of them."""
-        before = [player.num_answered for player in self.players]
-        async with asyncio.timeout(2 * BOUND_SECONDS):
-            while any(
-                player.num_answered < n + num_answers for player, n in zip(self.players, before, strict=True)
-            ):
-                self._told.clear()
-                for task in self._playing:
-                    if task.done():
-                        task.result()
-                await self._told.wait()
+        waiting = {player: player.num_answered + num_answers for player in self.players}
+        try:
+            async with asyncio.timeout(2 * BOUND_SECONDS):
+                while waiting := {each: n for each, n in waiting.items() if each.num_answered < n}:
+                    self._told.clear()
+                    for task in self._playing:
+                        if task.done():
+                            task.result()
+                    await self._told.wait()
+        except TimeoutError:
+            raise AssertionError(f"not answered: {[each.name for each in waiting]}") from None
 
     def _check(self):
         for player in self.players:

@@ -87,11 +87,14 @@ class Crowd:
         """Has nobody send any more; a lot is on its way still."""
         self._goes_on = False
 
-    async def until_answered(self, count):
-        """Waits until so many steps were answered, and others refused."""
+    async def until_answered(self, count, pressing):
+        """Waits until so many steps were answered, and others refused; raises what ended the task before."""
+        pressing.add_done_callback(lambda _: self._told.set())
         async with asyncio.timeout(BOUND_SECONDS):
             while sum(self.answered.values()) < count or not self.num_overloaded:
                 self._told.clear()
+                if pressing.done():
+                    pressing.result()
                 await self._told.wait()
 
     def _take(self, name, error):
@@ -142,7 +145,7 @@ async def test_an_overloaded_server_that_is_told_to_go_loses_no_answer(new_seat,
     crowd = Crowd(seat.listen)
     await crowd.open()
     pressing = asyncio.create_task(crowd.press())
-    await crowd.until_answered(NUM_ANSWERS)
+    await crowd.until_answered(NUM_ANSWERS, pressing)
     crowd.hold()
     await seat.drain()
     await asyncio.wait_for(pressing, BOUND_SECONDS)
