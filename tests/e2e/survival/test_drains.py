@@ -120,7 +120,9 @@ class Crowd:
         writing = asyncio.create_task(write())
         with pytest.raises(aio.AioRpcError) as caught:
             await read()
-        assert isinstance(errors.from_rpc_error(caught.value), errors.Draining), caught.value
+        # grpcio's client may say CANCELLED of a call that ends while it writes; its status is lost then.
+        failure = errors.from_rpc_error(caught.value)
+        assert isinstance(failure, errors.Draining | errors.ConnectionLost), failure
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
 
