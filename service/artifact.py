@@ -96,10 +96,14 @@ def load(name: str, version: str, path: pathlib.Path, device: torch.device) -> A
     missing = [method for method in _METHODS if not hasattr(script, method)]
     if missing:
         raise ConfigError(f"{path}: the script has no method {', '.join(missing)}")
-    digest = hashlib.blake2b(path.read_bytes(), digest_size=DIGEST_BYTES).digest()
-    artifact = Artifact(name, version, about, script.eval(), device, digest)
+    artifact = Artifact(name, version, about, script.eval(), device, digest_of(path))
     _try_out(artifact, path)
     return artifact
+
+
+def digest_of(path: pathlib.Path) -> bytes:
+    """Returns the digest by which a file is known."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=DIGEST_BYTES).digest()
 
 
 def _text(content: bytes | str) -> str:

@@ -10,11 +10,12 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from service import errors
+from service import errors, moves
 from service.engine import Engine
 from service.errors import Reason, StreamcellError
 from service.residents import id_of
-from service.snapshot import Model, Snapshot
+from service.snapshot import Snapshot
+from service.versions import NotLoaded, Versions
 
 _ID = re.compile(r"[!-~]{1,128}")
 
@@ -32,7 +33,7 @@ UNUSABLE = (Reason.SNAPSHOT_REJECTED, Reason.MODEL_NOT_FOUND, Reason.MODEL_CHANG
 
 
 class NotResident(StreamcellError):  # noqa: N818 (no failure: it tells to fetch)
-    """A session is not in memory, and the store may have it: `Catalog.fetch` tells."""
+    """A session is in the store, or is to be moved first, or its model loaded: `Catalog.fetch` tells."""
 
     def __init__(self, session_ids: Sequence[str]) -> None:
         found = errors.session_not_found(session_ids[0])
@@ -42,6 +43,12 @@ class NotResident(StreamcellError):  # noqa: N818 (no failure: it tells to fetch
 
 class Keeper(Protocol):
     """What brings sessions from a store and opens them there; see `keeper.Keeper`."""
+
+    def watch(self, engine: Engine) -> None:
+        """Begins to keep an engine's sessions."""
+
+    def unwatch(self, engine: Engine) -> None:
+        """Ends to keep the sessions of an engine that has none any more."""
 
     async def fetch(self, key: str, is_resident: Callable[[], bool], *, take_over: bool) -> None:
         """Takes a session in from the store."""
@@ -62,14 +69,11 @@ class Keeper(Protocol):
         """Returns when another session has room in memory."""
 
 
-class Catalog:
+class Catalog(Versions):
     """The engines, by model name and version; with a `keeper`, sessions may be in its store."""
 
-    def __init__(self, engines: Iterable[Engine]) -> None:
-        self.engines = sorted(engines, key=lambda engine: (engine.name, _version_order(engine.version)))
-        self._by_model = {f"{engine.name}/{engine.version}": engine for engine in self.engines}
-        # The newest version comes last, and stays.
-        self._by_model.update({engine.name: engine for engine in self.engines})
+    def __init__(self, engines: Iterable[Engine], *, migrates: bool = False) -> None:
+        super().__init__(engines, migrates=migrates)
         self.is_draining = False
         self.keeper: Keeper | None = None
 
@@ -77,30 +81,21 @@ class Catalog:
         """Returns the engine for "NAME", "NAME/VERSION" or, where one model is served, "".
 
         Raises:
+            NotLoaded: it is on the shelf.
             StreamcellError: MODEL_NOT_FOUND; INVALID_ARGUMENT for "" where several are served.
         """
         engine = self._by_model.get(model)
         if engine is not None:
             return engine
         if model:
-            raise errors.model_not_found(model, ", ".join(sorted(self._by_model)))
+            missing = self._not_served(model)
+            if self.shelf is not None and self.shelf.has(model):
+                raise NotLoaded(missing.reason, missing.message, metadata=missing.metadata)
+            raise missing
         names = sorted({engine.name for engine in self.engines})
         if len(names) > 1:
             raise errors.invalid_argument("model", f"several are served, name one of {', '.join(names)}")
         return self._by_model[names[0]]
-
-    def engine_of(self, model: Model) -> Engine:
-        """Returns the engine on which a session of a model goes on.
-
-        Raises:
-            StreamcellError: MODEL_NOT_FOUND; MODEL_CHANGED, another artifact is served under its name.
-        """
-        engine = self._by_model.get(str(model))
-        if engine is None:
-            raise errors.model_not_found(str(model), ", ".join(sorted(self._by_model)))
-        if engine.model != model:
-            raise errors.artifact_changed(str(model))
-        return engine
 
     # -- Sessions in memory ------------------------------------------------------------------------
 
@@ -108,7 +103,7 @@ class Catalog:
         """Returns the engine and slot of a session in memory.
 
         Raises:
-            NotResident: it may be in the store.
+            NotResident: it may be in the store, or is to be moved to another version.
             StreamcellError: DRAINING; SESSION_NOT_FOUND, SESSION_EXPIRED; INVALID_ARGUMENT for an empty id.
         """
         if self.is_draining:
@@ -116,7 +111,10 @@ class Catalog:
         key = key_of(principal, session_id)
         found = self._resident(key)
         if found is not None:
-            return found
+            arrived = found if found[0].successor is None else moves.arrive(*found)
+            if arrived is None:
+                raise NotResident([session_id])
+            return arrived
         if self.keeper is not None and session_id:
             raise NotResident([session_id])
         raise self._missing(key, session_id)
@@ -158,8 +156,7 @@ class Catalog:
             try:
                 found = self.find(principal, session_id)
             except NotResident:
-                await self._bring(key_of(principal, session_id), session_id, reach)
-                is_sure = True
+                is_sure |= await self._bring(key_of(principal, session_id), session_id, reach)
                 continue
             if is_sure or self.keeper is None:
                 return found
@@ -173,9 +170,10 @@ class Catalog:
         Raises:
             StreamcellError: as `open`; STORE_UNAVAILABLE.
         """
+        key = self._new_key(principal, session_id)
+        await self.load(model)
         if self.keeper is None:
             return self.open(principal, session_id, model)
-        key = self._new_key(principal, session_id)
         engine = self.choose(model)
         session = engine.blank(id_of(key), is_durable=is_durable)
         return engine, await self.keeper.create(key, engine, session)
@@ -186,7 +184,7 @@ class Catalog:
         Raises:
             StreamcellError: as `create`, and as `engine_of`.
         """
-        engine = self.engine_of(session.model)
+        engine = await self.engine_of(session.model)
         key = self._new_key(principal, session_id)
         if self.keeper is None:
             slot = engine.open(key)
@@ -231,10 +229,15 @@ class Catalog:
             StreamcellError: MODEL_CHANGED.
         """
         runs_on = f"{engine.name}/{engine.version}"
-        if model and model not in (engine.name, runs_on):
+        if model and model not in (engine.name, runs_on) and not self.goes_on(model, engine):
             raise errors.model_changed(session_id, model, runs_on)
 
-    async def _bring(self, key: str, session_id: str, reach: Reach) -> None:
+    async def _bring(self, key: str, session_id: str, reach: Reach) -> bool:
+        """Has a session in memory, and moved if it is to move; tells whether it came from the store."""
+        found = self._resident(key)
+        if found is not None:
+            await moves.rest(*found)
+            return False
         if self.keeper is None:
             raise self._missing(key, session_id)
         if reach is not Reach.OPEN and self._end_of(key) is Reason.SESSION_FENCED:
@@ -242,6 +245,7 @@ class Catalog:
         await self.keeper.fetch(
             key, lambda: self._resident(key) is not None, take_over=reach is not Reach.OWN
         )
+        return True
 
     def _resident(self, key: str) -> tuple[Engine, int] | None:
         for engine in self.engines:
@@ -289,7 +293,3 @@ def key_of(principal: str, session_id: str) -> str:
     """Returns what a session is known by here and in the store."""
     # Unambiguous whatever the id holds: a principal has no NUL, so the first one ends it.
     return f"{principal}\0{session_id}"
-
-
-def _version_order(version: str) -> tuple[bool, int, str]:
-    return (True, int(version), "") if version.isdecimal() else (False, 0, version)

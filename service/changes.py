@@ -43,6 +43,18 @@ class _Part:
         sessions.written[self.slots[stored]] = now_ns
         stored &= sessions.restarts[self.slots] == self.restarts
         sessions.num_durable[self.slots[stored]] = self.next_steps[stored]
+        if self.engine.was_superseded:
+            self._settle_moved(done & ~self.living())
+
+    def _settle_moved(self, stored: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> None:
+        """Takes note of what is stored of sessions that were moved to another version meanwhile."""
+        columns = self.slots, self.generations, self.restarts, self.next_steps
+        rows = zip(*(column[stored].tolist() for column in columns), strict=True)
+        for slot, generation, restarts, next_step in rows:
+            engine, there, its = self.engine.whereabouts(slot, generation)
+            sessions = engine.sessions
+            if (sessions.generation[there], sessions.restarts[there]) == (its, restarts):
+                sessions.num_durable[there] = next_step
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,6 +117,22 @@ class Changes:
         """How many sessions have changed since they were written."""
         return sum(int(np.count_nonzero(engine.sessions.is_changed)) for engine in self._engines())
 
+    def follow(self, engine: Engine) -> None:
+        """Has those who wait for sessions that are not on an engine any more wait where they are now.
+
+        Who waits for one that has ended is told.
+        """
+        waited = self._waiting.get(engine, {})
+        for slot, generation in [each for each in waited if engine.sessions.generation[each[0]] != each[1]]:
+            there, *session = engine.whereabouts(slot, generation)
+            told = waited.pop((slot, generation))
+            if there.sessions.generation[session[0]] == session[1]:
+                self._waiting.setdefault(there, {}).setdefault((session[0], session[1]), []).extend(told)
+            else:
+                _tell(told, errors.session_ended(there.sessions.end_in(session[0])))
+        if not waited:
+            self._waiting.pop(engine, None)
+
     # -- Checkpoints -------------------------------------------------------------------------------
 
     def take(self, limit: int, *, everything: bool, kind: Kind = Kind.SAVE) -> Checkpoint | None:
@@ -143,23 +171,27 @@ class Changes:
 
     def regain(self, refused: Refused, epoch: int) -> None:
         """Takes note that a session's row is this server's again; it is written anew."""
-        sessions = refused.engine.sessions
-        if sessions.generation[refused.slot] == refused.generation:
-            sessions.epoch[refused.slot] = epoch
-            sessions.is_changed[refused.slot] = True
+        engine, slot, generation = refused.engine.whereabouts(refused.slot, refused.generation)
+        if engine.sessions.generation[slot] != generation:
+            _tell(refused.told, errors.session_ended(engine.sessions.end_in(slot)))
+            return
+        engine.sessions.epoch[slot] = epoch
+        engine.sessions.is_changed[slot] = True
         for told in refused.told:
-            self.wait(refused.engine, refused.slot, told)
+            self.wait(engine, slot, told)
 
     def put_back(self, refused: Refused, error: StreamcellError) -> None:
         """Has a session written another time; those who wait are told."""
-        if refused.engine.sessions.generation[refused.slot] == refused.generation:
-            refused.engine.sessions.is_changed[refused.slot] = True
+        engine, slot, generation = refused.engine.whereabouts(refused.slot, refused.generation)
+        if engine.sessions.generation[slot] == generation:
+            engine.sessions.is_changed[slot] = True
         _tell(refused.told, error)
 
     def lose(self, refused: Refused) -> None:
         """Drops a session that another server has taken over."""
-        if refused.engine.sessions.generation[refused.slot] == refused.generation:
-            refused.engine.fence(refused.slot)
+        engine, slot, generation = refused.engine.whereabouts(refused.slot, refused.generation)
+        if engine.sessions.generation[slot] == generation:
+            engine.fence(slot)
         _tell(refused.told, errors.session_ended(errors.Reason.SESSION_FENCED))
 
     def fail(self, checkpoint: Checkpoint, error: StreamcellError) -> None:
@@ -172,9 +204,8 @@ class Changes:
 
     def _chosen(self, engine: Engine, everything: bool) -> Int64s:
         """Returns the slots of an engine's sessions to write, those that are waited for first."""
+        self.follow(engine)
         sessions, waited = engine.sessions, self._waiting.get(engine, {})
-        for slot, generation in [each for each in waited if sessions.generation[each[0]] != each[1]]:
-            _tell(waited.pop((slot, generation)), errors.session_ended(sessions.end_in(slot)))
         slots = np.array([slot for slot, _ in waited], np.int64)
         if everything:
             changed = np.flatnonzero(sessions.is_changed)

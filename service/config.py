@@ -49,6 +49,7 @@ _LEAST = {
     "drain_timeout_seconds": 0,
     "max_metadata_bytes": 1024,
     "max_hold_seconds": 0,
+    "models_poll_seconds": 0,
     "checkpoint_interval_seconds": 0.01,
 }
 
@@ -68,6 +69,15 @@ class Config:
     listen: Address = _flag(Address("127.0.0.1", 50051), "HOST:PORT to serve gRPC on; port 0 picks one")
     metrics_listen: Address = _flag(Address("127.0.0.1", 9090), "HOST:PORT to serve Prometheus metrics on")
     models: pathlib.Path = _flag(pathlib.Path("model/artifacts"), "folder of NAME/VERSION/model.pt")
+    models_poll_seconds: float = _flag(
+        5.0, "how often that folder is looked at for new versions; 0: on SIGHUP alone"
+    )
+    on_new_version: str = _flag(
+        "keep",
+        "keep: sessions stay on their version until they end; migrate: they go on on the new one, if its"
+        " state is laid out alike",
+        ("keep", "migrate"),
+    )
     store: str = _flag(
         "memory:", "where sessions survive: sqlite:PATH, redis://HOST:PORT/NUMBER, or memory: for nowhere"
     )

@@ -71,7 +71,10 @@ class Graphs:
         with torch.cuda.stream(self._stream):
             for _ in range(_NUM_WARM_UP_CALLS):
                 call()
-            with torch.cuda.graph(graph, pool=self._memory, stream=self._stream):
+            # Other threads may serve meanwhile: what they ask of CUDA is no fault of this recording.
+            with torch.cuda.graph(
+                graph, pool=self._memory, stream=self._stream, capture_error_mode="thread_local"
+            ):
                 results = call()
 
         def replay() -> tuple[Tensor, Tensor]:

@@ -74,9 +74,18 @@ class Engine(Residents):
 
     def at_rest(self, count: int) -> list[int]:
         """Returns the slots of up to `count` sessions without work, those not used for longest first."""
-        is_busy = self._scheduler.is_busy
         oldest = self.sessions.least_recently_used(len(self.sessions)).tolist()
-        return list(itertools.islice((slot for slot in oldest if not is_busy(slot)), count))
+        return list(itertools.islice((slot for slot in oldest if not self.is_busy(slot)), count))
+
+    def is_busy(self, slot: int) -> bool:
+        """Tells whether a session has work under way."""
+        return self._scheduler.is_busy(slot)
+
+    def leave(self) -> None:
+        """Ends an engine that nobody uses: nothing may be asked of it, and nothing in it keeps it."""
+        self.has_left = True
+        self.on_end = self.when_stored = None
+        self._pacer.end()
 
     # -- Work --------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ Owns the order in which callers come for one session. Does not know protos, nor 
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 
 from service import errors, snapshot
@@ -20,7 +20,7 @@ from service.write_behind import WriteBehind
 _SPILL_SHARE = 64  # that part of the sessions leaves memory at once, so that not every newcomer searches
 _ENDED = (Reason.SESSION_FENCED, Reason.SESSION_NOT_FOUND)  # of a session that has made room by it
 
-EngineOf = Callable[[snapshot.Model], Engine]
+EngineOf = Callable[[snapshot.Model], Awaitable[Engine]]
 
 
 class Keeper:
@@ -41,8 +41,14 @@ class Keeper:
     def watch(self, engine: Engine) -> None:
         """Begins to keep an engine's sessions."""
         engine.sessions.is_stored = True
+        engine.sessions.store_trouble = self._write_behind.trouble
         engine.on_end = self._ended
         engine.when_stored = partial(self._when_stored, engine)
+
+    def unwatch(self, engine: Engine) -> None:
+        """Ends to keep the sessions of an engine that has none any more."""
+        self._changes.follow(engine)
+        self._newcomers.pop(engine, None)
 
     # -- Sessions come -----------------------------------------------------------------------------
 
@@ -73,6 +79,10 @@ class Keeper:
         Raises:
             StreamcellError: SESSION_EXISTS; STORE_UNAVAILABLE; SESSIONS_FULL.
         """
+        with _coming(engine):
+            return await self._create(key, engine, session)
+
+    async def _create(self, key: str, engine: Engine, session: Snapshot) -> int:
         async with self._alone(key):
             record = snapshot.encode_one(session)
             claimed = await self._write_behind.claim(
@@ -144,8 +154,9 @@ class Keeper:
         record = claimed.record or b""  # which no snapshot is
         try:
             session = snapshot.decode(record)
-            engine = self._engine_of(session.model)
-            await self.make_room(engine)
+            engine = await self._engine_of(session.model)
+            with _coming(engine):
+                await self.make_room(engine)
         except (SnapshotError, StreamcellError) as error:
             self._changes.release(key, claimed.epoch, record, claimed.used_at)
             self._write_behind.wake()
@@ -218,3 +229,13 @@ class Keeper:
         for slot in slots:
             self._changes.wait(engine, slot, one_told)
         self._write_behind.wake()
+
+
+@contextlib.contextmanager
+def _coming(engine: Engine) -> Iterator[None]:
+    """Has an engine stay while a session is about to enter."""
+    engine.num_coming += 1
+    try:
+        yield
+    finally:
+        engine.num_coming -= 1

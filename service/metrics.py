@@ -130,6 +130,7 @@ class ModelMetrics:
         self.sessions_restored = metrics.sessions_restored.labels(*labels)
         self.sessions_spilled = metrics.sessions_spilled.labels(*labels)
         self.sessions_fenced = metrics.sessions_fenced.labels(*labels)
+        self.sessions_migrated = metrics.sessions_migrated.labels(*labels)
         self.queued_steps = metrics.queued_steps.labels(*labels)
 
 
@@ -190,6 +191,22 @@ class Metrics:
             "streamcell_repeated_steps", "Steps answered again from the replies kept.", by_model
         )
         self.forecasts = self._counter("streamcell_forecasts", "Forecasts made.", by_model)
+        self._count_sessions(by_model)
+        self.errors = self._counter(
+            "streamcell_errors", "Errors answered, by code and reason.", ["method", "code", "reason"]
+        )
+        self.sessions = self._gauge("streamcell_sessions_open", "Sessions in memory.", by_model)
+        self.queued_steps = self._gauge("streamcell_queued_steps", "Steps waiting for a batch.", by_model)
+        self.streams = self._gauge("streamcell_streams_open", "Streams open.", [])
+        self.models_rejected = self._counter(
+            "streamcell_model_rejected", "Artifacts found that cannot be served.", []
+        )
+        self.build = Info("streamcell_build", "What is running.", registry=self.registry)
+        self.models = self._gauge(
+            "streamcell_model_info", "A model served; 1 while it is.", [*by_model, "device", "state_bytes"]
+        )
+
+    def _count_sessions(self, by_model: list[str]) -> None:
         self.sessions_opened = self._counter("streamcell_sessions_opened", "Sessions opened.", by_model)
         self.sessions_expired = self._counter("streamcell_sessions_expired", "Sessions expired.", by_model)
         self.sessions_restored = self._counter(
@@ -201,15 +218,8 @@ class Metrics:
         self.sessions_fenced = self._counter(
             "streamcell_sessions_fenced", "Sessions dropped because another server took them over.", by_model
         )
-        self.errors = self._counter(
-            "streamcell_errors", "Errors answered, by code and reason.", ["method", "code", "reason"]
-        )
-        self.sessions = self._gauge("streamcell_sessions_open", "Sessions in memory.", by_model)
-        self.queued_steps = self._gauge("streamcell_queued_steps", "Steps waiting for a batch.", by_model)
-        self.streams = self._gauge("streamcell_streams_open", "Streams open.", [])
-        self.build = Info("streamcell_build", "What is running.", registry=self.registry)
-        self.models = self._gauge(
-            "streamcell_model_info", "A model served; 1 while it is.", [*by_model, "device", "state_bytes"]
+        self.sessions_migrated = self._counter(
+            "streamcell_sessions_migrated", "Sessions taken in from another version in memory.", by_model
         )
 
     def of_store(self) -> StoreMetrics:

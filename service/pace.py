@@ -98,6 +98,10 @@ class Pacer:
             self._is_due = True
             self._loop.call_soon(self._begin)
 
+    def end(self) -> None:
+        """Lets go of what it asks for; no iteration is due, and none is to come."""
+        self._num_steps, self._iterate = (lambda: 0), (lambda: None)
+
     def _begin(self) -> None:
         if not self._is_urgent and self._pace.begin(self._num_steps()):
             self._loop.call_later(TICK_SECONDS, self._tick)

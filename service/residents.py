@@ -5,6 +5,7 @@ Does not know queues, batches, nor how the store works.
 """
 
 from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 
@@ -49,6 +50,18 @@ class Residents:
         self.sessions = Sessions(capacity, len(about.inputs), len(about.outputs), settings.replies_kept)
         self.on_end: Callable[[str, int], None] | None = None
         """Told the key and the epoch of a session that ends for good."""
+        self.is_retiring = False
+        """Whether a newer version took over: it leaves with its last session."""
+        self.successor: Self | None = None
+        """The version that its sessions move to, if they do."""
+        self.was_superseded = False
+        """Whether sessions have moved to another version, ever: who kept a slot looks again."""
+        self.num_coming = 0
+        """Sessions about to enter, for which it is not to leave."""
+        self.has_left = False
+        """Whether it is out of memory: nothing may be asked of it."""
+        self._moved: dict[tuple[int, int], tuple[Self, int, int]] = {}
+        self._vacated: list[int] = []
         self._slots = Slots(capacity)
         self._runner = runner
         self._undo = Undo(self.sessions, runner)
@@ -116,6 +129,53 @@ class Residents:
         self._metrics.forecasts.inc()
         return y
 
+    # -- To another version ------------------------------------------------------------------------
+
+    def supersede(self, successor: Self | None) -> None:
+        """Has another version take over; with a `successor`, sessions move there."""
+        self.is_retiring = True
+        self.successor = successor
+        self.was_superseded |= successor is not None
+
+    def resume(self) -> None:
+        """Has this version go on itself, after another had taken over."""
+        self.is_retiring, self.successor = False, None
+        for slot in self._vacated:
+            self._slots.give_back(slot)
+        self._vacated = []
+
+    def move(self, slots: list[int]) -> int:
+        """Has sessions at rest go on, where they stand, on the successor; returns how many had room there.
+
+        Their slots are not used again meanwhile: who still looks at one sees the session as it left.
+        """
+        to = self.successor
+        if to is None:
+            return 0
+        taken = [to._slots.take() for _ in slots]
+        there = np.array([slot for slot in taken if slot is not None], np.int64)
+        here = np.array(slots[: len(there)], np.int64)
+        if not len(here):
+            return 0
+        generations = self.sessions.generation[here].tolist()
+        to._runner.put(there, self._runner.read(here))
+        to.sessions.take_over(self.sessions, here, there)
+        before = zip(here.tolist(), generations, strict=True)
+        after = zip(there.tolist(), to.sessions.generation[there].tolist(), strict=True)
+        self._moved.update({was: (to, *now) for was, now in zip(before, after, strict=True)})
+        self._vacated += here.tolist()
+        to._metrics.sessions_migrated.inc(len(here))
+        for each in (self, to):
+            each._metrics.sessions.set(len(each.sessions))
+        return len(here)
+
+    def whereabouts(self, slot: int, generation: int) -> tuple[Self, int, int]:
+        """Returns where a session is that was here: on which version, in which slot, of which generation."""
+        at = self, slot, generation
+        while (there := at[0]._moved.get(at[1:])) is not None:
+            at = there
+        return at
+
     # -- Bytes, and the store ----------------------------------------------------------------------
 
     def export(self, slots: Int64s) -> list[bytes]:
@@ -165,7 +225,7 @@ class Residents:
 
     def install(self, slot: int, session: Snapshot) -> None:
         """Has a session stand where another stood when it became bytes."""
-        self._runner.put(slot, session.state)
+        self._runner.put(np.array([slot]), session.state[None])
         self.sessions.put(slot, session.standing)
 
     def spill(self, slot: int) -> None:

@@ -75,10 +75,9 @@ class Runner:
         return self._values(self._pool.gather(rows))
 
     @torch.inference_mode()
-    def put(self, slot: int, state: Float32s) -> None:
-        """Gives a session a state [S]."""
-        row, states = self._tensors(np.array([slot]), state[None])
-        self._pool.scatter(row, states)
+    def put(self, slots: Int64s, states: Float32s) -> None:
+        """Gives sessions states [N, S]; slots is [N], each once."""
+        self._pool.scatter(*self._tensors(slots, states))
 
     @torch.inference_mode()
     def step(self, slots: Int64s, x: Float32s, times: Int64s) -> tuple[Float32s, Flags]:

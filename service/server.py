@@ -13,20 +13,20 @@ import grpc
 import torch
 from prometheus_client import generate_latest
 
-from service import artifact, cuda, log, process
+from service import log, process
 from service.catalog import Catalog
 from service.config import Address, Config
-from service.engine import Engine
 from service.errors import ConfigError, StreamcellError
+from service.folder import Folder
 from service.fronts.grpcio import GrpcioFront
 from service.keeper import Keeper
+from service.loading import Loader
 from service.metrics import Metrics
 from service.metrics_page import MetricsPage
+from service.models import Models
 from service.rpc import Router, Streaming, Unary
-from service.runner import Runner
 from service.servicers import channelz, inference, reflection, streamcell
 from service.servicers import health as health_servicer
-from service.staged import runner_for
 from service.store.base import Store
 from service.store.urls import store_of
 from service.write_behind import WriteBehind
@@ -64,8 +64,18 @@ class Server:
         self._has_page = has_page
         self._metrics = Metrics()
         store = store_of(settings.store)
-        self.catalog = Catalog(_engines(settings, self._metrics))
+        torch.set_num_threads(settings.threads)
+        folder, loader = Folder(settings.models), Loader(settings, self._metrics)
+        folder.look()
+        loaded, rejected = loader.first(folder.versions.values())
+        engines = [loader.engine(each) for each in loaded]
+        self.catalog = Catalog(engines, migrates=settings.on_new_version == "migrate")
         self._write_behind = self._kept_in(store) if store is not None else None
+        self._models = Models(settings, folder, loader, self.catalog, self._metrics)
+        self.catalog.shelf = self._models
+        for version, why in rejected.items():
+            self._models.reject(version, why)
+        self._show_build(str(loader.device))
         services = [streamcell.SERVICE, inference.SERVICE]
         self._health = health_servicer.HealthServicer(services)
         methods = [
@@ -98,6 +108,16 @@ class Server:
         self.catalog.keeper = keeper
         return write_behind
 
+    def _show_build(self, device: str) -> None:
+        self._metrics.build.info(
+            {
+                "version": importlib.metadata.version("streamcell"),
+                "torch": torch.__version__,
+                "grpcio": grpc.__version__,
+                "device": device,
+            }
+        )
+
     async def start(self) -> None:
         """Begins to serve; `listen` and `metrics_listen` then hold the ports in use.
 
@@ -115,6 +135,7 @@ class Server:
             await self._close()
             raise
         self._sweeper = asyncio.create_task(self._sweep())
+        self._models.start()
         self._health.set_all(is_serving=True)
         # What start-up made lives on: the collector need not look at it again.
         gc.collect()
@@ -125,6 +146,7 @@ class Server:
         self._health.set_all(is_serving=False)
         self.catalog.is_draining = True
         self._router.drain()
+        await self._models.stop()
         started, seconds = time.monotonic(), self._settings.drain_timeout_seconds
         # Calls that do not end must leave time to write their sessions.
         grace = seconds if self._write_behind is None else seconds * (1 - _WRITE_SHARE)
@@ -138,10 +160,15 @@ class Server:
 
     async def abandon(self) -> None:
         """Ends at once; what is in flight is cancelled."""
+        await self._models.stop()
         await self.front.stop(0)
         if self._write_behind is not None:
             await self._write_behind.abandon()
         await self._close()
+
+    def reload(self) -> None:
+        """Looks for new versions of the models now."""
+        self._models.look_soon()
 
     def page(self) -> str:
         """Returns Prometheus' page."""
@@ -177,76 +204,6 @@ def _tools(settings: Config, services: list[str]) -> list[Unary[Any] | Streaming
     return methods
 
 
-def _engines(settings: Config, metrics: Metrics) -> list[Engine]:
-    """Loads and warms every model, all on one device."""
-    torch.set_num_threads(settings.threads)
-    runners = _runners(settings)
-    metrics.build.info(
-        {
-            "version": importlib.metadata.version("streamcell"),
-            "torch": torch.__version__,
-            "grpcio": grpc.__version__,
-            "device": str(runners[0].artifact.device),
-        }
-    )
-    return [_engine(runner, settings, metrics) for runner in runners]
-
-
-def _runners(settings: Config) -> list[Runner]:
-    """Returns a warm runner of every model; on the CPU where `auto` finds CUDA, but it cannot be used."""
-    try:
-        device = cuda.pick_device(settings.device)
-    except RuntimeError as error:
-        raise ConfigError(f"--device: {error}") from None
-    found = list(artifact.discover(settings.models))
-
-    def runners_on(device: torch.device) -> list[Runner]:
-        return [_runner(artifact.load(*each, device), settings) for each in found]
-
-    if device.type == "cpu":
-        return runners_on(device)
-    try:
-        return runners_on(device)
-    except Exception as error:  # the driver's, the memory's, a script's: whatever it is, the CPU may do
-        why = _why(error)
-        if settings.device != "auto":
-            raise ConfigError(f"--device: cannot serve on CUDA: {why}") from error
-    log.warning("cuda_unusable", why=why, effect="serving on the CPU")
-    return runners_on(torch.device("cpu"))
-
-
-def _runner(model: artifact.Artifact, settings: Config) -> Runner:
-    """Returns a warm runner of a model; logs it."""
-    started = time.monotonic()
-    runner = runner_for(model, settings.max_resident_sessions)
-    runner.warm_up(min(settings.max_batch_steps, settings.max_resident_sessions), settings.max_piece_steps)
-    seconds = round(time.monotonic() - started, 3)
-    log.info("model_loaded", model=str(model), device=str(model.device), warm_up_seconds=seconds)
-    return runner
-
-
-def _why(error: Exception) -> str:
-    """Returns why CUDA cannot be used: an error of ours names the file, what it came from says the rest."""
-    text, reason = str(error), cuda.reason_of(error)
-    if not isinstance(error, ConfigError):
-        return reason
-    return text if reason in text else f"{text}: {reason}"
-
-
-def _engine(runner: Runner, settings: Config, metrics: Metrics) -> Engine:
-    model = runner.artifact
-    metrics.models.labels(
-        model.name, model.version, str(model.device), str(4 * model.manifest.state_size)
-    ).set(1)
-    return Engine(
-        runner,
-        settings,
-        metrics.of_model(model.name, model.version),
-        asyncio.get_running_loop(),
-        time.monotonic_ns,
-    )
-
-
 @contextlib.asynccontextmanager
 async def serving(settings: Config) -> AsyncIterator[Server]:
     """Serves for as long as the block lasts, then drains."""
@@ -261,7 +218,7 @@ async def serving(settings: Config) -> AsyncIterator[Server]:
 async def run(settings: Config) -> int:
     """Serves until a signal, and returns the exit status: 0 after a clean drain, else 1.
 
-    The first SIGTERM or SIGINT drains, a second one ends at once.
+    The first SIGTERM or SIGINT drains, a second one ends at once. SIGHUP looks for new versions of models.
 
     Raises:
         ConfigError: the server cannot start; the message says why.
@@ -271,6 +228,8 @@ async def run(settings: Config) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
+    server: Server
+    loop.add_signal_handler(signal.SIGHUP, lambda: server.reload())  # in a later turn, when there is one
     # Stage 1: load, listen, be ready.
     server = Server(settings)
     await server.start()

@@ -6,6 +6,7 @@ the state rows, the model, the store, nor when anything happens: slots and times
 
 import dataclasses
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ Flags = npt.NDArray[np.bool_]
 
 TIME_ABSENT = -(1 << 63)  # in a column of times: the request gave none
 MAX_TIME_NS = 1 << 62  # the year 2116; and the same before 1970
+_STANDING = ("next_step", "last_time", "last_used", "_kept_from", "_kept_y", "_kept_prints")
+_STORED = ("num_durable", "epoch", "written", "restarts", "is_kept", "is_durable")
 _MAX_REMEMBERED = 10_000  # keys of ended sessions remembered, to tell what became of them
 
 
@@ -147,6 +150,12 @@ class Sessions:
         if len(self._ended) > _MAX_REMEMBERED:
             self._ended.popitem(last=False)
 
+    def remember_all(self, others: "Sessions") -> None:
+        """Remembers for a while what became of another version's sessions, too."""
+        for key, reason in others._ended.items():
+            if key not in self._slots:
+                self.remember(key, reason)
+
     def end_of(self, key: str) -> Reason | None:
         """Returns why the last session of this key ended, if it was lately and not by its client."""
         return self._ended.get(key)
@@ -160,6 +169,10 @@ class Sessions:
         if self.is_changed.item(slot):
             return False
         return self.num_durable.item(slot) == self.next_step.item(slot)
+
+    def slots(self) -> Iterator[int]:
+        """Yields the slots of all sessions, of which none may come or go meanwhile."""
+        return iter(self._keys)
 
     def all_slots(self) -> Int64s:
         """Returns the slots of all sessions."""
@@ -201,6 +214,21 @@ class Sessions:
             ring, there = index % self.replies_kept, index % num_rings
             self._kept_prints[slot, ring] = standing.kept_prints[0, there]
             self._kept_y[slot, ring] = standing.kept_y[0, there]
+
+    def take_over(self, others: "Sessions", theirs: Int64s, slots: Int64s) -> None:
+        """Goes on with sessions of another version where they stand; there they end.
+
+        Args:
+            theirs, slots: [N], where they are there, and where they come to be.
+        """
+        for column in (*_STANDING, *(_STORED if self.is_stored else ())):
+            getattr(self, column)[slots] = getattr(others, column)[theirs]
+        self.is_changed[slots] = self.is_stored
+        for slot, there in zip(slots.tolist(), theirs.tolist(), strict=True):
+            key = others.key(there)
+            self._slots[key], self._keys[slot] = slot, key
+            self._ended.pop(key, None)
+            others.close(there)
 
     def _put_kept_from(self, slot: int, index: int) -> None:
         if self._kept_from[slot] != index:

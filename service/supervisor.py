@@ -137,6 +137,11 @@ class Supervisor:
             task.cancel()
         return found
 
+    def reload(self) -> None:
+        """Has all workers look for new versions of the models now."""
+        for worker in self._workers.values():
+            worker.reload()
+
     async def drain(self) -> bool:
         """Has all workers finish what is in flight; tells whether all was."""
         await self._stop_tending()
@@ -184,8 +189,8 @@ class _Pages(Collector):
 async def run(settings: Config) -> int:
     """Serves until a signal, and returns the exit status: 0 after a clean drain, else 1.
 
-    The first SIGTERM or SIGINT drains, a second one ends at once. If the only worker ends by itself, so does
-    this.
+    The first SIGTERM or SIGINT drains, a second one ends at once. SIGHUP looks for new versions of models. If
+    the only worker ends by itself, so does this.
 
     Raises:
         ConfigError: the server cannot start; the message says why.
@@ -195,6 +200,7 @@ async def run(settings: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
     supervisor = Supervisor(settings)
+    loop.add_signal_handler(signal.SIGHUP, supervisor.reload)
     told = asyncio.create_task(signals.get())
     # Stage 1: ready, unless told to stop before.
     starting = asyncio.create_task(supervisor.start())

@@ -83,6 +83,6 @@ class Undo:
             return  # a fault ended it, or another server took it over
         if is_failed:
             self._sessions.put(slot, kept.standing)
-            self._runner.put(slot, kept.states[0])
+            self._runner.put(np.array([slot]), kept.states)
         elif work.restarts:
             self._sessions.forget_stored(slot)

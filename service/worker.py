@@ -31,6 +31,9 @@ class _Server(Protocol):
     async def start(self) -> None:
         """Is ready to serve."""
 
+    def reload(self) -> None:
+        """Looks for new versions of the models now."""
+
     def page(self) -> str:
         """Returns Prometheus' page."""
 
@@ -70,6 +73,8 @@ class Led:
         while (told := await self._channel.receive()) is not None:
             if told["order"] == "page":
                 self._channel.send(event="page", page=self.server.page())
+            elif told["order"] == "reload":
+                self.server.reload()
             elif self._draining is None:
                 self._draining = asyncio.create_task(self._drain())
 
@@ -114,7 +119,9 @@ application = Application(lambda settings: Server(settings, EnvoyFront, has_page
 async def _serve() -> None:
     led = await Led.start(lambda settings: Server(settings, has_page=False))
     ended = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
+    loop.add_signal_handler(signal.SIGHUP, led.server.reload)
     obeying = asyncio.create_task(led.obey())
     await asyncio.wait((obeying, asyncio.create_task(ended.wait())), return_when=asyncio.FIRST_COMPLETED)
     await led.server.abandon()

@@ -1,4 +1,4 @@
-"""A worker process as its supervisor sees it: start, ready, page, drain, stop. Serves nothing itself.
+"""A worker process as its supervisor sees it: start, ready, page, reload, drain, stop. Serves nothing itself.
 
 Stays light: torch is in the worker alone.
 """
@@ -61,6 +61,10 @@ class Worker:
         """Returns its page of metrics, None if it is gone."""
         told = await self._ask("page")
         return told["page"] if told else None
+
+    def reload(self) -> None:
+        """Has it look for new versions of the models now."""
+        self._channel.send(order="reload")
 
     async def drain(self) -> bool:
         """Has it finish what is in flight; tells whether all was."""

@@ -113,6 +113,11 @@ class WriteBehind:
         self.wake()
         return await future
 
+    @property
+    def trouble(self) -> str:
+        """Why the store cannot be used now; empty while it can."""
+        return self._trouble
+
     def end_of(self, key: str) -> Reason | None:
         """Returns why there is no session of a key, where that is remembered."""
         ends = (engine.sessions.end_of(key) for engine in self._engines())

@@ -7,6 +7,7 @@ import json
 import pathlib
 import tempfile
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,18 @@ class Recurrence(nn.Module):
                 level = level + future[:, h, 0]
             rows.append(torch.stack([level, state[:, 1]], dim=1))
         return torch.stack(rows, dim=1)  # (B, H, 2)
+
+
+class Sharper(Recurrence):
+    """Another version of it: the same state, other predictions."""
+
+    @torch.jit.export
+    def step(self, x: Tensor, time: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Row by row: level' = 0.5 level + x0, trend' = 0.25 trend + x1 level, clock' as it is."""
+        level = state[:, 0] * 0.5 + x[:, 0]  # (B,)
+        trend = state[:, 1] * 0.25 + x[:, 1] * state[:, 0]  # (B,)
+        after = torch.stack([level, trend, state[:, 2]], dim=1)  # (B, 3)
+        return torch.stack([level + trend, level - trend], dim=1), after  # (B, 2)
 
 
 def manifest_of(**changes: Any) -> dict[str, Any]:
@@ -299,6 +312,7 @@ class Served:
         store: where sessions are kept; `write_behind.start` then begins.
         clock: monotonic nanoseconds; held unless told otherwise.
         runner: that of the only model, made before.
+        engines: makes the engines, in place of `models`.
     """
 
     def __init__(
@@ -307,26 +321,31 @@ class Served:
         store: Store | None = None,
         clock: Any = None,
         runner: Runner | None = None,
+        engines: "Callable[[Config, Metrics], list[Engine]] | None" = None,
         **changes: Any,
     ) -> None:
         self.settings = settings(**changes)
         self.clock = clock or HeldClock()
         self.metrics = Metrics()
         loop = asyncio.get_running_loop()
-        self.engines = [
-            Engine(
-                runner or Runner(model, self.settings.max_resident_sessions),
-                self.settings,
-                self.metrics.of_model(model.name, model.version),
-                loop,
-                self.clock,
-            )
-            for model in models or (recurrence(),)
-        ]
-        self.catalog = Catalog(self.engines)
+        self.engines = (
+            engines(self.settings, self.metrics)
+            if engines is not None
+            else [
+                Engine(
+                    runner or Runner(model, self.settings.max_resident_sessions),
+                    self.settings,
+                    self.metrics.of_model(model.name, model.version),
+                    loop,
+                    self.clock,
+                )
+                for model in models or (recurrence(),)
+            ]
+        )
+        self.catalog = Catalog(self.engines, migrates=self.settings.on_new_version == "migrate")
         if store is not None:
             self.write_behind = WriteBehind(
-                store, lambda: self.engines, self.settings, self.metrics.of_store(), self.clock
+                store, lambda: self.catalog.engines, self.settings, self.metrics.of_store(), self.clock
             )
             keeper = Keeper(self.write_behind, self.catalog.engine_of)
             for engine in self.engines:

@@ -1,33 +1,18 @@
 """The sessions bound to one stream: numbers in place of ids. Knows the catalog, not the transport."""
 
 import contextlib
-import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 
-from service import errors
+from service import errors, moves
 from service.catalog import Catalog, NotResident
 from service.engine import Engine
 from service.errors import StreamcellError
+from service.servicers.selections import Part, Selection, Split, check_once, living, split
 from service.sessions import Int64s
 
 _NOTHING: Mapping[str, StreamcellError] = {}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Selection:
-    """The sessions of a frame: `slots` and `generations` of those found, and what is wrong with the others.
-
-    `found` [k] are the positions, among the frame's `count` entries, of the sessions in the columns.
-    """
-
-    engine: Engine
-    count: int
-    found: Int64s
-    slots: Int64s
-    generations: Int64s
-    missing: dict[int, StreamcellError]
 
 
 class Bindings:
@@ -42,7 +27,8 @@ class Bindings:
         self._epochs: list[int] = []
         self._slots: Int64s = np.zeros(0, np.int64)
         self._generations: Int64s = np.zeros(0, np.int64)
-        self._engine_of_all: Engine | None = None  # looked up at the first frame that names them all
+        self._engines: set[Engine] = set()  # on which any was bound
+        self._split_of_all: Split | None = None  # made at the first frame that names them all
         self._is_each_once = False
 
     def __len__(self) -> int:
@@ -67,7 +53,8 @@ class Bindings:
         ]
         self._ids += session_ids
         self._epochs += [int(engine.sessions.epoch[slot]) for engine, slot in found]
-        self._engine_of_all = None
+        self._engines.update(engine for engine, _ in found)
+        self._split_of_all = None
         self._slots = np.concatenate([self._slots, slots])
         self._generations = np.concatenate([self._generations, generations])
         return found
@@ -110,44 +97,66 @@ class Bindings:
         """Returns engine, slot and generation of a bound session.
 
         Raises:
-            StreamcellError: no session has this number.
+            NotResident: it may be in the store, or is to be moved to another version.
+            StreamcellError: no session has this number; it has ended, and its model has left.
         """
         try:
             engine, slot, generation = self._bound[number]
         except IndexError:
             raise _not_bound("session", number, len(self)) from None
-        if engine.sessions.is_stored and engine.sessions.generation.item(slot) != generation:
+        if not (engine.was_superseded or engine.sessions.is_stored):
+            return engine, slot, generation
+        if engine.successor is not None or engine.sessions.generation.item(slot) != generation:
             self._bind_again(number)
-        return self._bound[number]
+            engine, slot, generation = self._bound[number]
+        if engine.has_left:
+            raise errors.session_ended(engine.sessions.end_in(slot))
+        return engine, slot, generation
 
     def _bind_again(self, number: int) -> None:
-        """Looks up a session that has left its slot, which one from the store does; one that ended stays so.
+        """Looks up a session that has left its slot, or is to; one that ended stays bound to what it was.
 
         Raises:
-            NotResident: it may be in the store.
+            NotResident: it may be in the store, or is to be moved to another version.
         """
-        engine, slot = self._catalog.find(self._principal, self._ids[number])
-        epoch = int(engine.sessions.epoch[slot])
-        if epoch <= self._epochs[number]:  # another session under the same id
-            return
-        generation = int(engine.sessions.generation[slot])
+        engine, slot, generation = self._bound[number]
+        engine, slot, generation = engine.whereabouts(slot, generation)
+        if engine.sessions.generation.item(slot) == generation:
+            arrived = moves.arrive(engine, slot)
+            if arrived is None:
+                raise NotResident([self._ids[number]])
+            self._put(number, *arrived)
+        elif engine.sessions.is_stored:
+            engine, slot = self._catalog.find(self._principal, self._ids[number])
+            if engine.sessions.epoch.item(slot) > self._epochs[number]:  # else another session of the same id
+                self._put(number, engine, slot)
+
+    def _put(self, number: int, engine: Engine, slot: int) -> None:
+        generation = engine.sessions.generation.item(slot)
         self._bound[number] = engine, slot, generation
         self._slots[number], self._generations[number] = slot, generation
-        self._epochs[number] = epoch
-        self._engine_of_all = None
+        self._epochs[number] = engine.sessions.epoch.item(slot)
+        self._engines.add(engine)
+        self._split_of_all = None
 
-    def _bind_all_again(self, numbers: Int64s, failed: Mapping[str, StreamcellError], count: int) -> None:
-        """Does so for each of these numbers that has to; `count`: how many the frame has.
+    @property
+    def _may_be_elsewhere(self) -> bool:
+        return self._catalog.keeper is not None or any(engine.was_superseded for engine in self._engines)
+
+    def _look_again(self, numbers: Int64s, failed: Mapping[str, StreamcellError], count: int) -> None:
+        """Binds those of the numbers again whose sessions have left their slots, or are to.
+
+        Args:
+            count: how many sessions the frame has.
 
         Raises:
-            NotResident: some may be in the store.
+            NotResident: some may be in the store, or are to be moved to another version.
             StreamcellError: the frame has too many.
         """
+        gone = [number for number in self._gone(numbers).tolist() if self._ids[number] not in failed]
+        self._move_together(gone)
         absent = []
-        for number in numbers.tolist():
-            engine, slot, generation = self._bound[number]
-            if engine.sessions.generation.item(slot) == generation or self._ids[number] in failed:
-                continue
+        for number in gone:
             with contextlib.suppress(StreamcellError):  # it ended, as its entry will say
                 try:
                     self._bind_again(number)
@@ -156,45 +165,66 @@ class Bindings:
         if absent:
             raise self._absent(absent, count, "session_raw")
 
+    def _move_together(self, numbers: list[int]) -> None:
+        """Moves the sessions that are to move and have no work under way; each alone would take longer."""
+        to_move: dict[Engine, dict[int, None]] = {}
+        for number in numbers:
+            engine, slot, generation = self._bound[number]
+            engine, slot, generation = engine.whereabouts(slot, generation)
+            lives = engine.sessions.generation.item(slot) == generation
+            if engine.successor is not None and lives and not engine.is_busy(slot):
+                to_move.setdefault(engine, {})[slot] = None
+        for engine, slots in to_move.items():
+            engine.move(list(slots))
+
+    def _gone(self, numbers: Int64s) -> Int64s:
+        """Returns those of the numbers whose sessions have left their slots, or are to."""
+        if self._split_of_all is not None and len(self._split_of_all) == 1:
+            ((engine, _),) = self._split_of_all
+            if engine.successor is not None:
+                return numbers
+            gone = engine.sessions.generation[self._slots[numbers]] != self._generations[numbers]
+        else:
+            bound = (self._bound[number] for number in numbers.tolist())
+            gone = np.array(
+                [
+                    engine.successor is not None or engine.sessions.generation.item(slot) != generation
+                    for engine, slot, generation in bound
+                ],
+                np.bool_,
+            )
+        found: Int64s = numbers[gone]
+        return found
+
     def all(self, failed: Mapping[str, StreamcellError] = _NOTHING) -> Selection:
         """Returns every bound session, in order; `failed` could not be brought from the store, by id.
 
         Raises:
-            NotResident: some may be in the store.
+            NotResident: some may be in the store, or are to be moved to another version.
             StreamcellError: none is bound, one is bound twice, or they run on several models.
         """
-        if self._catalog.keeper is not None:
-            self._bind_all_again(self._gone(np.arange(len(self))), failed, len(self))
-        if self._engine_of_all is None:
-            self._engine_of_all = _only({engine for engine, _, _ in self._bound}, "session_raw")
-            self._is_each_once = len(np.unique(self._slots)) == len(self)
-        return _living(self._engine_of_all, self._slots, self._generations, self._is_each_once)
-
-    def _gone(self, numbers: Int64s) -> Int64s:
-        """Returns those of the numbers whose sessions have left their slots."""
-        if not len(numbers):
-            return numbers
-        if self._engine_of_all is not None:
-            found = self._engine_of_all.sessions.generation[self._slots[numbers]]
-        else:
-            bound = [self._bound[number] for number in numbers.tolist()]
-            found = np.array([engine.sessions.generation[slot] for engine, slot, _ in bound], np.int64)
-        gone: Int64s = numbers[found != self._generations[numbers]]
-        return gone
+        if self._may_be_elsewhere:
+            self._look_again(np.arange(len(self)), failed, len(self))
+        if self._split_of_all is None:
+            self._split_of_all = split([engine for engine, _, _ in self._bound], "session_raw")
+            self._is_each_once = all(
+                len(np.unique(self._slots[at])) == len(at) for _, at in self._split_of_all
+            )
+        return living(self._split_of_all, self._slots, self._generations, self._is_each_once)
 
     def numbered(self, numbers: Int64s, failed: Mapping[str, StreamcellError] = _NOTHING) -> Selection:
         """Returns bound sessions by number; `failed` could not be brought from the store, by id.
 
         Raises:
-            NotResident: some may be in the store.
+            NotResident: some may be in the store, or are to be moved to another version.
             StreamcellError: a number is not bound, stands twice, or the sessions run on several models.
         """
         if len(numbers) and int(numbers.max()) >= len(self):
             raise _not_bound("session_raw", int(numbers.max()), len(self))
-        if self._catalog.keeper is not None:
-            self._bind_all_again(self._gone(numbers), failed, len(numbers))
-        engine = _only({self._bound[number][0] for number in numbers.tolist()}, "session_raw")
-        return _living(engine, self._slots[numbers], self._generations[numbers], is_each_once=False)
+        if self._may_be_elsewhere:
+            self._look_again(numbers, failed, len(numbers))
+        parts = split([self._bound[number][0] for number in numbers.tolist()], "session_raw")
+        return living(parts, self._slots[numbers], self._generations[numbers], is_each_once=False)
 
     def named(self, session_ids: list[str], failed: Mapping[str, StreamcellError] = _NOTHING) -> Selection:
         """Returns sessions by id; those that cannot be found are told in `missing`.
@@ -206,7 +236,7 @@ class Bindings:
             NotResident: some may be in the store.
             StreamcellError: an id stands twice, the sessions run on several models, or none is found.
         """
-        engines: set[Engine] = set()
+        engines: list[Engine] = []
         found: list[int] = []
         slots: list[int] = []
         absent: list[str] = []
@@ -223,51 +253,19 @@ class Bindings:
             except StreamcellError as error:
                 missing[at] = error
                 continue
-            engines.add(engine)
+            engines.append(engine)
             found.append(at)
             slots.append(slot)
         if absent:
             raise self._absent(absent, len(session_ids), "session_ids")
         if not found:
             raise missing[0]
-        engine = _only(engines, "session_ids")
-        column = np.array(slots, np.int64)
-        generations = engine.sessions.generation[column]
-        _check_once(column, "session_ids")
-        return Selection(engine, len(session_ids), np.array(found, np.int64), column, generations, missing)
-
-
-def _only(engines: set[Engine], field: str) -> Engine:
-    """Returns the engine that all sessions of a frame run on."""
-    if not engines:
-        raise errors.invalid_argument(
-            "session_ids", "the frame names no session, and none is bound to the stream"
-        )
-    if len(engines) > 1:
-        names = ", ".join(sorted(f"{engine.name}/{engine.version}" for engine in engines))
-        raise errors.invalid_argument(field, f"the sessions run on {names}: one model a frame")
-    return next(iter(engines))
-
-
-def _check_once(slots: Int64s, field: str) -> None:
-    if len(np.unique(slots)) < len(slots):
-        raise errors.invalid_argument(field, "a session stands twice: give its steps in one entry")
-
-
-def _living(engine: Engine, slots: Int64s, generations: Int64s, is_each_once: bool) -> Selection:
-    """Selects the sessions that have not ended since they were bound."""
-    count, found = len(slots), np.arange(len(slots))
-    missing: dict[int, StreamcellError] = {}
-    ended = engine.sessions.generation[slots] != generations
-    if ended.any():
-        found = np.flatnonzero(~ended)
-        missing = {at: errors.session_ended(None) for at in np.flatnonzero(ended).tolist()}
-        slots, generations = slots[found], generations[found]
-    if not len(found):
-        raise errors.session_ended(None)
-    if not is_each_once:
-        _check_once(slots, "session_raw")
-    return Selection(engine, count, found, slots, generations, missing)
+        column, places = np.array(slots, np.int64), np.array(found, np.int64)
+        parts = []
+        for engine, its in split(engines, "session_ids"):
+            check_once(column[its], "session_ids")
+            parts.append(Part(engine, places[its], column[its], engine.sessions.generation[column[its]]))
+        return Selection(len(session_ids), parts, missing)
 
 
 def _not_bound(field: str, number: int, count: int) -> StreamcellError:

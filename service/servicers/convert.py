@@ -1,5 +1,6 @@
 """Between the API's messages and the engine's work: checks every value and names the field at fault."""
 
+import itertools
 import math
 import struct
 from collections.abc import Callable, Sequence
@@ -66,13 +67,29 @@ def check_first_time(engine: Engine, request: pb.StepRequest) -> None:
 def response_of(engine: Engine, work: Step) -> pb.StepResponse:
     """Returns the response to a step that was applied, now or before."""
     return pb.StepResponse(
-        step_index=work.step_index, y=work.y, num_durable_steps=num_durable(engine, work.slot)
+        step_index=work.step_index, y=work.y, num_durable_steps=num_durable_of(engine, work)
     )
 
 
 def num_durable(engine: Engine, slot: int) -> int:
     """Returns how many steps of a session are in the store; 0 where there is none."""
     return engine.sessions.num_durable.item(slot) if engine.sessions.is_stored else 0
+
+
+def num_durable_of(engine: Engine, work: Step) -> int:
+    """Returns how many steps of a step's session are in the store, wherever the session is now."""
+    if not engine.was_superseded:
+        return num_durable(engine, work.slot)
+    engine, slot, _ = engine.whereabouts(work.slot, work.generation)
+    return num_durable(engine, slot)
+
+
+def num_durable_now(engine: Engine, slots: Int64s, generations: Int64s) -> list[int]:
+    """Returns how many steps of each of these sessions are in the store, wherever they are now."""
+    if not engine.was_superseded:
+        return [num_durable(engine, slot) for slot in slots.tolist()]
+    sessions = zip(slots.tolist(), generations.tolist(), strict=True)
+    return [num_durable(there, at) for there, at, _ in itertools.starmap(engine.whereabouts, sessions)]
 
 
 class StepReply:
@@ -222,7 +239,7 @@ def model(engine: Engine) -> pb.Model:
         state_bytes=4 * about.state_size,
         manifest_json=about.text,
         num_sessions=len(engine.sessions),
-        status=pb.MODEL_STATUS_SERVING,
+        status=pb.MODEL_STATUS_RETIRING if engine.is_retiring else pb.MODEL_STATUS_SERVING,
     )
 
 

@@ -1,4 +1,4 @@
-"""Frames: many steps of many sessions as columns of bytes, into a block of work and back."""
+"""Frames: many steps of many sessions as columns of bytes, into blocks of work and back."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,13 +9,16 @@ from service import errors
 from service.engine import Engine
 from service.errors import StreamcellError
 from service.servicers import convert
-from service.servicers.bindings import Bindings, Selection
+from service.servicers.bindings import Bindings
+from service.servicers.selections import Selection
 from service.sessions import Float32s, Int64s
-from service.work import INDEX_NEXT, Block
+from service.work import INDEX_NEXT, Block, Phase
 
 
 class FrameWork:
-    """A frame under way: its block runs the sessions that were found, the others have their errors.
+    """A frame under way: its blocks run the sessions that were found, the others have their errors.
+
+    There is a block for each version of the model that they run on; mostly there is one.
 
     Args:
         frame: the request.
@@ -24,10 +27,10 @@ class FrameWork:
         max_steps: most steps of a frame.
         check_room: raises OVERLOADED if an engine has no room for so many steps; called before the values are
             looked at, as what is not to run should cost little.
-        on_done: called when the block is done.
+        on_done: called when a block is done.
 
     Raises:
-        NotResident: sessions may be in the store; nothing of the frame runs.
+        NotResident: sessions may be in the store, or are to be moved; nothing of the frame runs.
         StreamcellError: the frame as a whole is refused; nothing of it runs.
     """
 
@@ -41,43 +44,56 @@ class FrameWork:
         on_done: Callable[[Block], None],
     ) -> None:
         self.selection = _selection(frame, bindings, failed)
-        self.engine = self.selection.engine
         self._counts = _counts(frame, self.selection.count, max_steps)
+        parts, count = self.selection.parts, self.selection.count
         num_rows = int(self._counts.sum())
-        check_room(self.engine, num_rows)
-        x = _inputs(frame, self.selection, num_rows)
+        for part in parts:
+            check_room(part.engine, int(self._counts[part.found].sum()))
+        x = _inputs(frame, parts[0].engine, num_rows)
         times = convert.times("time_raw", frame.time_raw, (), num_rows)
-        indexes = _indexes(frame, self.selection.count)
-        found = self.selection.found
-        self._rows: Int64s | slice = slice(None)
-        if len(found) < self.selection.count:
-            self._rows = np.flatnonzero(np.repeat(_mask(found, self.selection.count), self._counts))
-        self.block = Block(
-            self.selection.slots,
-            self.selection.generations,
-            self._counts[found],
-            x[self._rows],
-            None if times is None else times[self._rows],
-            indexes[found],
-            len(self.engine.manifest.outputs),
-            wants_replies=True,
-            arrived_ns=self.engine.now(),
-            on_done=on_done,
-        )
+        indexes = _indexes(frame, count)
+        self._rows: list[Int64s | slice] = [slice(None)]
+        if len(parts[0].found) < count:
+            self._rows = [np.flatnonzero(np.repeat(_mask(part.found, count), self._counts)) for part in parts]
+        self.blocks = [
+            (
+                part.engine,
+                Block(
+                    part.slots,
+                    part.generations,
+                    self._counts[part.found],
+                    x[rows],
+                    None if times is None else times[rows],
+                    indexes[part.found],
+                    len(part.engine.manifest.outputs),
+                    wants_replies=True,
+                    arrived_ns=part.engine.now(),
+                    on_done=on_done,
+                ),
+            )
+            for part, rows in zip(parts, self._rows, strict=True)
+        ]
+        """The work, and whose it is."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all of its blocks are done."""
+        return all(block.phase is Phase.DONE for _, block in self.blocks)
 
     def response(self) -> pb.FrameResponse:
-        """Returns the response, once the block is done."""
-        block, count = self.block, self.selection.count
-        if not self.selection.missing and not block.errors:
+        """Returns the response, once it is done."""
+        block, count = self.blocks[0][1], self.selection.count
+        if len(self.blocks) == 1 and not self.selection.missing and not block.errors:
             return pb.FrameResponse(
                 y_raw=block.y.tobytes(),
                 step_index_raw=block.step_indexes.tobytes(),
                 num_durable_steps_raw=self._num_durable(),
             )
         y = np.full((int(self._counts.sum()), block.num_outputs), np.nan, np.float32)
-        y[self._rows] = block.y
         indexes = np.zeros(count, np.int64)
-        indexes[self.selection.found] = block.step_indexes
+        for part, rows, (_, block) in zip(self.selection.parts, self._rows, self.blocks, strict=True):
+            y[rows] = block.y
+            indexes[part.found] = block.step_indexes
         failed = self._errors(y)
         return pb.FrameResponse(
             y_raw=y.tobytes(),
@@ -88,19 +104,22 @@ class FrameWork:
 
     def _num_durable(self) -> bytes:
         """Returns how many steps of each session are in the store, packed; nothing where there is none."""
-        sessions = self.engine.sessions
-        if not sessions.is_stored:
+        if not self.blocks[0][0].sessions.is_stored:
             return b""
         column = np.zeros(self.selection.count, np.int64)
-        column[self.selection.found] = sessions.num_durable[self.selection.slots]
+        for part in self.selection.parts:
+            if part.engine.was_superseded:
+                column[part.found] = convert.num_durable_now(part.engine, part.slots, part.generations)
+            else:
+                column[part.found] = part.engine.sessions.num_durable[part.slots]
         return column.tobytes()
 
     def _errors(self, y: Float32s) -> list[pb.FrameError]:
         """Returns the entries that failed, and blanks their rows of y."""
         failed = {at: (error, 0) for at, error in self.selection.missing.items()}
-        found = self.selection.found
-        for entry, error in self.block.errors.items():
-            failed[int(found[entry])] = (error, int(self.block.num_applied[entry]))
+        for part, (_, block) in zip(self.selection.parts, self.blocks, strict=True):
+            for entry, error in block.errors.items():
+                failed[int(part.found[entry])] = (error, int(block.num_applied[entry]))
         ends = np.cumsum(self._counts)
         for at in failed:
             y[ends[at] - self._counts[at] : ends[at]] = np.nan
@@ -112,7 +131,8 @@ class FrameWork:
     @property
     def entry_errors(self) -> list[StreamcellError]:
         """The errors of its entries, to be counted."""
-        return [*self.selection.missing.values(), *self.block.errors.values()]
+        of_blocks = [error for _, block in self.blocks for error in block.errors.values()]
+        return [*self.selection.missing.values(), *of_blocks]
 
 
 def _selection(frame: pb.Frame, bindings: Bindings, failed: Mapping[str, StreamcellError]) -> Selection:
@@ -137,8 +157,7 @@ def _counts(frame: pb.Frame, count: int, max_steps: int) -> Int64s:
     return counts
 
 
-def _inputs(frame: pb.Frame, selection: Selection, num_rows: int) -> Float32s:
-    engine = selection.engine
+def _inputs(frame: pb.Frame, engine: Engine, num_rows: int) -> Float32s:
     width = len(engine.manifest.inputs)
     if len(frame.x_raw) != 4 * width * num_rows:
         message = f"{len(frame.x_raw)} bytes; {num_rows} steps of {width} float32 are {4 * width * num_rows}"

@@ -13,9 +13,10 @@ from service.metrics import Metrics
 from service.rpc import Call, Stream, Streaming, Unary
 from service.servicers.inference_about import About
 from service.servicers.inference_reply import Replies
-from service.servicers.inference_sequences import Run
+from service.servicers.inference_runs import Run
 from service.servicers.inference_stream import InferStream
 from service.servicers.inference_work import Inference
+from service.versions import NotLoaded
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
@@ -55,7 +56,11 @@ class InferenceServicer:
             if not done.done():
                 done.set_result(None)
 
-        run = self._inference.read(request, call, settle)
+        try:
+            run = self._inference.read(request, call, settle)
+        except NotLoaded:
+            await self._inference.load(request)
+            run = self._inference.read(request, call, settle)
         run.may_be_held = True
         self._inference.submit(run)
         try:

@@ -16,6 +16,7 @@ from service.metrics import HistogramChild, Metrics
 from service.rpc import Call
 from service.servicers import inference_tensors as tensors
 from service.servicers.inference_request import choose
+from service.versions import NotLoaded
 
 EXTENSIONS = ("sequence", "sequence(string_id)", "statistics", "model_configuration", "model_repository")
 _PLATFORM, _BACKEND = "pytorch_torchscript", "pytorch"
@@ -57,6 +58,8 @@ class About:
         """Answers ModelReady."""
         try:
             choose(self._catalog, request.name, request.version, "name")
+        except NotLoaded:  # who asks something of it has it loaded
+            pass
         except StreamcellError:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=not self._catalog.is_draining)
@@ -68,9 +71,16 @@ class About:
         version = importlib.metadata.version("streamcell")
         return pb.ServerMetadataResponse(name="streamcell", version=version, extensions=EXTENSIONS)
 
+    async def _chosen(self, name: str, version: str) -> Engine:
+        try:
+            return choose(self._catalog, name, version, "name")
+        except NotLoaded:
+            await self._catalog.load(f"{name}/{version}")
+            return choose(self._catalog, name, version, "name")
+
     async def model_metadata(self, request: pb.ModelMetadataRequest, call: Call) -> pb.ModelMetadataResponse:
         """Answers ModelMetadata."""
-        engine = choose(self._catalog, request.name, request.version, "name")
+        engine = await self._chosen(request.name, request.version)
         versions = [each.version for each in self._catalog.engines if each.name == engine.name]
         return pb.ModelMetadataResponse(
             name=engine.name,
@@ -88,7 +98,7 @@ class About:
 
     async def model_config(self, request: pb.ModelConfigRequest, call: Call) -> pb.ModelConfigResponse:
         """Answers ModelConfig."""
-        engine = choose(self._catalog, request.name, request.version, "name")
+        engine = await self._chosen(request.name, request.version)
         idle = round(self._settings.session_ttl_seconds * 1e6) or _NEVER
         config = pb.ModelConfig(
             name=engine.name,

@@ -12,7 +12,7 @@ from streamcell.inference import open_inference_pb2 as pb
 from service.engine import Engine
 from service.errors import StreamcellError
 from service.servicers.inference_request import Ask
-from service.servicers.inference_sequences import Run
+from service.servicers.inference_runs import Run
 from service.servicers.inference_tensors import FP32, Y
 
 _NUM_DURABLE = "num_durable_steps"
@@ -22,14 +22,15 @@ class Replies:
     """The responses to one client."""
 
     def __init__(self) -> None:
-        self._by_engine: dict[Engine, _Replies] = {}
+        # By what they are like: an engine that leaves is not to be kept by them.
+        self._by_model: dict[tuple[str, str], _Replies] = {}
 
     def of(self, run: Run) -> pb.ModelStreamInferResponse:
         """Returns the response to a run that is done, without an error; a unary one is its infer_response."""
-        engine = run.ask.engine
-        replies = self._by_engine.get(engine)
+        engine = run.engine
+        replies = self._by_model.get((engine.name, engine.version))
         if replies is None:
-            replies = self._by_engine[engine] = _Replies(engine)
+            replies = self._by_model[engine.name, engine.version] = _Replies(engine)
         return replies.of(run)
 
 
@@ -37,11 +38,12 @@ class _Replies:
     """Those of one model."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self._name, self._version = engine.name, engine.version
         self._num_outputs = len(engine.manifest.outputs)
         self._values = struct.Struct(f"<{self._num_outputs}f")
-        self._row = _Row(engine, self._response([1, self._num_outputs]))
-        self._row_of_sequence = _RowOfSequence(engine, self._response([1, self._num_outputs]))
+        is_stored = engine.sessions.is_stored
+        self._row = _Row(self._response([1, self._num_outputs]))
+        self._row_of_sequence = _RowOfSequence(self._response([1, self._num_outputs]), is_stored)
 
     def of(self, run: Run) -> pb.ModelStreamInferResponse:
         """Returns the response to a run."""
@@ -58,15 +60,14 @@ class _Replies:
         if run.key:
             set_sequence(response.parameters["sequence_id"], run.ask.sequence)
             response.parameters["step_index"].int64_param = run.step_index
-            if self._engine.sessions.is_stored:
-                num_durable = self._engine.sessions.num_durable.item(run.slot)
-                response.parameters[_NUM_DURABLE].int64_param = num_durable
+            if run.engine.sessions.is_stored:
+                response.parameters[_NUM_DURABLE].int64_param = _num_durable(run)
         return whole
 
     def _response(self, shape: list[int]) -> pb.ModelStreamInferResponse:
         whole = pb.ModelStreamInferResponse()
         response = whole.infer_response
-        response.model_name, response.model_version = self._engine.name, self._engine.version
+        response.model_name, response.model_version = self._name, self._version
         response.outputs.add(name=Y, datatype=FP32, shape=shape)
         return whole
 
@@ -74,8 +75,7 @@ class _Replies:
 class _Row:
     """The responses to single steps, each the same message; what is in it is looked up once."""
 
-    def __init__(self, engine: Engine, whole: pb.ModelStreamInferResponse) -> None:
-        self._sessions = engine.sessions
+    def __init__(self, whole: pb.ModelStreamInferResponse) -> None:
         self._whole = whole
         self._response = whole.infer_response
         self._contents = self._response.raw_output_contents
@@ -93,12 +93,12 @@ class _Row:
 class _RowOfSequence(_Row):
     """The responses to single steps of sequences."""
 
-    def __init__(self, engine: Engine, whole: pb.ModelStreamInferResponse) -> None:
-        super().__init__(engine, whole)
+    def __init__(self, whole: pb.ModelStreamInferResponse, is_stored: bool) -> None:
+        super().__init__(whole)
         # The same entries, made in the same order, in every message: equal responses have equal bytes.
         parameters = self._response.parameters
         self._sequence_id, self._step_index = parameters["sequence_id"], parameters["step_index"]
-        self._num_durable = parameters[_NUM_DURABLE] if engine.sessions.is_stored else None
+        self._num_durable = parameters[_NUM_DURABLE] if is_stored else None
         self._ask: Ask | None = None  # of the response before
 
     def of(self, run: Run, y: bytes) -> pb.ModelStreamInferResponse:
@@ -108,8 +108,16 @@ class _RowOfSequence(_Row):
             set_sequence(self._sequence_id, run.ask.sequence)
         self._step_index.int64_param = run.step_index
         if self._num_durable is not None:
-            self._num_durable.int64_param = self._sessions.num_durable.item(run.slot)
+            self._num_durable.int64_param = _num_durable(run)
         return super().of(run, y)
+
+
+def _num_durable(run: Run) -> int:
+    """Returns how many steps of a run's session are in the store, wherever the session is now."""
+    engine, slot = run.engine, run.slot
+    if engine.was_superseded:
+        engine, slot, _ = engine.whereabouts(slot, run.generation)
+    return engine.sessions.num_durable.item(slot)
 
 
 def refusal(

@@ -36,6 +36,7 @@ class Ask(NamedTuple):
     """What an inference request asks to be done with its steps."""
 
     engine: Engine
+    """By which they were read; the sequence may run on another version."""
     version: str
     """Of the model, as the request gives it."""
     sequence: int | str
@@ -55,6 +56,11 @@ class Ask(NamedTuple):
     def model(self) -> str:
         """The model's name and version."""
         return f"{self.engine.name}/{self.engine.version}"
+
+    @property
+    def asked(self) -> str:
+        """The model as the request names it."""
+        return f"{self.engine.name}/{self.version}" if self.version else self.engine.name
 
     @property
     def may_begin(self) -> bool:
@@ -91,7 +97,7 @@ def read(
     is_start, is_end = given.get("sequence_start", False), given.get("sequence_end", False)
     index = min(given["step_index"], _LARGEST_INDEX) if "step_index" in given else INDEX_NEXT
     _check_flags(sequence, is_start, is_end, index)
-    session_id = session_id_of(engine.name, engine.version, sequence) if sequence else ""
+    session_id = session_id_of(engine.name, request.model_version, sequence) if sequence else ""
     ask = Ask(
         engine,
         request.model_version,
@@ -134,13 +140,14 @@ def step_of(
 
 @functools.lru_cache(maxsize=65_536)
 def session_id_of(name: str, version: str, sequence: int | str) -> str:
-    """Returns the id of the session that stands for a sequence of a model.
+    """Returns the id of the session that stands for a sequence of a model; `version` as requests give it.
 
-    "inference:NAME/VERSION:int:7" or "inference:NAME/VERSION:str:seven"; where that would be no session's id,
-    or could be another sequence's, its SHA-256 stands in.
+    "inference:NAME/VERSION:int:7" or "inference:NAME:str:seven", which goes on whichever version leads then;
+    where that would be no session's id, or could be another sequence's, its SHA-256 stands in.
     """
     kind = "int" if isinstance(sequence, int) else "str"
-    plain = f"inference:{name}/{version}:{kind}:{sequence}"
+    model = f"{name}/{version}" if version else name
+    plain = f"inference:{model}:{kind}:{sequence}"
     if _ID.fullmatch(plain) and ":" not in name + version:
         return plain
     parts = "\0".join((name, version, kind, str(sequence)))

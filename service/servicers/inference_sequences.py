@@ -8,73 +8,17 @@ messages.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from service import errors, faults
 from service.catalog import UNUSABLE, Catalog, NotResident, Reach, is_missing
+from service.engine import Engine
 from service.errors import Reason, StreamcellError
 from service.servicers.inference_errors import worded
-from service.servicers.inference_request import Ask, step_of
-from service.servicers.inference_tensors import Rows
-from service.sessions import Float32s
-from service.work import Block, Phase, Step
-
-
-class Run:
-    """A request under way.
-
-    Args:
-        ask, rows: the request.
-        name: what its caller calls it.
-        principal: the caller.
-        arrived_ns: when it came, in the engine's time.
-        on_done: called once with the run, its result or `error` in place, unless it is withdrawn.
-    """
-
-    work: Step | Block | None = None
-    """None until it is queued."""
-    error: StreamcellError | None = None
-    timer: asyncio.TimerHandle | None = None
-    slot = generation = -1
-    """Its session, once that is found."""
-    may_be_held = False
-    """Whether its step may wait a moment for others to join."""
-    is_opened = False
-    """Whether it opened its session."""
-    is_withdrawn = False
-    holds = False
-    """Whether what comes after it, of its sequence, waits for it."""
-    is_second = False
-    """Whether another server had its session when it first ran."""
-
-    def __init__(
-        self,
-        ask: Ask,
-        rows: Rows,
-        name: str,
-        principal: str,
-        arrived_ns: int,
-        on_done: "Callable[[Run], None]",
-    ) -> None:
-        self.ask = ask
-        self.rows = rows
-        self.name = name
-        self.principal = principal
-        self.arrived_ns = arrived_ns
-        self.on_done = on_done
-        self.key = ask.key
-        """Names its sequence among those of all callers; empty for steps on their own."""
-
-    @property
-    def step_index(self) -> int:
-        """The index that its first step got."""
-        work = self.work
-        return int(work.step_indexes[0]) if isinstance(work, Block) else work.step_index if work else -1
-
-    @property
-    def y(self) -> "list[float] | Float32s":
-        """The predictions: a list of O, or [T, O]."""
-        return self.work.y if self.work is not None else []  # type: ignore[return-value]  # a step's is a list
+from service.servicers.inference_request import step_of
+from service.servicers.inference_runs import Run
+from service.versions import NotLoaded
+from service.work import Block, Phase
 
 
 class Sequences:
@@ -103,13 +47,13 @@ class Sequences:
     def withdraw(self, run: Run) -> None:
         """Takes a run back, its caller being gone; what has begun of a single step is applied."""
         run.on_done = _ignore
-        if run.work is None or run.ask.engine.withdraw(run.work):
+        if run.work is None or run.engine.withdraw(run.work):
             self._take_back(run)
 
     # -- Sessions ----------------------------------------------------------------------------------
 
-    def _slot_of(self, run: Run) -> int:
-        """Returns the slot of a run's session, which is opened if it may be and there is no store.
+    def _place_of(self, run: Run) -> tuple[Engine, int]:
+        """Returns engine and slot of a run's session, which is opened if it may be and there is no store.
 
         Raises:
             NotResident: `_bring` makes it so.
@@ -117,9 +61,10 @@ class Sequences:
         """
         ask, catalog = run.ask, self._catalog
         if not ask.session_id:
-            slot = catalog.lend(ask.engine)
+            engine = self._leader_of(run)
+            slot = catalog.lend(engine)
             run.is_opened = True
-            return slot
+            return engine, slot
         try:
             engine, slot = catalog.find(run.principal, ask.session_id)
         except NotResident:
@@ -127,12 +72,42 @@ class Sequences:
         except StreamcellError as error:
             if not (is_missing(error) and ask.is_start):
                 raise
-            _, slot = catalog.open(run.principal, ask.session_id, ask.model)
+            self._leader_of(run)
+            engine, slot = catalog.open(run.principal, ask.session_id, ask.asked)
             run.is_opened = True
-            return slot
-        if engine is not ask.engine:
-            catalog.check_model(engine, ask.session_id, ask.model)
-        return slot
+            return engine, slot
+        self._check_model(run, engine)
+        return engine, slot
+
+    def _leader_of(self, run: Run) -> Engine:
+        """Returns the engine on which a run begins its session.
+
+        Raises:
+            NotResident: it is to be loaded.
+            StreamcellError: there is none, or its rows are others.
+        """
+        if not run.ask.engine.is_retiring:
+            return run.ask.engine
+        try:
+            engine = self._catalog.choose(run.ask.asked)
+        except NotLoaded:
+            raise NotResident([run.ask.session_id]) from None
+        self._check_model(run, engine)
+        return engine
+
+    def _check_model(self, run: Run, engine: Engine) -> None:
+        """Checks that a run can run on an engine that may be another than the one its rows were read by.
+
+        Raises:
+            StreamcellError: MODEL_CHANGED.
+        """
+        ask = run.ask
+        if engine is ask.engine:
+            return
+        self._catalog.check_model(engine, ask.session_id, ask.asked)
+        widths = [(len(each.manifest.inputs), len(each.manifest.outputs)) for each in (engine, ask.engine)]
+        if widths[0] != widths[1]:
+            raise errors.model_changed(ask.session_id, ask.model, f"{engine.name}/{engine.version}")
 
     async def _bring(self, run: Run) -> None:
         """Has a run's session in memory, then begins it and what waits behind it."""
@@ -157,8 +132,10 @@ class Sequences:
         seems, which a step's index shows.
         """
         ask, catalog = run.ask, self._catalog
+        if run.ask.engine.is_retiring:
+            await catalog.load(ask.asked)
         if not ask.session_id:
-            await catalog.make_room(ask.engine)
+            await catalog.make_room(self._leader_of(run))
         elif not ask.is_start:
             reach = Reach.INDEXED if ask.first_index >= 0 else Reach.OWN
             await catalog.fetch(run.principal, ask.session_id, reach)
@@ -169,13 +146,14 @@ class Sequences:
     async def _create(self, run: Run) -> bool:
         """Opens a run's session in the store, if there is none; tells whether it did."""
         try:
-            engine, slot = await self._catalog.create(run.principal, run.ask.session_id, run.ask.model)
+            engine, slot = await self._catalog.create(run.principal, run.ask.session_id, run.ask.asked)
         except StreamcellError as error:
             if error.reason is not Reason.SESSION_EXISTS:
                 raise
             return False
         run.is_opened = True
-        run.slot, run.generation = slot, engine.sessions.generation.item(slot)
+        run.engine, run.slot, run.generation = engine, slot, engine.sessions.generation.item(slot)
+        self._check_model(run, engine)
         return True
 
     async def _take_over(self, run: Run) -> bool:
@@ -195,25 +173,25 @@ class Sequences:
     @staticmethod
     def _close(run: Run) -> None:
         """Ends a run's session, if it has not ended."""
-        engine = run.ask.engine
-        if engine.sessions.generation[run.slot] == run.generation:
-            engine.close(run.slot)
+        engine, slot, generation = run.engine.whereabouts(run.slot, run.generation)
+        if engine.sessions.generation[slot] == generation:
+            engine.close(slot)
 
     # -- A run's life ------------------------------------------------------------------------------
 
     def _begin(self, run: Run) -> None:
         ask, engine = run.ask, run.ask.engine
         slot = engine.sessions.find(run.key)  # as nearly always; "" names none
-        if slot is None or self._catalog.is_draining:
+        if slot is None or engine.is_retiring or self._catalog.is_draining:
             try:
                 engine.check_room(run.rows.num_steps)  # before a session is opened for it
-                slot = self._slot_of(run)
+                engine, slot = self._place_of(run)
             except NotResident:
                 self._begin_to_bring(run)
                 return
             except StreamcellError as error:
                 raise worded(error, ask) from None
-        run.slot, run.generation = slot, engine.sessions.generation.item(slot)
+        run.engine, run.slot, run.generation = engine, slot, engine.sessions.generation.item(slot)
         work = step_of(ask, run.rows, slot, run.generation, run.arrived_ns, lambda _: self._finish(run))
         # With an index, the start of a live sequence is a retry, or a conflict: the step protocol tells.
         work.restarts = ask.is_start and not run.is_opened and ask.first_index < 0
@@ -268,7 +246,7 @@ class Sequences:
 
     def _time_out(self, run: Run) -> None:
         """Withdraws a run that has not begun."""
-        engine, work = run.ask.engine, run.work
+        engine, work = run.engine, run.work
         if run.is_withdrawn or (work is not None and work.phase is not Phase.QUEUED):
             return
         if work is not None:

@@ -1,6 +1,8 @@
 """ModelStreamInfer: requests of one client as they come, each with one response, in each sequence's order."""
 
+import asyncio
 import contextlib
+from collections import deque
 
 from google.protobuf.message import DecodeError
 from streamcell.inference import open_inference_pb2 as pb
@@ -8,9 +10,10 @@ from streamcell.inference import open_inference_pb2 as pb
 from service.errors import Reason, StreamcellError
 from service.rpc import Call, Stream
 from service.servicers.inference_reply import Replies, refusal
-from service.servicers.inference_sequences import Run
+from service.servicers.inference_runs import Run
 from service.servicers.inference_work import Inference
 from service.servicers.turns import Turns
+from service.versions import NotLoaded
 
 
 class InferStream(Turns):
@@ -23,32 +26,56 @@ class InferStream(Turns):
         self._replies = Replies()
         self._under_way: dict[Run, None] = {}  # in order of arrival
         self._behind: dict[Run, list[bytes]] = {}  # responses that are to follow that to a run
+        self._later: deque[bytes] = deque()  # requests that wait for a model to be loaded
+        self._loading: asyncio.Task[None] | None = None
 
     def cancel(self) -> None:
         """Withdraws what has not begun: the client is gone."""
         self._is_stopping = True
+        self._later.clear()
+        if self._loading is not None:
+            self._loading.cancel()
         runs, self._under_way = self._under_way, {}
         for run in runs:
             self._inference.withdraw(run)
 
     def _take(self, raw: bytes) -> None:
-        if self._is_stopping:
-            return
+        if self._loading is not None:
+            self._later.append(raw)
+        elif not self._is_stopping:
+            self._go(raw)
+
+    def _go(self, raw: bytes) -> None:
         run = None
         try:
             run = self._inference.read_bytes(raw, self._call, self._answer)
             self._inference.submit(run)
+        except NotLoaded:
+            self._stream.pause()
+            self._later.appendleft(raw)
+            self._loading = asyncio.create_task(self._load(pb.ModelInferRequest.FromString(raw)))
         except StreamcellError as error:
             if error.reason is Reason.DRAINING:
                 raise
             if error.reason is Reason.OVERLOADED and run is not None:
-                self._refused = run.ask.engine, run.rows.num_steps
+                self._refused = run.engine, run.rows.num_steps
             self._refuse(raw, error)
         else:
             self._under_way[run] = None
 
+    async def _load(self, request: pb.ModelInferRequest) -> None:
+        """Has a model in memory, then goes on with the request that named it and those that came after it."""
+        await self._inference.load(request)
+        self._loading = None
+        while self._later and self._loading is None:
+            self._stream.hand(self._later.popleft(), self._go)
+        if self._loading is None:
+            self._stream.resume()
+            if self._is_stopping:
+                self._end_if_done()
+
     def _answer(self, run: Run) -> None:
-        engine, behind = run.ask.engine, None
+        engine, behind = run.engine, None
         # What is answered otherwise than in the order of its session's lane keeps its place all the same.
         if run.error is not None or engine.sessions.is_durable.item(run.slot):
             behind = self._last_before(run)
@@ -106,7 +133,7 @@ class InferStream(Turns):
         return None
 
     def _is_done(self) -> bool:
-        return not self._under_way
+        return not self._under_way and self._loading is None
 
 
 def _sequence_of(request: pb.ModelInferRequest) -> int | str | None:

@@ -12,8 +12,10 @@ from service.metrics import Metrics
 from service.rpc import Call, parse
 from service.servicers import inference_request
 from service.servicers.inference_heads import Heads
-from service.servicers.inference_sequences import Run, Sequences
+from service.servicers.inference_runs import Run
+from service.servicers.inference_sequences import Sequences
 from service.servicers.inference_tensors import one
+from service.versions import NotLoaded
 
 
 class Inference:
@@ -24,18 +26,17 @@ class Inference:
         self._max_steps = settings.max_message_steps
         self._sequences = Sequences(catalog)
         self._heads = Heads()
-        self._failed = {
-            engine: metrics.of_model(engine.name, engine.version).inference_failed_seconds
-            for engine in catalog.engines
-        }
+        self._num_changes = catalog.num_changes
+        self._metrics = metrics
 
     def read(self, request: pb.ModelInferRequest, call: Call, on_done: "Callable[[Run], None]") -> Run:
         """Returns the run that a request asks for; `on_done` is called when it is done.
 
         Raises:
+            NotLoaded: its model is to be loaded first: `load`.
             StreamcellError: the request is refused.
         """
-        engine = inference_request.choose(self._catalog, request.model_name, request.model_version)
+        engine = self._engine_of(request)
         started_ns = engine.now()
         try:
             ask, rows = inference_request.read(engine, request, self._max_steps, call.principal)
@@ -44,12 +45,28 @@ class Inference:
             raise
         return Run(ask, rows, request.id, call.principal, started_ns, on_done)
 
+    def _engine_of(self, request: pb.ModelInferRequest) -> Engine:
+        try:
+            return inference_request.choose(self._catalog, request.model_name, request.model_version)
+        except NotLoaded:
+            # The sequence that such a request goes on with has moved to the version that leads.
+            leader, parameters = self._catalog.get(request.model_name), request.parameters
+            goes_on = "sequence_id" in parameters and not (
+                "sequence_start" in parameters and parameters["sequence_start"].bool_param
+            )
+            model = f"{request.model_name}/{request.model_version}"
+            if goes_on and leader is not None and self._catalog.goes_on(model, leader):
+                return leader
+            raise
+
     def read_bytes(self, raw: bytes, call: Call, on_done: "Callable[[Run], None]") -> Run:
         """Does so with a request's bytes: at a part of the cost where its like was read before.
 
         Raises:
-            StreamcellError: the request is refused.
+            NotLoaded, StreamcellError: as `read`.
         """
+        if self._num_changes != self._catalog.num_changes:  # what was asked of one version is for another now
+            self._heads, self._num_changes = Heads(), self._catalog.num_changes
         found = self._heads.find(call.principal, raw)
         if found is not None:
             ask, name, row = found
@@ -58,6 +75,10 @@ class Inference:
         if run.rows.is_row and run.rows.times is None:
             self._heads.learn(call.principal, raw, run.ask)
         return run
+
+    async def load(self, request: pb.ModelInferRequest) -> None:
+        """Has the model of a request in memory, if its version has left and can come back."""
+        await self._catalog.load(f"{request.model_name}/{request.model_version}")
 
     def submit(self, run: Run) -> None:
         """Has a run done.
@@ -86,4 +107,5 @@ class Inference:
             raise run.error
 
     def _count_failure(self, engine: Engine, started_ns: int) -> None:
-        self._failed[engine].observe((engine.now() - started_ns) * 1e-9)
+        failed = self._metrics.of_model(engine.name, engine.version).inference_failed_seconds
+        failed.observe((engine.now() - started_ns) * 1e-9)

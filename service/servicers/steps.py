@@ -9,6 +9,7 @@ from service.engine import Engine
 from service.errors import Reason, StreamcellError
 from service.rpc import Call
 from service.servicers import convert
+from service.versions import NotLoaded
 from service.work import Step
 
 
@@ -18,7 +19,8 @@ def step_work(
     """Returns the work that a step asks for, and its engine; opens the session where there is no store.
 
     Raises:
-        NotResident: the session may be in the store, or is to be opened there: `bring`, and try again.
+        NotResident: the session may be in the store, or is to be opened there, or to move to another version,
+            or its model is to be loaded: `bring`, and try again.
         StreamcellError: there is no such session and the step does not open one, the model is another, or a
             value is wrong; nothing is opened then.
     """
@@ -29,7 +31,10 @@ def step_work(
     except StreamcellError as error:
         if not _may_open(request, error):
             raise
-        engine, x = _first_row(catalog, request)
+        try:
+            engine, x = _first_row(catalog, request)
+        except NotLoaded:
+            raise NotResident([request.session_id]) from None
         engine, slot = catalog.open(call.principal, request.session_id, request.model)
     else:
         catalog.check_model(engine, request.session_id, request.model)
@@ -48,6 +53,7 @@ async def bring(catalog: Catalog, call: Call, request: pb.StepRequest) -> None:
     except StreamcellError as error:
         if not _may_open(request, error):
             raise
+        await catalog.load(request.model)
         _first_row(catalog, request)
         # One that another request has opened meanwhile is found when the step is tried again.
         try:

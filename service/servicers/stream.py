@@ -144,13 +144,15 @@ class StepStream(Turns):
             raise errors.draining()
 
         def on_done(work: Block) -> None:
-            for error in frame.entry_errors:
-                self._stream.count(error)
-            self._send(request_id, frame=frame.response())
+            if frame.is_done:
+                for error in frame.entry_errors:
+                    self._stream.count(error)
+                self._send(request_id, frame=frame.response())
             self._ended(work)
 
         frame = FrameWork(request, self._bindings, failed, self._max_steps, self._check_room, on_done)
-        self._submit(frame.engine, frame.block)
+        for engine, block in frame.blocks:
+            self._submit(engine, block)
 
     def _submit(self, engine: Engine, work: AnyWork) -> None:
         try:
@@ -171,8 +173,9 @@ class StepStream(Turns):
 
     def _answer_step(self, request: pb.StreamRequest, work: Step) -> None:
         if work.error is None:
-            engine = self._under_way[work]
-            num_durable = engine.sessions.num_durable.item(work.slot) if engine.sessions.is_stored else 0
+            engine, num_durable = self._under_way[work], 0
+            if engine.sessions.is_stored:
+                num_durable = convert.num_durable_of(engine, work)
             self._stream.send(self._reply.encode(request, work, num_durable))
         else:
             self._refuse(request, work.error)

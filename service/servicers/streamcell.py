@@ -108,7 +108,9 @@ class StreamcellServicer:
         engine, slot = await self._catalog.fetch(call.principal, request.session_id)
         await self._control(engine, slot, engine.reset)
         # Else a crash could bring back steps that were to be forgotten.
-        await self._catalog.stored(engine, slot)
+        await self._catalog.stored(*await self._catalog.fetch(call.principal, request.session_id))
+        # It may have moved while it waited.
+        engine, slot = await self._catalog.fetch(call.principal, request.session_id)
         return pb.ResetSessionResponse(session=await self._stand(engine, slot))
 
     async def close_session(self, request: pb.CloseSessionRequest, call: Call) -> pb.CloseSessionResponse:
@@ -148,9 +150,8 @@ class StreamcellServicer:
             applied = {"num_applied": str(int(block.num_applied[0]))}
             raise StreamcellError(error.reason, error.message, metadata=error.metadata | applied)
         last = int(block.step_indexes[0]) + len(block.x) - 1
-        return pb.PrimeResponse(
-            step_index=last, y=block.y[-1].tolist(), num_durable_steps=convert.num_durable(engine, slot)
-        )
+        (num_durable,) = convert.num_durable_now(engine, block.slots, block.generations)
+        return pb.PrimeResponse(step_index=last, y=block.y[-1].tolist(), num_durable_steps=num_durable)
 
     async def forecast(self, request: pb.ForecastRequest, call: Call) -> pb.ForecastResponse:
         """Answers Forecast."""

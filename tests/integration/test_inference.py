@@ -302,7 +302,7 @@ async def test_sequences_share_the_engine_with_sessions(peer, stub, mackey_glass
     """A sequence is a session: the Streamcell API can look at it."""
     x = inputs(seed=16, num_steps=10)
     await stub.ModelInfer(infer(x[None], MODEL, sequence_id=4, sequence_start=True))
-    request = pb.GetSessionRequest(session_id="inference:mackey-glass/1:int:4")
+    request = pb.GetSessionRequest(session_id="inference:mackey-glass:int:4")
     assert (await peer.stub.GetSession(request)).session.next_step_index == 10
 
 

@@ -13,6 +13,8 @@ FIELDS = [
     ("listen", "--listen", "0.0.0.0:0", Address("0.0.0.0", 0)),  # noqa: S104
     ("metrics_listen", "--metrics-listen", "[::1]:9999", Address("::1", 9999)),
     ("models", "--models", "some/where", pathlib.Path("some/where")),
+    ("models_poll_seconds", "--models-poll-seconds", "0.5", 0.5),
+    ("on_new_version", "--on-new-version", "migrate", "migrate"),
     ("store", "--store", "sqlite:some.db", "sqlite:some.db"),
     ("checkpoint_interval_seconds", "--checkpoint-interval-seconds", "0.25", 0.25),
     ("max_changed_sessions", "--max-changed-sessions", "17", 17),

@@ -10,7 +10,8 @@ from streamcell.v1 import streamcell_pb2 as api
 from service.catalog import Catalog
 from service.rpc import RefusedError
 from service.servicers import inference_request
-from service.servicers.inference_sequences import Run, Sequences
+from service.servicers.inference_runs import Run
+from service.servicers.inference_sequences import Sequences
 from service.work import Control
 from tests.fakes import INTERVAL_NS, Alone, Refusal, Rig, Served, recurrence, renamed
 from tests.inference import SERVICE, infer, y_of
@@ -211,7 +212,7 @@ async def test_a_retry_with_an_index_moves_nothing(served):
 async def test_a_sequence_is_a_session(served):
     """The Streamcell API finds it, may look ahead, and may end it."""
     await step(served, X[0], sequence_start=True)
-    session_id = "inference:recurrence/1:int:7"
+    session_id = "inference:recurrence:int:7"
     found = await served.ask("GetSession", api.GetSessionRequest(session_id=session_id))
     assert found.session.next_step_index == 1
     await served.ask("CloseSession", api.CloseSessionRequest(session_id=session_id))
@@ -220,7 +221,7 @@ async def test_a_sequence_is_a_session(served):
 
 async def test_a_session_of_another_model_under_its_name_is_told(served):
     """Who opens a session of a sequence's name elsewhere does not get the sequence there."""
-    await served.open("inference:recurrence/1:int:7", model="other")
+    await served.open("inference:recurrence:int:7", model="other")
     refusal = await refused(served, infer(X[:1], sequence_id=7))
     assert refusal.reason == "MODEL_CHANGED"
 
@@ -427,7 +428,7 @@ async def test_work_of_other_apis_keeps_its_place(served):
     """A control of the session's stands in the same lane as the sequence's steps."""
     await step(served, X[0], sequence_start=True)
     engine = served.engines[0]
-    slot = engine.sessions.find("\0inference:recurrence/1:int:7")
+    slot = engine.sessions.find("\0inference:recurrence:int:7")
     seen = []
     task = await queued(served, infer(X[1:2], sequence_id=7))
     engine.submit(

@@ -15,7 +15,7 @@ from tests.inference import SERVICE, infer, y_of
 X = np.random.default_rng(16).standard_normal((40, 2)).astype(np.float32)
 HUGE = [3e38, 3e38]  # two in a row, and the prediction is not finite
 INFER, STREAM = f"{SERVICE}/ModelInfer", f"{SERVICE}/ModelStreamInfer"
-SESSION = "inference:recurrence/1:int:7"
+SESSION = "inference:recurrence:int:7"
 NEVER = {"checkpoint_interval_seconds": 3600}  # written is then only what somebody waits for
 
 
