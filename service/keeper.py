@@ -185,11 +185,17 @@ class Keeper:
     def _spilling(self, engine: Engine) -> "asyncio.Task[None]":
         """Returns what makes room, for all who want it: on their own each would choose the same sessions."""
         if engine not in self._spills:
-            self._spills[engine] = spilling = asyncio.create_task(self._spill(engine))
-            spilling.add_done_callback(lambda _: self._spills.pop(engine))
+            self._spills[engine] = asyncio.create_task(self._spill(engine))
         return self._spills[engine]
 
     async def _spill(self, engine: Engine) -> None:
+        """Makes room once; whoever comes then and finds none begins anew."""
+        try:
+            await self._let_go(engine)
+        finally:
+            del self._spills[engine]
+
+    async def _let_go(self, engine: Engine) -> None:
         """Has sessions leave memory, as many as are to come at least; or has them written, to leave next."""
         share = 1 + engine.max_sessions // _SPILL_SHARE
         at_rest = engine.at_rest(max(share, self._newcomers[engine]))
