@@ -236,7 +236,7 @@ async def test_a_cancelled_stream_is_told_to_its_behaviour(channel, client):
 async def test_a_connection_outlives_its_calls_however_many_are_cancelled(client):
     """A gateway's clients with short deadlines are no attack: the stream beside them goes on."""
     beside = client.open("/t/Talk")
-    for number in range(15):
+    for number in range(11):
         for _ in range(100):
             stream = client.open("/t/Wait")
             client.send(stream, message("x"), end=True)
