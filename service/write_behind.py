@@ -60,6 +60,7 @@ class WriteBehind:
         self._has_lost = False  # the store runs anew, and not everything is written again yet
         self._stored_ns = self._began_ns  # all changes before this instant are in the store
         self._task: asyncio.Task[None] | None = None
+        self._is_ending = False
 
     async def start(self) -> None:
         """Opens the store and begins.
@@ -94,7 +95,10 @@ class WriteBehind:
         await self._store.close()
 
     async def _end_task(self) -> None:
+        self._is_ending = True
         if self._task is not None:
+            # It is lost where it meets a store's answer: Redis' client uses asyncio.wait_for, which does that
+            # before Python 3.12.
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
@@ -133,7 +137,7 @@ class WriteBehind:
 
     async def _run(self) -> None:
         due_ns = self._clock() + self._interval_ns
-        while True:
+        while not self._is_ending:
             await self._until(due_ns)
             await self._serve_claims()
             now = self._clock()

@@ -90,6 +90,29 @@ async def test_only_what_changed_is_written(serve):
     assert served.metrics.registry.get_sample_value("streamcell_store_changed_sessions") == 0
 
 
+async def test_a_store_that_misses_its_cancellation_holds_up_no_end(serve):
+    """As a network's client may, whose answer comes at that moment; all is written and released then."""
+    served = await serve()
+    await served.open("s")
+    write, began = served.store.write, asyncio.Event()
+
+    async def deaf(writes):
+        served.store.write = write
+        began.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return await write(writes)
+
+    served.store.write = deaf
+    await served.ask("Step", step())
+    await began.wait()
+    async with asyncio.timeout(10) as bound:
+        assert await served.write_behind.stop()
+    assert not bound.expired()
+    row = served.store.rows["\0s"]
+    assert (row.owner, snapshot.decode(row.record).standing.next_step[0]) == ("", 1)
+
+
 # -- Durable sessions --------------------------------------------------------------------------------
 
 
