@@ -8,13 +8,14 @@ nor why.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
-from service import errors, log
+from service import errors, faults, log
 from service.changes import Changes, Checkpoint, Refused
 from service.config import Config
 from service.engine import Engine
-from service.errors import Reason, StreamcellError
+from service.errors import ConfigError, Reason, StreamcellError
 from service.metrics import StoreMetrics
 from service.store.base import Claim, Claimed, Kind, Standing, Store, StoreError
 
@@ -24,6 +25,8 @@ _PROBE_SECONDS = 0.5  # how often a store that is gone is looked for
 _SWEEP_ROWS = 1000
 _STOP_SECONDS = 10.0
 _LEAST_STOP_SECONDS = 0.5  # for the last write, however little time is left
+
+_Answer = TypeVar("_Answer")
 
 
 class WriteBehind:
@@ -69,7 +72,10 @@ class WriteBehind:
             ConfigError: the store cannot be used.
         """
         await self._store.open()
-        self._incarnation = await self._store.incarnation()
+        try:
+            self._incarnation = await self._asked(self._store.incarnation())
+        except StoreError as error:
+            raise ConfigError(f"--store: {error}") from None
         self._metrics.is_up.set(1)
         self._task = asyncio.create_task(self._run())
 
@@ -171,7 +177,7 @@ class WriteBehind:
     async def _write_one(self, checkpoint: Checkpoint) -> bool:
         started = self._clock()
         try:
-            accepted = await self._store.write(checkpoint.writes)
+            accepted = await self._asked(self._store.write(checkpoint.writes))
         except StoreError as error:
             self._lose(error)
             self.changes.fail(checkpoint, errors.store_unavailable(self._trouble))
@@ -208,7 +214,7 @@ class WriteBehind:
 
     async def _notice_loss(self) -> None:
         """Has every session written again where the store runs anew, as it may have lost some."""
-        found = await self._store.incarnation()
+        found = await self._asked(self._store.incarnation())
         if found == self._incarnation:
             return
         log.warning("store_restarted", effect="every session in memory is written again")
@@ -221,11 +227,11 @@ class WriteBehind:
 
         A row that is gone is made anew. One at an older epoch than this server had is from before.
         """
-        found = await self._store.claim([_claim_of(each) for each in refused])
+        found = await self._asked(self._store.claim([_claim_of(each) for each in refused]))
         outcomes: list[Claimed | None] = []
         for each, claimed in zip(refused, found, strict=True):
             if claimed.standing is Standing.HELD and claimed.epoch < each.epoch:
-                (claimed,) = await self._store.claim([_claim_of(each, may_take_over=True)])
+                (claimed,) = await self._asked(self._store.claim([_claim_of(each, may_take_over=True)]))
             is_newer = claimed.standing is Standing.TAKEN and claimed.epoch - 1 > each.epoch
             is_ours = claimed.standing in (Standing.CREATED, Standing.TAKEN) and not is_newer
             outcomes.append(claimed if is_ours else None)
@@ -239,7 +245,7 @@ class WriteBehind:
                 if not await self._write_one(urgent):
                     break
             try:
-                claimed = await self._store.claim([claim for claim, _ in batch])
+                claimed = await self._asked(self._store.claim([claim for claim, _ in batch]))
             except StoreError as error:
                 self._lose(error)
                 self._claims = batch + self._claims
@@ -277,9 +283,24 @@ class WriteBehind:
         if now - self._began_ns < ttl_ns:
             return
         with contextlib.suppress(StoreError):  # the next write tells of it
-            gone = await self._store.expire(self._wall(now) - self._ttl_seconds, _SWEEP_ROWS)
+            gone = await self._asked(self._store.expire(self._wall(now) - self._ttl_seconds, _SWEEP_ROWS))
             for key in gone:
                 self._engines()[0].sessions.remember(key, Reason.SESSION_EXPIRED)
+
+    @staticmethod
+    async def _asked(call: Awaitable[_Answer]) -> _Answer:
+        """Returns what the store answers; a fault of ours within is as if the store were gone, for a moment.
+
+        Raises:
+            StoreError: the store cannot be used.
+        """
+        try:
+            return await call
+        except StoreError:
+            raise
+        except Exception as exception:
+            faults.report(exception)
+            raise StoreError("a fault of the server's own; its log has it") from exception
 
     # -- Trouble -----------------------------------------------------------------------------------
 
@@ -291,7 +312,7 @@ class WriteBehind:
 
     async def _probe(self) -> None:
         try:
-            await self._store.check()
+            await self._asked(self._store.check())
         except StoreError as error:
             self._set_trouble(str(error))
             return

@@ -1,6 +1,7 @@
 """Sessions with a store, over real engines and servicers: written behind, brought back, fenced, spilled."""
 
 import asyncio
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -526,3 +527,18 @@ async def test_a_session_does_not_leave_while_its_write_is_under_way(serve):
     await room
     assert engine.sessions.find("\0s") is None
     assert snapshot.decode(served.store.rows["\0s"].record).standing.next_step[0] == 1
+
+
+async def test_a_fault_in_the_store_is_got_over(serve):
+    """What is no error of the store's is logged, tried again, and loses nothing."""
+    served = await serve()
+    await served.open("s")
+    write = served.store.write
+
+    async def broken(writes):
+        served.store.write = write
+        raise RuntimeError("a mistake")
+
+    served.store.write = broken
+    await served.ask("Step", step())
+    await stored(served, num_steps=1)
