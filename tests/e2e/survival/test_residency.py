@@ -16,9 +16,9 @@ NUM_RESIDENT = scaled(100, 10_000)
 FRAME_SESSIONS = NUM_RESIDENT // 4
 NUM_ROUNDS = 2  # of frames; the first step of a session opens it, on its own
 NUM_SERIES = 997  # different ones; neighbours in a frame differ, so nobody gets another one's state unseen
-# What the server may grow by while all but the first few sessions come: fragments, and SQLite's page cache of
-# 32 MiB. A session in memory takes over 1 KiB, so that those of a full run would take more than 200 MiB.
-MAX_GROWTH_BYTES = 60 << 20
+# What the server may grow by while all but the first few sessions come: fragments, and the rest of SQLite's
+# page cache. In memory a session takes over 1 KiB, so that those of a full run would take over 200 MiB.
+MAX_GROWTH_BYTES = 30 << 20
 
 
 class Crowd:
