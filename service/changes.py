@@ -95,6 +95,7 @@ class Changes:
         self._clock = clock
         self._wall = wall
         self._others: deque[Write] = deque()
+        self._due: dict[Engine, Int64s] = {}  # slots of sessions that changed before the checkpoint began
         self._waiting: dict[Engine, dict[tuple[int, int], list[Told]]] = {}  # by slot and generation
 
     # -- What is asked -----------------------------------------------------------------------------
@@ -135,17 +136,24 @@ class Changes:
 
     # -- Checkpoints -------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Has all that changed by now be due; what changes while it is written is due the next time.
+
+        Else a busy server would never be done.
+        """
+        self._due = {engine: np.flatnonzero(engine.sessions.is_changed) for engine in self._engines()}
+
     def take(self, limit: int, *, everything: bool, kind: Kind = Kind.SAVE) -> Checkpoint | None:
         """Returns what to write next, up to `limit` rows; None where there is nothing.
 
         Args:
-            everything: whether sessions that changed go too, and not those alone that are waited for.
+            everything: whether sessions that are due go too, and not those alone that are waited for.
         """
         others = [self._others.popleft() for _ in range(min(limit, len(self._others)))]
         checkpoint = Checkpoint(others, len(others), [])
         room = limit - len(others)
         for engine in list(self._engines()):
-            slots = self._chosen(engine, everything)[:room]
+            slots = self._chosen(engine, everything, room)
             if len(slots):
                 self._capture(checkpoint, engine, slots, kind)
                 room -= len(slots)
@@ -202,15 +210,17 @@ class Changes:
             for told in part.told.values():
                 _tell(told, error)
 
-    def _chosen(self, engine: Engine, everything: bool) -> Int64s:
+    def _chosen(self, engine: Engine, everything: bool, room: int) -> Int64s:
         """Returns the slots of an engine's sessions to write, those that are waited for first."""
         self.follow(engine)
         sessions, waited = engine.sessions, self._waiting.get(engine, {})
         slots = np.array([slot for slot, _ in waited], np.int64)
         if everything:
-            changed = np.flatnonzero(sessions.is_changed)
-            slots = np.concatenate([slots, changed[~np.isin(changed, slots)]])
-        return slots
+            due = self._due.pop(engine, slots[:0])
+            due = due[sessions.is_changed[due] & ~np.isin(due, slots)]
+            self._due[engine] = due[max(0, room - len(slots)) :]
+            slots = np.concatenate([slots, due])
+        return slots[:room]
 
     def _told_of(self, engine: Engine, slots: Int64s) -> dict[int, list[Told]]:
         """Takes out those who wait for sessions."""

@@ -167,7 +167,9 @@ class WriteBehind:
         self._wake.clear()
 
     async def _write(self, *, everything: bool, kind: Kind = Kind.SAVE) -> bool:
-        """Writes what is waited for, or everything that changed; tells whether it could."""
+        """Writes what is waited for, or everything that changed by now too; tells whether it could."""
+        if everything:
+            self.changes.begin()
         while (checkpoint := self.changes.take(_MAX_WRITES, everything=everything, kind=kind)) is not None:
             if not await self._write_one(checkpoint):
                 return False

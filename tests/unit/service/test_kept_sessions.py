@@ -517,6 +517,7 @@ async def test_a_session_does_not_leave_while_its_write_is_under_way(serve):
     await served.open("s")
     await served.ask("Step", step(row=0))
     changes, engine = served.write_behind.changes, served.engines[0]
+    changes.begin()
     under_way = changes.take(10, everything=True)
     served.store.is_held = True
     room = asyncio.create_task(served.catalog.keeper.make_room(engine))
@@ -542,3 +543,22 @@ async def test_a_fault_in_the_store_is_got_over(serve):
     served.store.write = broken
     await served.ask("Step", step())
     await stored(served, num_steps=1)
+
+
+async def test_a_checkpoint_ends_though_sessions_change_while_it_is_written(serve):
+    """What changes meanwhile is of the next one: a busy server writes each session once an interval."""
+    served = await serve(checkpoint_interval_seconds=3600)
+    await served.open(*"abc")
+    for name in "abc":
+        await served.ask("Step", step(name))
+    changes, engine = served.write_behind.changes, served.engines[0]
+    changes.begin()
+    written = []
+    while (checkpoint := changes.take(2, everything=True)) is not None:
+        written += [write.key for write in checkpoint.writes]
+        for name in "abc":
+            await served.ask("Step", step(name, 1))
+        changes.settle(checkpoint, await served.store.write(checkpoint.writes))
+    assert sorted(written) == ["\0a", "\0b", "\0c"]
+    assert changes.num_changed == 3
+    assert engine.sessions.num_durable[[engine.sessions.find(f"\0{name}") for name in "abc"]].min() >= 1
