@@ -184,17 +184,15 @@ class Stream:
 
     def hand(self, raw: bytes, take: Callable[[bytes], None]) -> None:
         """Has a message taken; what is raised over it ends the stream."""
+        if len(raw) > self._max_message_bytes:
+            self._break_off(errors.message_too_large(len(raw), self._max_message_bytes))
+        else:
+            self.guard(take, raw)
 
-        def checked() -> None:
-            _check_size(raw, self._max_message_bytes)
-            take(raw)
-
-        self.guard(checked)
-
-    def guard(self, function: Callable[[], None]) -> None:
+    def guard(self, function: Callable[..., None], *arguments: object) -> None:
         """Calls a function; what it raises ends the stream."""
         try:
-            function()
+            function(*arguments)
         except StreamcellError as error:
             self._break_off(error)
         except Exception as exception:
@@ -231,11 +229,6 @@ class Stream:
 
 def _ignore() -> None:
     pass
-
-
-def _check_size(raw: bytes, most: int) -> None:
-    if len(raw) > most:
-        raise errors.message_too_large(len(raw), most)
 
 
 class Router:
@@ -284,7 +277,8 @@ class Router:
         Raises:
             StreamcellError: RESOURCE_EXHAUSTED, it is too large.
         """
-        _check_size(raw, self._max_message_bytes)
+        if len(raw) > self._max_message_bytes:
+            raise errors.message_too_large(len(raw), self._max_message_bytes)
 
     def open(self, method: Streaming, call: Call) -> Stream:
         """Begins a stream; the front must call `close` when the call is over."""

@@ -22,12 +22,17 @@ _LARGEST_INDEX = (1 << 63) - 1
 
 
 def step(
-    engine: Engine, slot: int, request: pb.StepRequest, x: bytes, on_done: Callable[[Step], None]
+    engine: Engine,
+    slot: int,
+    generation: int,
+    request: pb.StepRequest,
+    x: bytes,
+    on_done: Callable[[Step], None],
 ) -> Step:
     """Returns the work that a step request asks for; `x` is its row, checked by `row`."""
     return Step(
         slot,
-        engine.sessions.generation.item(slot),
+        generation,
         x,
         _time(request.time_ns) if request.HasField("time_ns") else TIME_ABSENT,
         request.step_index if request.HasField("step_index") else INDEX_NEXT,

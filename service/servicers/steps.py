@@ -39,7 +39,7 @@ def step_work(
     else:
         catalog.check_model(engine, request.session_id, request.model)
         x = convert.row(engine, request.x)
-    return engine, convert.step(engine, slot, request, x, on_done)
+    return engine, convert.step(engine, slot, engine.sessions.generation.item(slot), request, x, on_done)
 
 
 async def bring(catalog: Catalog, call: Call, request: pb.StepRequest) -> None:

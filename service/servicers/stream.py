@@ -97,7 +97,7 @@ class StepStream(Turns):
             if each.bringing is not None:
                 self._held.add_again(each)
             else:
-                self._stream.guard(functools.partial(self._go, each.request, each.failed))
+                self._stream.guard(self._go, each.request, each.failed)
         if self._is_stopping:
             self._end_if_done()
 
@@ -135,9 +135,8 @@ class StepStream(Turns):
         if asked.model:
             self._catalog.check_model(engine, f"number {asked.session}", asked.model)
         row = convert.row(engine, asked.x)
-        work = convert.step(engine, slot, asked, row, functools.partial(self._answer_step, request))
-        work.generation = generation
-        self._submit(engine, work)
+        on_done = functools.partial(self._answer_step, request)
+        self._submit(engine, convert.step(engine, slot, generation, asked, row, on_done))
 
     def _take_frame(self, request_id: int, request: pb.Frame, failed: Mapping[str, StreamcellError]) -> None:
         if self._catalog.is_draining:

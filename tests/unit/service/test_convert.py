@@ -65,7 +65,7 @@ def test_a_row_that_is_not_finite(values):
 
 def test_a_step_says_what_was_given_and_what_was_not():
     """Absent time and index are told apart from zero."""
-    bare = convert.step(ENGINE, 3, pb.StepRequest(), b"x", print)
+    bare = convert.step(ENGINE, 3, 0, pb.StepRequest(), b"x", print)
     assert (bare.slot, bare.generation, bare.x, bare.time, bare.index) == (
         3,
         0,
@@ -73,7 +73,7 @@ def test_a_step_says_what_was_given_and_what_was_not():
         TIME_ABSENT,
         INDEX_NEXT,
     )
-    given = convert.step(ENGINE, 3, pb.StepRequest(time_ns=0, step_index=0), b"x", print)
+    given = convert.step(ENGINE, 3, 0, pb.StepRequest(time_ns=0, step_index=0), b"x", print)
     assert (given.time, given.index, given.arrived_ns) == (0, 0, ENGINE.now())
 
 
