@@ -71,8 +71,8 @@ serve: $(VENV)/.runtime ## Serves the models of model/artifacts until stopped; A
 # -- Working on it -----------------------------------------------------------------------------------
 
 .PHONY: test
-test: $(VENV)/.dev $(TRITON)/.ready ## Runs the tests; ARGS='-k name' for some of them
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev $(TRITON)/.ready ## Runs the tests; ARGS='-k name' for some of them, '-n 0' one at a time
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 .PHONY: slow
 slow: $(VENV)/.dev ## Runs the tests that take minutes each

@@ -114,7 +114,8 @@ class Replicas(RuleBasedStateMachine):
         assert stands >= self.stored.get(name, 0) or self.servers[number].store.trouble
         assert found.created == (name not in self.alive)
         self.alive.add(name)
-        self.counts[name] = stands
+        if not self.is_outdated(number, name):
+            self.counts[name] = stands
 
     @rule(number=SERVERS, name=NAMES, back=st.integers(0, 1))
     def step_with_index(self, number, name, back):
