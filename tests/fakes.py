@@ -344,13 +344,7 @@ class Served:
         )
         self.catalog = Catalog(self.engines, migrates=self.settings.on_new_version == "migrate")
         if store is not None:
-            self.write_behind = WriteBehind(
-                store, lambda: self.catalog.engines, self.settings, self.metrics.of_store(), self.clock
-            )
-            keeper = Keeper(self.write_behind, self.catalog.engine_of)
-            for engine in self.engines:
-                keeper.watch(engine)
-            self.catalog.keeper = keeper
+            self._keep_in(store)
         services = [streamcell.SERVICE, inference.SERVICE]
         self.health = health.HealthServicer(services)
         self.errors: list[tuple[str, StreamcellError]] = []
@@ -367,6 +361,15 @@ class Served:
             lambda path, error: self.errors.append((path, error)),
             lambda count: setattr(self, "num_streams", count),
         )
+
+    def _keep_in(self, store: Store) -> None:
+        self.write_behind = WriteBehind(
+            store, lambda: self.catalog.engines, self.settings, self.metrics.of_store(), self.clock
+        )
+        keeper = Keeper(self.write_behind, self.catalog.engine_of)
+        for engine in self.engines:
+            keeper.watch(engine)
+        self.catalog.keeper = keeper
 
     async def ask(self, name: str, request: Message, principal: str = "") -> Any:
         """Returns a unary response; a refusal is raised as RefusedError."""
