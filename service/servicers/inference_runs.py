@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+from service.engine import Engine
 from service.errors import StreamcellError
 from service.servicers.inference_request import Ask
 from service.servicers.inference_tensors import Rows
@@ -55,6 +56,13 @@ class Run:
         self.on_done = on_done
         self.key = ask.key
         """Names its sequence among those of all callers; empty for steps on their own."""
+
+    @property
+    def place(self) -> tuple[Engine, int]:
+        """Engine and slot of its session, wherever that is now."""
+        if not self.engine.was_superseded:
+            return self.engine, self.slot
+        return self.engine.whereabouts(self.slot, self.generation)[:2]
 
     @property
     def step_index(self) -> int:

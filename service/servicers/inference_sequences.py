@@ -9,6 +9,7 @@ messages.
 import asyncio
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 from service import errors, faults
 from service.catalog import UNUSABLE, Catalog, NotResident, Reach, is_missing
@@ -216,6 +217,7 @@ class Sequences:
     def _finish(self, run: Run) -> None:
         """Takes the result; ends the sequence if it was to end, or did not begin."""
         error = _error_of(run)
+        _cut(run)
         if error is not None and self._is_to_run_again(run, error):
             run.is_second, run.work = True, None
             self._begin_to_bring(run)
@@ -258,6 +260,7 @@ class Sequences:
     def _take_back(self, run: Run) -> None:
         """Leaves everything as if a withdrawn run had not been."""
         run.is_withdrawn = True
+        _cut(run)
         if run.timer is not None:
             run.timer.cancel()
         if run.work is None:
@@ -292,9 +295,15 @@ def _error_of(run: Run) -> StreamcellError | None:
     return work.errors.get(0) if isinstance(work, Block) else work.error if work is not None else None
 
 
+def _cut(run: Run) -> None:
+    """Ends the ring of a run and its work: else both, and the engine too, would wait for the collector."""
+    if run.work is not None:
+        run.work.on_done = _ignore
+
+
 def _has_begun(run: Run) -> bool:
     return isinstance(run.work, Block) and bool(run.work.num_applied[0])
 
 
-def _ignore(_: Run) -> None:
+def _ignore(_: Any) -> None:
     pass

@@ -26,8 +26,8 @@ class Inference:
         self._max_steps = settings.max_message_steps
         self._sequences = Sequences(catalog)
         self._heads = Heads()
-        self._num_changes = catalog.num_changes
         self._metrics = metrics
+        catalog.when_changed.append(self._forget)
 
     def read(self, request: pb.ModelInferRequest, call: Call, on_done: "Callable[[Run], None]") -> Run:
         """Returns the run that a request asks for; `on_done` is called when it is done.
@@ -65,8 +65,6 @@ class Inference:
         Raises:
             NotLoaded, StreamcellError: as `read`.
         """
-        if self._num_changes != self._catalog.num_changes:  # what was asked of one version is for another now
-            self._heads, self._num_changes = Heads(), self._catalog.num_changes
         found = self._heads.find(call.principal, raw)
         if found is not None:
             ask, name, row = found
@@ -75,6 +73,10 @@ class Inference:
         if run.rows.is_row and run.rows.times is None:
             self._heads.learn(call.principal, raw, run.ask)
         return run
+
+    def _forget(self) -> None:
+        """Has all be read anew: what was for one version is for another now, and what left is not kept."""
+        self._heads = Heads()
 
     async def load(self, request: pb.ModelInferRequest) -> None:
         """Has the model of a request in memory, if its version has left and can come back."""

@@ -1,11 +1,14 @@
 """The Open Inference Protocol while versions come and go: sequences run on, and steps on their own."""
 
+import gc
 import shutil
+import weakref
 
 import numpy as np
 import pytest
 from streamcell.inference import open_inference_pb2 as pb
 
+from tests import fakes
 from tests.fake_store import FakeStore
 from tests.fakes import next_message
 from tests.folder_of_models import NAME, X
@@ -180,3 +183,40 @@ async def test_several_steps_of_a_request_run_on_one_version(serve_folder):
     assert (found.model_version, y_of(found).tobytes()) == ("2", new.fold(X[3:6]))
     index = house.served.ask(f"{SERVICE}/RepositoryIndex", pb.RepositoryIndexRequest())
     assert np.all([each.state == "READY" for each in (await index).models])
+
+
+async def test_a_version_that_leaves_is_kept_by_nobody(serve_folder, way):
+    """Neither by what was read of its sequences nor by what they were answered: its memory is free."""
+    house = await serve_folder()
+    asks = way(house)
+    for row in range(3):
+        await asks.ask(row, sequence_start=row == 0)
+    await house.notice("2")
+    for row in range(3, 6):
+        assert (await asks.ask(row, sequence_end=row == 5)).model_version == "1"
+    gone = weakref.ref(house.catalog.get(f"{NAME}/1"))
+    house.served.engines.clear()
+    gc.disable()
+    try:
+        house.models.tend()
+        await fakes.turn()
+        assert gone() is None, gc.get_referrers(gone())
+    finally:
+        gc.enable()
+
+
+async def test_another_artifact_of_a_version_that_left(serve_folder, way):
+    """Its predictions are as many as it has, whatever the one before it gave."""
+    house = await serve_folder()
+    asks = way(house)
+    first = await asks.ask(0, version="1", sequence_start=True, sequence_end=True)
+    assert told_by(first) == ("1", house.alone("1").step(X[0]))
+    await house.notice("2")
+    house.models.tend()
+    shutil.rmtree(house.path / NAME / "1")
+    await house.models.look()
+    house.put("1", "more outputs")
+    await house.models.look(is_whole=True)
+    found = await asks.ask(0, version="1", sequence_start=True)
+    assert y_of(found).shape == (1, 3)
+    assert told_by(found) == ("1", house.alone("1", "more outputs").step(X[0]))
