@@ -7,11 +7,12 @@ import weakref
 import numpy as np
 import pytest
 from streamcell.inference import open_inference_pb2 as pb
+from streamcell.v1 import streamcell_pb2 as api
 
 from tests import fakes
 from tests.fake_store import FakeStore
 from tests.fakes import next_message
-from tests.folder_of_models import NAME, X
+from tests.folder_of_models import NAME, X, until
 from tests.inference import SERVICE, infer, y_of
 
 INFER = f"{SERVICE}/ModelInfer"
@@ -220,3 +221,25 @@ async def test_another_artifact_of_a_version_that_left(serve_folder, way):
     found = await asks.ask(0, version="1", sequence_start=True)
     assert y_of(found).shape == (1, 3)
     assert told_by(found) == ("1", house.alone("1", "more outputs").step(X[0]))
+
+
+async def test_answers_of_a_durable_sequence_that_moves_keep_their_order(serve_folder):
+    """Though the store tells of a later step first, and the sequence is on another version by then."""
+    house = await serve_folder(store=FakeStore(), on_new_version="migrate")
+    opened = api.OpenSessionRequest(session_id=f"inference:{NAME}:int:7", model=NAME, durable=True)
+    await house.served.ask("OpenSession", opened)
+    told = []
+    old = house.catalog.get(NAME)
+    old.when_stored = lambda slots, then: told.append(then)
+    stream = house.served.stream(f"{SERVICE}/ModelStreamInfer")
+    for row in range(2):
+        stream.receive(request_of(row).SerializeToString())
+    await until(lambda: len(told) == 2)
+    await house.notice("2")
+    house.models.tend()
+    assert not len(old.sessions)
+    for then in reversed(told):
+        then(None)
+    for index in range(2):
+        response = pb.ModelStreamInferResponse.FromString(await next_message(stream)).infer_response
+        assert response.parameters["step_index"].int64_param == index
