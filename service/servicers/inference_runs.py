@@ -25,6 +25,8 @@ class Run:
     work: Step | Block | None = None
     """None until it is queued."""
     error: StreamcellError | None = None
+    read: "Callable[[Engine], Rows] | None" = None
+    """Reads its rows, where that is left until its sequence is found."""
     timer: asyncio.TimerHandle | None = None
     slot = generation = -1
     """Its session on `engine`, once that is found."""

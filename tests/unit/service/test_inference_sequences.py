@@ -271,7 +271,8 @@ class Held:
     def submit(self, request):
         """Submits a request; returns a future of its run."""
         done = asyncio.get_running_loop().create_future()
-        ask, rows = inference_request.read(self.rig.engine, request, 100)
+        ask = inference_request.ask_of(self.rig.engine, request)
+        rows = inference_request.rows_of(ask, request, 100, self.rig.engine)
         self.runs.append(Run(ask, rows, "", "", self.rig.engine.now(), done.set_result))
         self.sequences.submit(self.runs[-1])
         return done
