@@ -311,11 +311,6 @@ def message_too_large(got_bytes: int, max_bytes: int) -> StreamcellError:
     )
 
 
-def not_implemented(method: str) -> StreamcellError:
-    """Returns the error for a method that this version does not have."""
-    return StreamcellError(Reason.NOT_IMPLEMENTED, f"{method} is not in this version of the server")
-
-
 def internal() -> StreamcellError:
     """Returns the error for a fault of the server's own, with a fresh id to look for in the log."""
     error_id = uuid.uuid4().hex[:12]

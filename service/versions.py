@@ -4,7 +4,7 @@ Of each name one version *leads*: it takes the sessions for which no version is 
 nor how a version comes into memory.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from service import errors
@@ -37,8 +37,8 @@ class Versions:
     def __init__(self, engines: Iterable[Engine], *, migrates: bool = False) -> None:
         self.engines: list[Engine] = []
         self.shelf: Shelf | None = None
-        self.num_changes = 0
-        """How often versions came, went or took over."""
+        self.when_changed: list[Callable[[], None]] = []
+        """Called when versions have come, gone or taken over."""
         self._by_model: dict[str, Engine] = {}
         self.migrates = migrates
         self._went_on: set[str] = set()  # versions whose sessions go on on another
@@ -115,13 +115,14 @@ class Versions:
             self._went_on.add(str(engine.model))
 
     def _put(self, engines: Iterable[Engine]) -> None:
-        self.num_changes += 1
         # A new list: whoever goes through the old one is not disturbed.
         self.engines = sorted(engines, key=lambda engine: (engine.name, version_order(engine.version)))
         self._by_model = {f"{engine.name}/{engine.version}": engine for engine in self.engines}
         # The newest version that is not to leave comes last, and stays.
         leaders = sorted(self.engines, key=lambda engine: not engine.is_retiring)
         self._by_model.update({engine.name: engine for engine in leaders})
+        for tell in self.when_changed:
+            tell()
 
     def _not_served(self, model: str) -> StreamcellError:
         return errors.model_not_found(model, ", ".join(sorted(self._by_model)))

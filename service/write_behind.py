@@ -106,8 +106,9 @@ class WriteBehind:
             # It is lost where it meets a store's answer: Redis' client uses asyncio.wait_for, which does that
             # before Python 3.12.
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])  # to await it takes the caller's cancellation for its
+            if not self._task.cancelled():
+                self._task.result()  # raises what it ended with
         self._refuse_claims(errors.draining())
 
     async def claim(self, claim: Claim) -> Claimed:

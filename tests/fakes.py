@@ -93,6 +93,25 @@ class Sharper(Recurrence):
         return torch.stack([level + trend, level - trend], dim=1), after  # (B, 2)
 
 
+class Other(Recurrence):
+    """Another version of it, whose inputs and predictions may be of another number."""
+
+    def __init__(self, num_outputs: int) -> None:
+        super().__init__()
+        self.num_outputs = num_outputs
+
+    @torch.jit.export
+    def step(self, x: Tensor, time: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Row by row: level' = 0.7 level + the last x, the rest as it is; says the level, again and again."""
+        level = state[:, :1] * 0.7 + x[:, -1:]  # (B, 1)
+        return level.repeat(1, self.num_outputs), torch.cat([level, state[:, 1:]], dim=1)  # (B, O), (B, 3)
+
+    @torch.jit.export
+    def forecast(self, state: Tensor, time: Tensor, horizon: int, future: Tensor) -> Tensor:
+        """Says the level."""
+        return state[:, :1].unsqueeze(1).repeat(1, horizon, self.num_outputs)  # (B, H, O)
+
+
 def manifest_of(**changes: Any) -> dict[str, Any]:
     """Returns the Recurrence's manifest, with some of its entries changed."""
     variable = {"name": "level", "target": "flow", "role": "mean", "quantile": None, "unit": "l/s"}

@@ -21,7 +21,14 @@ OTHER_LAYOUT = {
         {"name": name, "offset": at, "size": 1} for at, name in enumerate(("trend", "level", "clock"))
     ],
 }
-MADE = {"1": (None, {}), "2": (fakes.Sharper(), {}), "3": (None, {"state": OTHER_LAYOUT})}
+INPUTS, OUTPUTS = (fakes.manifest_of()[name] for name in ("inputs", "outputs"))
+MADE = {
+    "1": (None, {}),
+    "2": (fakes.Sharper(), {}),
+    "3": (None, {"state": OTHER_LAYOUT}),
+    "more inputs": (fakes.Other(2), {"inputs": [*INPUTS, {"name": "depth", "unit": "m"}]}),
+    "more outputs": (fakes.Other(3), {"outputs": [*OUTPUTS, {**OUTPUTS[1], "name": "low", "quantile": 0.1}]}),
+}
 
 
 class House:

@@ -11,7 +11,6 @@ from streamcell.inference import open_inference_pb2 as pb
 
 from service.engine import Engine
 from service.errors import StreamcellError
-from service.servicers.inference_request import Ask
 from service.servicers.inference_runs import Run
 from service.servicers.inference_tensors import FP32, Y
 
@@ -22,15 +21,17 @@ class Replies:
     """The responses to one client."""
 
     def __init__(self) -> None:
-        # By what they are like: an engine that leaves is not to be kept by them.
-        self._by_model: dict[tuple[str, str], _Replies] = {}
+        # By what they are like: an engine that leaves is not to be kept by them, and another one may come
+        # as its version.
+        self._by_layout: dict[tuple[str, str, int], _Replies] = {}
 
     def of(self, run: Run) -> pb.ModelStreamInferResponse:
         """Returns the response to a run that is done, without an error; a unary one is its infer_response."""
         engine = run.engine
-        replies = self._by_model.get((engine.name, engine.version))
+        layout = engine.name, engine.version, engine.model.num_outputs
+        replies = self._by_layout.get(layout)
         if replies is None:
-            replies = self._by_model[engine.name, engine.version] = _Replies(engine)
+            replies = self._by_layout[layout] = _Replies(engine)
         return replies.of(run)
 
 
@@ -39,7 +40,7 @@ class _Replies:
 
     def __init__(self, engine: Engine) -> None:
         self._name, self._version = engine.name, engine.version
-        self._num_outputs = len(engine.manifest.outputs)
+        self._num_outputs = engine.model.num_outputs
         self._values = struct.Struct(f"<{self._num_outputs}f")
         is_stored = engine.sessions.is_stored
         self._row = _Row(self._response([1, self._num_outputs]))
@@ -99,13 +100,14 @@ class _RowOfSequence(_Row):
         parameters = self._response.parameters
         self._sequence_id, self._step_index = parameters["sequence_id"], parameters["step_index"]
         self._num_durable = parameters[_NUM_DURABLE] if is_stored else None
-        self._ask: Ask | None = None  # of the response before
+        self._sequence: int | str = 0  # of the response before
 
     def of(self, run: Run, y: bytes) -> pb.ModelStreamInferResponse:
         """Returns the response to a step, of which `y` is the prediction."""
-        if run.ask is not self._ask:
-            self._ask = run.ask
-            set_sequence(self._sequence_id, run.ask.sequence)
+        sequence = run.ask.sequence
+        if sequence != self._sequence:
+            self._sequence = sequence
+            set_sequence(self._sequence_id, sequence)
         self._step_index.int64_param = run.step_index
         if self._num_durable is not None:
             self._num_durable.int64_param = _num_durable(run)
@@ -114,9 +116,7 @@ class _RowOfSequence(_Row):
 
 def _num_durable(run: Run) -> int:
     """Returns how many steps of a run's session are in the store, wherever the session is now."""
-    engine, slot = run.engine, run.slot
-    if engine.was_superseded:
-        engine, slot, _ = engine.whereabouts(slot, run.generation)
+    engine, slot = run.place
     return engine.sessions.num_durable.item(slot)
 
 

@@ -84,13 +84,11 @@ def choose(catalog: Catalog, name: str, version: str, field: str = "model_name")
     return engine
 
 
-def read(
-    engine: Engine, request: pb.ModelInferRequest, max_steps: int, principal: str = ""
-) -> tuple[Ask, Rows]:
-    """Returns what a request asks of a model, and its steps.
+def ask_of(engine: Engine, request: pb.ModelInferRequest, principal: str = "") -> Ask:
+    """Returns what a request asks to be done with its steps.
 
     Raises:
-        StreamcellError: INVALID_ARGUMENT, which names the tensor or parameter; TOO_MANY_STEPS.
+        StreamcellError: INVALID_ARGUMENT, which names the parameter.
     """
     given = _parameters(request)
     sequence = given.get("sequence_id", 0)
@@ -98,7 +96,7 @@ def read(
     index = min(given["step_index"], _LARGEST_INDEX) if "step_index" in given else INDEX_NEXT
     _check_flags(sequence, is_start, is_end, index)
     session_id = session_id_of(engine.name, request.model_version, sequence) if sequence else ""
-    ask = Ask(
+    return Ask(
         engine,
         request.model_version,
         sequence,
@@ -109,14 +107,28 @@ def read(
         index,
         given.get("timeout", 0),
     )
+
+
+def rows_of(ask: Ask, request: pb.ModelInferRequest, max_steps: int, engine: Engine) -> Rows:
+    """Returns a request's steps, as an engine takes them.
+
+    Raises:
+        StreamcellError: INVALID_ARGUMENT, which names the tensor; TOO_MANY_STEPS.
+    """
     rows = tensors.read(engine, request, max_steps)
     if engine.manifest.uses_time and ask.may_begin and rows.times is None:
         raise tensors.first_time_missing()
-    return ask, rows
+    return rows
 
 
 def step_of(
-    ask: Ask, rows: Rows, slot: int, generation: int, arrived_ns: int, on_done: "Callable[[Any], None]"
+    ask: Ask,
+    rows: Rows,
+    engine: Engine,
+    slot: int,
+    generation: int,
+    arrived_ns: int,
+    on_done: "Callable[[Any], None]",
 ) -> Step | Block:
     """Returns the work that a request asks for, on the session that stands for its sequence."""
     if rows.x is None:
@@ -129,7 +141,7 @@ def step_of(
         rows.x,
         rows.times,
         np.array([ask.first_index], np.int64),
-        len(ask.engine.manifest.outputs),
+        engine.model.num_outputs,
         wants_replies=True,
         arrived_ns=arrived_ns,
         on_done=on_done,

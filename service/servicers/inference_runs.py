@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+from service.engine import Engine
 from service.errors import StreamcellError
 from service.servicers.inference_request import Ask
 from service.servicers.inference_tensors import Rows
@@ -24,6 +25,8 @@ class Run:
     work: Step | Block | None = None
     """None until it is queued."""
     error: StreamcellError | None = None
+    read: "Callable[[Engine], Rows] | None" = None
+    """Reads its rows, where that is left until its sequence is found."""
     timer: asyncio.TimerHandle | None = None
     slot = generation = -1
     """Its session on `engine`, once that is found."""
@@ -55,6 +58,13 @@ class Run:
         self.on_done = on_done
         self.key = ask.key
         """Names its sequence among those of all callers; empty for steps on their own."""
+
+    @property
+    def place(self) -> tuple[Engine, int]:
+        """Engine and slot of its session, wherever that is now."""
+        if not self.engine.was_superseded:
+            return self.engine, self.slot
+        return self.engine.whereabouts(self.slot, self.generation)[:2]
 
     @property
     def step_index(self) -> int:

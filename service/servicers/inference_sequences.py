@@ -9,11 +9,13 @@ messages.
 import asyncio
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 from service import errors, faults
 from service.catalog import UNUSABLE, Catalog, NotResident, Reach, is_missing
 from service.engine import Engine
 from service.errors import Reason, StreamcellError
+from service.servicers import inference_tensors as tensors
 from service.servicers.inference_errors import worded
 from service.servicers.inference_request import step_of
 from service.servicers.inference_runs import Run
@@ -76,7 +78,7 @@ class Sequences:
             engine, slot = catalog.open(run.principal, ask.session_id, ask.asked)
             run.is_opened = True
             return engine, slot
-        self._check_model(run, engine)
+        self._fit(run, engine)
         return engine, slot
 
     def _leader_of(self, run: Run) -> Engine:
@@ -84,30 +86,31 @@ class Sequences:
 
         Raises:
             NotResident: it is to be loaded.
-            StreamcellError: there is none, or its rows are others.
+            StreamcellError: there is none, or it does not take the run's rows.
         """
-        if not run.ask.engine.is_retiring:
-            return run.ask.engine
-        try:
-            engine = self._catalog.choose(run.ask.asked)
-        except NotLoaded:
-            raise NotResident([run.ask.session_id]) from None
-        self._check_model(run, engine)
+        ask, engine = run.ask, run.ask.engine
+        if engine.is_retiring or not ask.version:
+            try:
+                engine = self._catalog.choose(ask.asked)
+            except NotLoaded:
+                raise NotResident([ask.session_id]) from None
+        self._fit(run, engine)
         return engine
 
-    def _check_model(self, run: Run, engine: Engine) -> None:
-        """Checks that a run can run on an engine that may be another than the one its rows were read by.
+    def _fit(self, run: Run, engine: Engine) -> None:
+        """Has a run's rows be such as an engine takes, which may be another than the one they were read by.
 
         Raises:
-            StreamcellError: MODEL_CHANGED.
+            StreamcellError: MODEL_CHANGED; INVALID_ARGUMENT, the engine does not take its rows; OVERLOADED.
         """
         ask = run.ask
-        if engine is ask.engine:
-            return
-        self._catalog.check_model(engine, ask.session_id, ask.asked)
-        widths = [(len(each.manifest.inputs), len(each.manifest.outputs)) for each in (engine, ask.engine)]
-        if widths[0] != widths[1]:
-            raise errors.model_changed(ask.session_id, ask.model, f"{engine.name}/{engine.version}")
+        if engine is not ask.engine:
+            self._catalog.check_model(engine, ask.session_id, ask.asked)
+        if run.read is not None:
+            run.rows, run.read = run.read(engine), None
+            engine.check_room(run.rows.num_steps)
+        elif engine is not ask.engine:
+            tensors.check_width(engine, run.rows)
 
     async def _bring(self, run: Run) -> None:
         """Has a run's session in memory, then begins it and what waits behind it."""
@@ -153,7 +156,7 @@ class Sequences:
             return False
         run.is_opened = True
         run.engine, run.slot, run.generation = engine, slot, engine.sessions.generation.item(slot)
-        self._check_model(run, engine)
+        self._fit(run, engine)
         return True
 
     async def _take_over(self, run: Run) -> bool:
@@ -182,7 +185,8 @@ class Sequences:
     def _begin(self, run: Run) -> None:
         ask, engine = run.ask, run.ask.engine
         slot = engine.sessions.find(run.key)  # as nearly always; "" names none
-        if slot is None or engine.is_retiring or self._catalog.is_draining:
+        is_sure = run.read is None and not (engine.is_retiring or self._catalog.is_draining)
+        if slot is None or not is_sure:
             try:
                 engine.check_room(run.rows.num_steps)  # before a session is opened for it
                 engine, slot = self._place_of(run)
@@ -192,7 +196,9 @@ class Sequences:
             except StreamcellError as error:
                 raise worded(error, ask) from None
         run.engine, run.slot, run.generation = engine, slot, engine.sessions.generation.item(slot)
-        work = step_of(ask, run.rows, slot, run.generation, run.arrived_ns, lambda _: self._finish(run))
+        work = step_of(
+            ask, run.rows, engine, slot, run.generation, run.arrived_ns, lambda _: self._finish(run)
+        )
         # With an index, the start of a live sequence is a retry, or a conflict: the step protocol tells.
         work.restarts = ask.is_start and not run.is_opened and ask.first_index < 0
         work.may_be_held = run.may_be_held
@@ -216,6 +222,7 @@ class Sequences:
     def _finish(self, run: Run) -> None:
         """Takes the result; ends the sequence if it was to end, or did not begin."""
         error = _error_of(run)
+        _cut(run)
         if error is not None and self._is_to_run_again(run, error):
             run.is_second, run.work = True, None
             self._begin_to_bring(run)
@@ -258,6 +265,7 @@ class Sequences:
     def _take_back(self, run: Run) -> None:
         """Leaves everything as if a withdrawn run had not been."""
         run.is_withdrawn = True
+        _cut(run)
         if run.timer is not None:
             run.timer.cancel()
         if run.work is None:
@@ -292,9 +300,15 @@ def _error_of(run: Run) -> StreamcellError | None:
     return work.errors.get(0) if isinstance(work, Block) else work.error if work is not None else None
 
 
+def _cut(run: Run) -> None:
+    """Ends the ring of a run and its work: else both, and the engine too, would wait for the collector."""
+    if run.work is not None:
+        run.work.on_done = _ignore
+
+
 def _has_begun(run: Run) -> bool:
     return isinstance(run.work, Block) and bool(run.work.num_applied[0])
 
 
-def _ignore(_: Run) -> None:
+def _ignore(_: Any) -> None:
     pass

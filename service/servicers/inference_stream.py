@@ -75,15 +75,17 @@ class InferStream(Turns):
                 self._end_if_done()
 
     def _answer(self, run: Run) -> None:
-        engine, behind = run.engine, None
+        behind = None
         # What is answered otherwise than in the order of its session's lane keeps its place all the same.
-        if run.error is not None or engine.sessions.is_durable.item(run.slot):
+        if run.error is not None or _is_durable(run):
             behind = self._last_before(run)
         try:
             self._inference.check(run)
             message = self._replies.of(run).SerializeToString()
         except StreamcellError as error:
-            message = self._refusal(engine.name, run.ask.version, run.name, run.ask.sequence or None, error)
+            message = self._refusal(
+                run.engine.name, run.ask.version, run.name, run.ask.sequence or None, error
+            )
         del self._under_way[run]
         self._put(message, behind)
         if self._behind:
@@ -134,6 +136,11 @@ class InferStream(Turns):
 
     def _is_done(self) -> bool:
         return not self._under_way and self._loading is None
+
+
+def _is_durable(run: Run) -> bool:
+    engine, slot = run.place
+    return engine.sessions.is_durable.item(slot)
 
 
 def _sequence_of(request: pb.ModelInferRequest) -> int | str | None:

@@ -48,6 +48,10 @@ class Rows(NamedTuple):
     """[T], as given."""
 
 
+UNREAD = Rows(1, False, b"", None, None)
+"""In place of steps that are read later."""
+
+
 def read(engine: Engine, request: pb.ModelInferRequest, max_steps: int) -> Rows:
     """Returns the steps that a request's inputs hold.
 
@@ -82,6 +86,19 @@ def read(engine: Engine, request: pb.ModelInferRequest, max_steps: int) -> Rows:
 def one(row: bytes) -> Rows:
     """Returns the steps of a request whose x is one row in raw form, without a time."""
     return Rows(1, True, row, None, None)
+
+
+def check_width(engine: Engine, rows: Rows) -> None:
+    """Checks that an engine takes rows that were read for another version.
+
+    Raises:
+        StreamcellError: INVALID_ARGUMENT.
+    """
+    got, takes = len(rows.row) // 4 if rows.x is None else rows.x.shape[1], len(engine.manifest.inputs)
+    if got != takes:
+        on = f"{engine.name}/{engine.version}"
+        message = f"has {got} values a step; its sequence is on {on}, which takes {takes}"
+        raise errors.invalid_argument(X, message)
 
 
 def first_time_missing() -> StreamcellError:

@@ -1,6 +1,7 @@
 """Requests of the Open Inference Protocol, from message to message, for the unary method and the stream."""
 
 from collections.abc import Callable
+from functools import partial
 
 from streamcell.inference import open_inference_pb2 as pb
 
@@ -12,9 +13,10 @@ from service.metrics import Metrics
 from service.rpc import Call, parse
 from service.servicers import inference_request
 from service.servicers.inference_heads import Heads
+from service.servicers.inference_request import Ask
 from service.servicers.inference_runs import Run
 from service.servicers.inference_sequences import Sequences
-from service.servicers.inference_tensors import one
+from service.servicers.inference_tensors import UNREAD, one
 from service.versions import NotLoaded
 
 
@@ -26,8 +28,8 @@ class Inference:
         self._max_steps = settings.max_message_steps
         self._sequences = Sequences(catalog)
         self._heads = Heads()
-        self._num_changes = catalog.num_changes
         self._metrics = metrics
+        catalog.when_changed.append(self._forget)
 
     def read(self, request: pb.ModelInferRequest, call: Call, on_done: "Callable[[Run], None]") -> Run:
         """Returns the run that a request asks for; `on_done` is called when it is done.
@@ -39,11 +41,40 @@ class Inference:
         engine = self._engine_of(request)
         started_ns = engine.now()
         try:
-            ask, rows = inference_request.read(engine, request, self._max_steps, call.principal)
+            ask = self._at_home(inference_request.ask_of(engine, request, call.principal))
+            run = Run(ask, UNREAD, request.id, call.principal, started_ns, on_done)
+            self._read_rows(run, request)
         except StreamcellError:
             self._count_failure(engine, started_ns)
             raise
-        return Run(ask, rows, request.id, call.principal, started_ns, on_done)
+        return run
+
+    def _read_rows(self, run: Run, request: pb.ModelInferRequest) -> None:
+        """Reads a run's rows; those that its version does not take later, where they may be for another."""
+        ask = run.ask
+        try:
+            run.rows = inference_request.rows_of(ask, request, self._max_steps, ask.engine)
+        except StreamcellError:
+            if not self._may_be_elsewhere(ask):
+                raise
+            run.read = partial(inference_request.rows_of, ask, request, self._max_steps)
+
+    def _at_home(self, ask: Ask) -> Ask:
+        """Returns an ask that names no version for the one that its sequence is on, if that is in memory."""
+        engine, key = ask.engine, ask.key
+        if key and not ask.version and engine.sessions.find(key) is None:
+            for other in self._catalog.engines:
+                if other.name == engine.name and other.sessions.find(key) is not None:
+                    return ask._replace(engine=other)
+        return ask
+
+    def _may_be_elsewhere(self, ask: Ask) -> bool:
+        """Tells whether a sequence may turn out to be on a version that takes other rows."""
+        if not ask.key or ask.version:
+            return False
+        catalog = self._catalog
+        is_one_of_many = sum(each.name == ask.engine.name for each in catalog.engines) > 1
+        return is_one_of_many or (catalog.keeper is not None and not ask.is_start)
 
     def _engine_of(self, request: pb.ModelInferRequest) -> Engine:
         try:
@@ -65,8 +96,6 @@ class Inference:
         Raises:
             NotLoaded, StreamcellError: as `read`.
         """
-        if self._num_changes != self._catalog.num_changes:  # what was asked of one version is for another now
-            self._heads, self._num_changes = Heads(), self._catalog.num_changes
         found = self._heads.find(call.principal, raw)
         if found is not None:
             ask, name, row = found
@@ -75,6 +104,10 @@ class Inference:
         if run.rows.is_row and run.rows.times is None:
             self._heads.learn(call.principal, raw, run.ask)
         return run
+
+    def _forget(self) -> None:
+        """Has all be read anew: what was for one version is for another now, and what left is not kept."""
+        self._heads = Heads()
 
     async def load(self, request: pb.ModelInferRequest) -> None:
         """Has the model of a request in memory, if its version has left and can come back."""

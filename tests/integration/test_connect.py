@@ -413,6 +413,37 @@ async def test_a_session_by_json_alone(peer, mackey_glass):
 
 
 @pytest.mark.asyncio(loop_scope="function")
+async def test_the_open_inference_protocol_by_json(peer, mackey_glass):
+    """Its unary methods too: a sequence begun and ended, an error; predictions are base64, as bytes are."""
+    address, x = str(peer.server.listen), inputs(seed=10, num_steps=3)
+
+    async def call(method, given):
+        return await post(address, f"/inference.GRPCInferenceService/{method}", given)
+
+    def asked(at, **parameters):
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1]}
+        tensor["contents"] = {"fp32Contents": x[at].tolist()}
+        parameters = {"sequence_id": {"int64Param": 7}, **parameters}
+        return {"modelName": "mackey-glass", "inputs": [tensor], "parameters": parameters}
+
+    assert (await call("ServerReady", {})).json == {"ready": True}
+    told = (await call("ModelMetadata", {"name": "mackey-glass"})).json
+    assert [(each["name"], each["datatype"], each["shape"]) for each in told["inputs"]] == [
+        ("x", "FP32", ["-1", "1"])
+    ]
+    flags = {"sequence_start": 0, "sequence_end": 2}
+    y = b""
+    for at in range(3):
+        found = await call("ModelInfer", asked(at, **{k: {"boolParam": at == on} for k, on in flags.items()}))
+        assert found.status == 200, found.body
+        assert found.json["parameters"]["step_index"] == {"int64Param": str(at)}
+        y += base64.b64decode(found.json["rawOutputContents"][0])
+    assert y == folded(mackey_glass, x).tobytes()
+    found = await call("ModelInfer", asked(0))
+    assert found.refusal == (404, "not_found", "SESSION_NOT_FOUND")
+
+
+@pytest.mark.asyncio(loop_scope="function")
 async def test_health_by_json_and_errors_in_the_metrics(peer):
     """What has a descriptor is served alike; refusals are counted as over gRPC, bad JSON among them."""
     address = str(peer.server.listen)

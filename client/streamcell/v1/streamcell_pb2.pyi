@@ -807,7 +807,8 @@ Global___StreamConfigured: _TypeAlias = StreamConfigured  # noqa: Y015
 @_typing.final
 class Frame(_message.Message):
     """Steps of one or many sessions in columns. One entry per session; a session may stand in a frame
-    once. All sessions must run on the same model.
+    once. All sessions must run on the same model; on several versions of it, too, where these take
+    and give as many values.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -36,7 +36,7 @@ async def serve():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Artifacts: 2 has 1's state and other predictions, 3 another state."""
+    """Artifacts: 2 has 1's state and other predictions, 3 another state, others more inputs or outputs."""
     folder = tmp_path_factory.mktemp("files")
     return {
         number: fakes.save(folder / f"{number}.pt", module, **changes)

@@ -85,7 +85,6 @@ def test_texts_of_callers_are_quoted():
         ),
         (errors.model_not_found("b", "a"), Reason.MODEL_NOT_FOUND, {"model": "b"}, "served: a"),
         (errors.draining(), Reason.DRAINING, {}, "stopping"),
-        (errors.not_implemented("Fork"), Reason.NOT_IMPLEMENTED, {}, "Fork"),
     ],
     ids=lambda value: value.reason if isinstance(value, errors.StreamcellError) else "",
 )

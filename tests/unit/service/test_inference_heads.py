@@ -19,7 +19,9 @@ NAN = [[float("nan"), 0]]
 
 def read(request, principal=""):
     """Returns what a request asks, read as a whole."""
-    return inference_request.read(ENGINE, request, 100, principal)[0]
+    ask = inference_request.ask_of(ENGINE, request, principal)
+    inference_request.rows_of(ask, request, 100, ENGINE)
+    return ask
 
 
 def known(*requests, principal=""):

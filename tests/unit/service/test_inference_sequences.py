@@ -13,7 +13,7 @@ from service.servicers import inference_request
 from service.servicers.inference_runs import Run
 from service.servicers.inference_sequences import Sequences
 from service.work import Control
-from tests.fakes import INTERVAL_NS, Alone, Refusal, Rig, Served, recurrence, renamed
+from tests.fakes import INTERVAL_NS, Alone, Refusal, Rig, Served, recurrence, renamed, turn
 from tests.inference import SERVICE, infer, y_of
 
 X = np.random.default_rng(6).standard_normal((40, 2)).astype(np.float32)
@@ -271,7 +271,8 @@ class Held:
     def submit(self, request):
         """Submits a request; returns a future of its run."""
         done = asyncio.get_running_loop().create_future()
-        ask, rows = inference_request.read(self.rig.engine, request, 100)
+        ask = inference_request.ask_of(self.rig.engine, request)
+        rows = inference_request.rows_of(ask, request, 100, self.rig.engine)
         self.runs.append(Run(ask, rows, "", "", self.rig.engine.now(), done.set_result))
         self.sequences.submit(self.runs[-1])
         return done
@@ -330,9 +331,10 @@ async def test_what_has_begun_is_not_timed_out():
     held = Held()
     done = held.submit(infer(X[None, :9], sequence_id=7, sequence_start=True, timeout=1))
     held.rig.turns.due.popleft()()  # its first piece
-    timer = asyncio.get_running_loop().create_future()
-    asyncio.get_running_loop().call_later(0.002, timer.set_result, None)
-    await timer
+    passed = asyncio.Event()
+    asyncio.get_running_loop().call_at(held.runs[-1].timer.when(), passed.set)
+    await passed.wait()
+    await turn()
     held.rig.run()
     assert (await done).error is None
 

@@ -29,7 +29,8 @@ def timed():
 
 def read(engine, request, max_steps=100):
     """Returns what a request asks, and its steps."""
-    return inference_request.read(engine, request, max_steps)
+    ask = inference_request.ask_of(engine, request)
+    return ask, inference_request.rows_of(ask, request, max_steps, engine)
 
 
 def refused(engine, request, max_steps=100):

@@ -1,23 +1,28 @@
 """The Open Inference Protocol while versions come and go: sequences run on, and steps on their own."""
 
+import gc
 import shutil
+import weakref
 
 import numpy as np
 import pytest
 from streamcell.inference import open_inference_pb2 as pb
+from streamcell.v1 import streamcell_pb2 as api
 
+from tests import fakes
 from tests.fake_store import FakeStore
 from tests.fakes import next_message
-from tests.folder_of_models import NAME, X
+from tests.folder_of_models import NAME, X, until
 from tests.inference import SERVICE, infer, y_of
 
 INFER = f"{SERVICE}/ModelInfer"
+DEEP = np.concatenate([X, X[:, :1] + 1], axis=1)  # for a version that takes one input more
 
 
-def request_of(row, sequence=7, version="", **parameters):
-    """Returns a request of one row of X."""
+def request_of(row, sequence=7, version="", x=None, **parameters):
+    """Returns a request of one row of X, or of `x`."""
     parameters = {"sequence_id": sequence, **parameters} if sequence else parameters
-    request = infer([X[row]], **parameters)
+    request = infer([X[row]] if x is None else x, **parameters)
     request.model_version = version
     return request
 
@@ -180,3 +185,154 @@ async def test_several_steps_of_a_request_run_on_one_version(serve_folder):
     assert (found.model_version, y_of(found).tobytes()) == ("2", new.fold(X[3:6]))
     index = house.served.ask(f"{SERVICE}/RepositoryIndex", pb.RepositoryIndexRequest())
     assert np.all([each.state == "READY" for each in (await index).models])
+
+
+async def test_a_version_that_leaves_is_kept_by_nobody(serve_folder, way):
+    """Neither by what was read of its sequences nor by what they were answered: its memory is free."""
+    house = await serve_folder()
+    asks = way(house)
+    for row in range(3):
+        await asks.ask(row, sequence_start=row == 0)
+    await house.notice("2")
+    for row in range(3, 6):
+        assert (await asks.ask(row, sequence_end=row == 5)).model_version == "1"
+    gone = weakref.ref(house.catalog.get(f"{NAME}/1"))
+    house.served.engines.clear()
+    gc.disable()
+    try:
+        house.models.tend()
+        await fakes.turn()
+        assert gone() is None, gc.get_referrers(gone())
+    finally:
+        gc.enable()
+
+
+async def test_another_artifact_of_a_version_that_left(serve_folder, way):
+    """Its predictions are as many as it has, whatever the one before it gave."""
+    house = await serve_folder()
+    asks = way(house)
+    first = await asks.ask(0, version="1", sequence_start=True, sequence_end=True)
+    assert told_by(first) == ("1", house.alone("1").step(X[0]))
+    await house.notice("2")
+    house.models.tend()
+    shutil.rmtree(house.path / NAME / "1")
+    await house.models.look()
+    house.put("1", "more outputs")
+    await house.models.look(is_whole=True)
+    found = await asks.ask(0, version="1", sequence_start=True)
+    assert y_of(found).shape == (1, 3)
+    assert told_by(found) == ("1", house.alone("1", "more outputs").step(X[0]))
+
+
+async def test_answers_of_a_durable_sequence_that_moves_keep_their_order(serve_folder):
+    """Though the store tells of a later step first, and the sequence is on another version by then."""
+    house = await serve_folder(store=FakeStore(), on_new_version="migrate")
+    opened = api.OpenSessionRequest(session_id=f"inference:{NAME}:int:7", model=NAME, durable=True)
+    await house.served.ask("OpenSession", opened)
+    told = []
+    old = house.catalog.get(NAME)
+    old.when_stored = lambda slots, then: told.append(then)
+    stream = house.served.stream(f"{SERVICE}/ModelStreamInfer")
+    for row in range(2):
+        stream.receive(request_of(row).SerializeToString())
+    await until(lambda: len(told) == 2)
+    await house.notice("2")
+    house.models.tend()
+    assert not len(old.sessions)
+    for then in reversed(told):
+        then(None)
+    for index in range(2):
+        response = pb.ModelStreamInferResponse.FromString(await next_message(stream)).infer_response
+        assert response.parameters["step_index"].int64_param == index
+
+
+@pytest.mark.parametrize("made", ["more inputs", "more outputs"])
+@pytest.mark.parametrize("num_steps", [1, 3])
+async def test_a_version_of_other_widths_leads(serve_folder, way, made, num_steps):
+    """A sequence runs on where it began, in the rows and with the predictions of that version."""
+    house = await serve_folder()
+    asks = way(house)
+    old, new = house.alone("1"), house.alone("2", made)
+    rows = DEEP if made == "more inputs" else X
+    first = await asks.ask(None, x=X[None, :2], sequence_start=True)
+    assert told_by(first) == ("1", old.fold(X[:2]))
+    await house.notice("2", made)
+    for at in (2, 2 + num_steps):
+        part = slice(at, at + num_steps)
+        assert told_by(await asks.ask(None, x=X[None, part])) == ("1", old.fold(X[part]))
+    anew = await asks.ask(None, 8, x=rows[None, :num_steps], sequence_start=True)
+    assert told_by(anew) == ("2", new.fold(rows[:num_steps]))
+    await asks.ask(9, sequence_end=True)
+    assert told_by(await asks.ask(None, 8, x=rows[9:10])) == ("2", new.step(rows[9]))
+    anew = await asks.ask(None, x=rows[:1], sequence_start=True)
+    assert told_by(anew) == ("2", house.alone("2", made).step(rows[0]))
+
+
+async def test_a_sequence_ends_and_begins_on_a_version_of_another_width_at_once(serve_folder):
+    """What is asked behind the end is read as the version takes it on which it begins."""
+    house = await serve_folder()
+    stream = house.served.stream(f"{SERVICE}/ModelStreamInfer")
+    stream.receive(request_of(0, sequence_start=True).SerializeToString())
+    await next_message(stream)
+    await house.notice("2", "more inputs")
+    requests = [
+        request_of(1, sequence_end=True),
+        request_of(0, x=DEEP[:1], sequence_start=True),
+        request_of(1, x=DEEP[None, 1:4]),
+        request_of(4, x=X[:1]),
+        request_of(5, x=DEEP[4:5]),
+    ]
+    for request in requests:
+        stream.receive(request.SerializeToString())
+    found = [pb.ModelStreamInferResponse.FromString(await next_message(stream)) for _ in requests]
+    alone = house.alone("2", "more inputs")
+    assert [told_by(found[at].infer_response) for at in (1, 2, 4)] == [
+        ("2", each) for each in (alone.step(DEEP[0]), alone.fold(DEEP[1:4]), alone.step(DEEP[4]))
+    ]
+    assert found[3].error_message.startswith(f"x: has 2 values a step; its sequence is on {NAME}/2")
+    assert found[3].infer_response.parameters["error_reason"].string_param == "INVALID_ARGUMENT"
+
+
+async def test_a_sequence_in_the_store_is_of_a_version_of_another_width(serve_folder, way):
+    """It comes back with its version, though that has left memory; what fits neither is refused."""
+    house = await serve_folder(store=FakeStore())
+    asks = way(house)
+    old = house.alone("1")
+    assert told_by(await asks.ask(0, sequence_start=True)) == ("1", old.step(X[0]))
+    await house.notice("2", "more inputs")
+    engine, slot = house.catalog.find("", f"inference:{NAME}:int:7")
+    await house.catalog.stored(engine, slot)
+    engine.spill(slot)
+    house.models.tend()
+    assert house.statuses() == {f"{NAME}/2": "SERVING"}
+    for row in (1, 2):
+        assert told_by(await asks.ask(row)) == ("1", old.step(X[row]))
+    for width in (1, 3):
+        refusal = await house.served.refused(INFER, infer(np.ones((1, width)), sequence_id=7))
+        assert (refusal.reason, refusal.metadata["field"]) == ("INVALID_ARGUMENT", "x")
+        assert "expected is [1, 2]" in refusal.message
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+async def test_what_fits_no_version_leaves_nothing(serve_folder, is_stored):
+    """A start whose rows nobody takes opens no sequence, a request of an unknown one is refused as such."""
+    store = FakeStore() if is_stored else None
+    house = await serve_folder(store=store)
+    await house.notice("2", "more inputs")
+    for x in (np.ones((1, 4)), np.ones((1, 9, 4))):
+        refusal = await house.served.refused(INFER, infer(x, sequence_id=7, sequence_start=True))
+        assert (refusal.reason, refusal.metadata["field"]) == ("INVALID_ARGUMENT", "x")
+    assert not [each for each in house.catalog.engines if len(each.sessions)]
+    assert (await house.served.refused(INFER, infer(x, sequence_id=7))).reason == "SESSION_NOT_FOUND"
+    await until(lambda: store is None or not store.rows)
+
+
+async def test_a_start_restarts_a_sequence_on_the_version_that_it_is_on(serve_folder, way):
+    """Though a newer one leads; what starts after an end is new, and so on that one."""
+    house = await serve_folder()
+    asks = way(house)
+    await asks.ask(0, sequence_start=True)
+    await house.notice("2")
+    assert told_by(await asks.ask(1, sequence_start=True)) == ("1", house.alone("1").step(X[1]))
+    await asks.ask(2, sequence_end=True)
+    assert told_by(await asks.ask(3, sequence_start=True)) == ("2", house.alone("2").step(X[3]))

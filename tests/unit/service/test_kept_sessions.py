@@ -114,6 +114,19 @@ async def test_a_store_that_misses_its_cancellation_holds_up_no_end(serve):
     assert (row.owner, snapshot.decode(row.record).standing.next_step[0]) == ("", 1)
 
 
+async def test_who_waits_for_the_end_can_be_cancelled(serve):
+    """It goes on to write nothing; the server can be ended all the same."""
+    served = await serve(checkpoint_interval_seconds=3600)
+    await served.open("s")
+    ending = asyncio.create_task(served.write_behind.stop())
+    await fakes.turn()
+    ending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    assert not served.store.num_writes
+    assert await served.write_behind.stop()
+
+
 # -- Durable sessions --------------------------------------------------------------------------------
 
 
