@@ -79,12 +79,22 @@ def parse(request_type: type[Request], raw: bytes) -> Request:
 
 
 class Unary(Generic[Request]):
-    """A method with one request and one response."""
+    """A method with one request and one response.
+
+    Args:
+        is_work: whether a server on its way out refuses it; what tells of the server is answered to the end.
+    """
 
     def __init__(
-        self, path: str, request_type: type[Request], behaviour: Callable[[Request, Call], Awaitable[Message]]
+        self,
+        path: str,
+        request_type: type[Request],
+        behaviour: Callable[[Request, Call], Awaitable[Message]],
+        *,
+        is_work: bool = True,
     ) -> None:
         self.path = path
+        self.is_work = is_work
         self._request_type = request_type
         self._behaviour = behaviour
 
@@ -256,6 +266,16 @@ class Router:
         self._count_error = count_error
         self._count_streams = count_streams
         self._streams: set[Stream] = set()
+        self._is_draining = False
+
+    def admit(self, method: "Unary[Message]") -> None:
+        """Lets a unary call begin. `answer` asks too, for fronts that cannot before they have the request.
+
+        Raises:
+            RefusedError: DRAINING, it is work for a server on its way out.
+        """
+        if self._is_draining and method.is_work:
+            raise self.refuse(method.path, errors.draining())
 
     async def answer(self, method: "Unary[Message]", raw: bytes, call: Call) -> bytes:
         """Returns a unary response.
@@ -263,6 +283,7 @@ class Router:
         Raises:
             RefusedError: the call ends with an error.
         """
+        self.admit(method)
         try:
             self.check_size(raw)
             return await method.answer(raw, call)
@@ -281,11 +302,13 @@ class Router:
             raise errors.message_too_large(len(raw), self._max_message_bytes)
 
     def open(self, method: Streaming, call: Call) -> Stream:
-        """Begins a stream; the front must call `close` when the call is over."""
+        """Begins a stream (in a drain it ends at once); the front must call `close` when the call is over."""
         stream = Stream(method.path, self._max_stream_messages, self._max_message_bytes, self._count_error)
         stream.conversation = method.open(stream, call)
         self._streams.add(stream)
         self._count_streams(len(self._streams))
+        if self._is_draining:
+            stream.conversation.stop(errors.draining())
         return stream
 
     def close(self, stream: Stream) -> None:
@@ -295,7 +318,8 @@ class Router:
         self._count_streams(len(self._streams))
 
     def drain(self) -> None:
-        """Ends every stream, once what it was asked is answered, with what sends clients elsewhere."""
+        """Refuses new work and ends every stream, once what it was asked is answered, with DRAINING."""
+        self._is_draining = True
         for stream in list(self._streams):
             if stream.conversation is not None:
                 stream.conversation.stop(errors.draining())
