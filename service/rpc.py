@@ -7,6 +7,7 @@ yet answered is bounded. Does not know the engine nor any server library.
 """
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Generic, Protocol, TypeVar
@@ -18,7 +19,7 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status as StatusMessage
 
 from service import errors, faults
-from service.errors import DOMAIN, StreamcellError
+from service.errors import DOMAIN, Reason, StreamcellError
 
 Request = TypeVar("Request", bound=Message)
 CountError = Callable[[str, StreamcellError], None]
@@ -33,11 +34,16 @@ class Call:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Status:
-    """How a call ends: a canonical code, a message, and `details` for grpc-status-details-bin."""
+    """How a call ends: a canonical code, a message, and what the trailers say beside them.
+
+    `details` are for grpc-status-details-bin. `retry_pushback_ms` is for grpc-retry-pushback-ms, which a gRPC
+    client that repeats calls by itself heeds: not before so long, or, negative, not here at all.
+    """
 
     code: int
     message: str
     details: bytes
+    retry_pushback_ms: int | None = None
 
 
 class RefusedError(Exception):
@@ -56,7 +62,13 @@ def status_of(error: StreamcellError) -> Status:
         delay = Duration()
         delay.FromNanoseconds(round(error.retry_delay_seconds * 1e9))
         _pack(message, RetryInfo(retry_delay=delay))
-    return Status(int(error.code), error.message, message.SerializeToString())
+    return Status(int(error.code), error.message, message.SerializeToString(), _pushback_ms(error))
+
+
+def _pushback_ms(error: StreamcellError) -> int | None:
+    if error.reason is Reason.DRAINING:
+        return -1
+    return math.ceil(error.retry_delay_seconds * 1e3) if error.retry_delay_seconds else None
 
 
 def _pack(message: StatusMessage, detail: Message) -> None:

@@ -392,6 +392,20 @@ def test_a_stream_without_a_conversation_takes_nothing():
     assert not stream.is_full
 
 
+@pytest.mark.parametrize(
+    ("error", "pushback_ms"),
+    [
+        (errors.draining(), -1),
+        (errors.overloaded(9, 1.25), 1250),
+        (errors.overloaded(9, 0.0001), 1),
+        (errors.step_gap(1, 2), None),
+    ],
+)
+def test_a_status_says_what_a_repetition_should_do(error, pushback_ms):
+    """Go elsewhere, come later, or nothing; a delay is never rounded to none."""
+    assert status_of(error).retry_pushback_ms == pushback_ms
+
+
 def test_nothing_of_a_status_is_unprintable():
     """Statuses travel as headers: what a caller sent stands in them quoted."""
     status = status_of(errors.session_not_found("a\r\nb\0"))
