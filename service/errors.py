@@ -4,7 +4,7 @@
      ·  reason               one of Reason; fixes the code
      ·  message              says what is wrong and what to do
      ·  metadata             facts for machines: "field", "expected_step_index", "error_id" ...
-     ·  retry_delay_seconds  for OVERLOADED: when to come again
+     ·  retry_delay_seconds  for OVERLOADED, STORE_UNAVAILABLE: when to come again
 
 Every other exception is a fault of the server: callers get INTERNAL and an id, the log has the rest.
 This module does not know gRPC; codes are the numbers of google.rpc.Code.

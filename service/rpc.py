@@ -7,6 +7,7 @@ yet answered is bounded. Does not know the engine nor any server library.
 """
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Generic, Protocol, TypeVar
@@ -18,7 +19,7 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status as StatusMessage
 
 from service import errors, faults
-from service.errors import DOMAIN, StreamcellError
+from service.errors import DOMAIN, Reason, StreamcellError
 
 Request = TypeVar("Request", bound=Message)
 CountError = Callable[[str, StreamcellError], None]
@@ -33,11 +34,16 @@ class Call:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Status:
-    """How a call ends: a canonical code, a message, and `details` for grpc-status-details-bin."""
+    """How a call ends: a canonical code, a message, and what the trailers say beside them.
+
+    `details` are for grpc-status-details-bin. `retry_pushback_ms` is for grpc-retry-pushback-ms, which a gRPC
+    client that repeats calls by itself heeds: not before so long, or, negative, not here at all.
+    """
 
     code: int
     message: str
     details: bytes
+    retry_pushback_ms: int | None = None
 
 
 class RefusedError(Exception):
@@ -56,7 +62,13 @@ def status_of(error: StreamcellError) -> Status:
         delay = Duration()
         delay.FromNanoseconds(round(error.retry_delay_seconds * 1e9))
         _pack(message, RetryInfo(retry_delay=delay))
-    return Status(int(error.code), error.message, message.SerializeToString())
+    return Status(int(error.code), error.message, message.SerializeToString(), _pushback_ms(error))
+
+
+def _pushback_ms(error: StreamcellError) -> int | None:
+    if error.reason is Reason.DRAINING:
+        return -1
+    return math.ceil(error.retry_delay_seconds * 1e3) if error.retry_delay_seconds else None
 
 
 def _pack(message: StatusMessage, detail: Message) -> None:
@@ -79,12 +91,22 @@ def parse(request_type: type[Request], raw: bytes) -> Request:
 
 
 class Unary(Generic[Request]):
-    """A method with one request and one response."""
+    """A method with one request and one response.
+
+    Args:
+        is_work: whether a server on its way out refuses it; what tells of the server is answered to the end.
+    """
 
     def __init__(
-        self, path: str, request_type: type[Request], behaviour: Callable[[Request, Call], Awaitable[Message]]
+        self,
+        path: str,
+        request_type: type[Request],
+        behaviour: Callable[[Request, Call], Awaitable[Message]],
+        *,
+        is_work: bool = True,
     ) -> None:
         self.path = path
+        self.is_work = is_work
         self._request_type = request_type
         self._behaviour = behaviour
 
@@ -256,6 +278,16 @@ class Router:
         self._count_error = count_error
         self._count_streams = count_streams
         self._streams: set[Stream] = set()
+        self._is_draining = False
+
+    def admit(self, method: "Unary[Message]") -> None:
+        """Lets a unary call begin. `answer` asks too, for fronts that cannot before they have the request.
+
+        Raises:
+            RefusedError: DRAINING, it is work for a server on its way out.
+        """
+        if self._is_draining and method.is_work:
+            raise self.refuse(method.path, errors.draining())
 
     async def answer(self, method: "Unary[Message]", raw: bytes, call: Call) -> bytes:
         """Returns a unary response.
@@ -263,6 +295,7 @@ class Router:
         Raises:
             RefusedError: the call ends with an error.
         """
+        self.admit(method)
         try:
             self.check_size(raw)
             return await method.answer(raw, call)
@@ -281,11 +314,13 @@ class Router:
             raise errors.message_too_large(len(raw), self._max_message_bytes)
 
     def open(self, method: Streaming, call: Call) -> Stream:
-        """Begins a stream; the front must call `close` when the call is over."""
+        """Begins a stream (in a drain it ends at once); the front must call `close` when the call is over."""
         stream = Stream(method.path, self._max_stream_messages, self._max_message_bytes, self._count_error)
         stream.conversation = method.open(stream, call)
         self._streams.add(stream)
         self._count_streams(len(self._streams))
+        if self._is_draining:
+            stream.conversation.stop(errors.draining())
         return stream
 
     def close(self, stream: Stream) -> None:
@@ -295,7 +330,8 @@ class Router:
         self._count_streams(len(self._streams))
 
     def drain(self) -> None:
-        """Ends every stream, once what it was asked is answered, with what sends clients elsewhere."""
+        """Refuses new work and ends every stream, once what it was asked is answered, with DRAINING."""
+        self._is_draining = True
         for stream in list(self._streams):
             if stream.conversation is not None:
                 stream.conversation.stop(errors.draining())

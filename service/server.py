@@ -42,7 +42,7 @@ class Front(Protocol):
         """Begins to serve and returns where."""
 
     async def stop(self, grace_seconds: float) -> None:
-        """Takes no new calls, gives those under way `grace_seconds`, then cancels them."""
+        """Gives calls under way `grace_seconds`, then cancels them; the router refuses new ones meanwhile."""
 
 
 class Server:
@@ -160,6 +160,7 @@ class Server:
 
     async def abandon(self) -> None:
         """Ends at once; what is in flight is cancelled."""
+        self._router.drain()
         await self._models.stop()
         await self.front.stop(0)
         if self._write_behind is not None:

@@ -1,16 +1,23 @@
 """The channel to one target: its options, and how a list of targets is read.
 
-gRPC repeats no call by itself here: whoever makes a call knows what a repetition would mean, and a server
-that drains is left rather than asked again. Knows nothing of calls and sessions.
+gRPC repeats by itself, once, a call that changes nothing and meets UNAVAILABLE, unless the server says by
+grpc-retry-pushback-ms that it is not to: one that drains is left rather than asked again. All else is
+repeated by whoever makes the call, who knows what a repetition would mean. Both together ask at most twice
+for each attempt of the retry policy; `call_seconds` bounds the two. Knows nothing of calls and sessions.
 """
 
+import json
 from typing import Any
 
 import grpc
 
 from streamcell.errors import invalid
+from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.values import Limits, RetryPolicy, Timeout, Tls
 
+_SERVICE = pb.DESCRIPTOR.services_by_name["StreamcellService"].full_name
+_READING = ("ListModels", "GetSession", "Forecast", "SnapshotSession")  # the methods that change nothing
+_LEAST_BACKOFF_MILLISECONDS = 20  # grpcio may hang where it is about a millisecond
 _OWN_LISTS = ("ipv4:", "ipv6:")  # gRPC's own lists of addresses, which its channel goes through itself
 
 
@@ -58,10 +65,27 @@ def channel_options(
         # Channels of one process share connections otherwise, and a fresh one would lead to the server
         # that was just left.
         ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_retries", 1),
     ]
+    if retry.max_attempts > 1:
+        options.append(("grpc.service_config", json.dumps(_service_config(retry))))
     if tls is not None and tls.server_name is not None:
         options.append(("grpc.ssl_target_name_override", tls.server_name))
     return options
+
+
+def _service_config(retry: RetryPolicy) -> dict[str, Any]:
+    milliseconds = max(_LEAST_BACKOFF_MILLISECONDS, _milliseconds(retry.initial_delay_seconds))
+    backoff = f"{milliseconds / 1000:.3f}s"
+    policy = {
+        "maxAttempts": 2,
+        "initialBackoff": backoff,
+        "maxBackoff": backoff,
+        "backoffMultiplier": 1,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    names = [{"service": _SERVICE, "method": method} for method in _READING]
+    return {"methodConfig": [{"name": names, "retryPolicy": policy}]}
 
 
 def _milliseconds(seconds: float) -> int:

@@ -63,6 +63,7 @@ class Limits:
 class RetryPolicy:
     """How failed attempts are repeated: exponential backoff with full jitter, bounded twice.
 
+    A call that changes nothing is made once more by gRPC before an attempt counts as failed by UNAVAILABLE.
     Before attempt n + 1 comes a random delay of up to `initial_delay_seconds * multiplier ** (n - 1)`, at
     most `max_delay_seconds`. Attempts and time are counted anew after each success. `max_attempts=1`
     never retries. By default it is the time that bounds: a minute, in which a server can restart.

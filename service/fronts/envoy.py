@@ -7,14 +7,13 @@ wire, what is of another content type by the door for curl and browsers. Does no
 import asyncio
 from typing import Any
 
-from service import errors
 from service.config import Address, Config
 from service.errors import Code
 from service.fronts import wire
 from service.fronts.carried import BODY, START, Carried, CarriedCall, CarriedStream, Receive, Send, end
 from service.fronts.cors import Origins
 from service.fronts.wire import Deframer, Headers
-from service.rpc import Call, RefusedError, Router, Status, Unary, status_of
+from service.rpc import Call, RefusedError, Router, Status, Unary
 
 # Messages somewhat over the bound still arrive, to be refused with their reason, as on the other front.
 _HARD_LIMIT_FACTOR = 4
@@ -46,7 +45,6 @@ class EnvoyFront:
         self._web = WebDoor(router, self._hard_limit)
         self._origins = Origins(settings.cors_origins)
         self._calls: set[Carried] = set()
-        self._is_stopping = False
         self._asking: asyncio.Task[None] | None = None
         self._all_ended = asyncio.Event()
 
@@ -56,8 +54,7 @@ class EnvoyFront:
         return self._listen
 
     async def stop(self, grace_seconds: float) -> None:
-        """Takes no new calls, gives those under way `grace_seconds`, then breaks them off."""
-        self._is_stopping = True
+        """Gives calls under way `grace_seconds`, then breaks them off; the router refuses new ones."""
         try:
             async with asyncio.timeout(grace_seconds):
                 while self._calls:
@@ -114,8 +111,6 @@ class EnvoyFront:
         if carried is None:
             _answer_http(send, 404, [], _NO_METHOD, b"application/json")
             return
-        if self._is_stopping:
-            carried.break_off(status_of(errors.draining()))
         try:
             self._check_metadata(headers)
         except RefusedError as refused:
@@ -141,10 +136,9 @@ class EnvoyFront:
         method = self._router.methods.get(path)
         if method is None:
             raise wire.refused(Code.UNIMPLEMENTED, "Method not found!")
-        if self._is_stopping:
-            raise RefusedError(status_of(errors.draining()))
         deframer = Deframer(self._hard_limit, headers.get(b"grpc-encoding", b""))
         if isinstance(method, Unary):
+            self._router.admit(method)
             return CarriedCall(self._router, method, deframer, receive, send)
         return CarriedStream(self._router, method, deframer, receive, send)
 

@@ -4,6 +4,7 @@ Knows gRPC's server, not what the methods do; the only module that does.
 """
 
 import asyncio
+import contextlib
 import pathlib
 from collections.abc import Callable
 from typing import Any, cast
@@ -16,9 +17,15 @@ from service.errors import ConfigError
 from service.rpc import Call, RefusedError, Router, Status, Stream, Streaming, Unary
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 # Messages somewhat over the bound still arrive, to be refused with their reason; gRPC itself stops the rest.
 _HARD_LIMIT_FACTOR = 4
+# Calls are in gRPC's core some turns of the loop before they are seen here. So quiet is counted in naps: a
+# loop that was held up has seen no calls either, which is no quiet.
+_NAP_SECONDS = 0.01
+_QUIET_NAPS = 5
+_LINGER_SECONDS = 1.0  # at most, where clients come again and again
 _Caller = Callable[["aio.ServicerContext[bytes, bytes]"], Call]
 
 
@@ -28,7 +35,8 @@ class GrpcioFront:
     def __init__(self, router: Router, settings: Config) -> None:
         self._router = router
         self._server = aio.server(options=_options(settings))
-        self._server.add_generic_rpc_handlers((_Handlers(router, _caller(settings)),))
+        self._calls = _Calls()
+        self._server.add_generic_rpc_handlers((_Handlers(router, self._calls, _caller(settings)),))
         self._settings = settings
 
     async def start(self) -> Address:
@@ -51,15 +59,62 @@ class GrpcioFront:
         return Address(wanted.host, port)
 
     async def stop(self, grace_seconds: float) -> None:
-        """Takes no new calls, gives those under way `grace_seconds`, then cancels them."""
-        await self._server.stop(grace_seconds)
+        """Gives calls under way `grace_seconds`, then cancels them; the router refuses new ones.
+
+        Once gRPC's server is told to stop, it cancels without a word whatever reaches it and what it has
+        not handed over yet. So it is told last: when calls have ended, those that came meanwhile were
+        refused and no more come. Of clients that call on without a pause, what is on its way then is
+        cancelled still; no method has seen it.
+        """
+        now = asyncio.get_running_loop().time
+        deadline = now() + grace_seconds
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await self._calls.all_ended()
+            async with asyncio.timeout(min(_LINGER_SECONDS, (deadline - now()) / 2)):
+                await self._calls.quiet()
+        await self._server.stop(max(0.0, deadline - now()))
+
+
+class _Calls:
+    """The calls that a method has taken and not answered yet."""
+
+    def __init__(self) -> None:
+        self._num_under_way = 0
+        self._num_over = 0
+        self._ended = asyncio.Event()
+
+    def __enter__(self) -> None:
+        self._num_under_way += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._num_under_way -= 1
+        self._num_over += 1
+        if not self._num_under_way:
+            self._ended.set()
+
+    async def all_ended(self) -> None:
+        """Waits until none is under way."""
+        while self._num_under_way:
+            self._ended.clear()
+            await self._ended.wait()
+
+    async def quiet(self) -> None:
+        """Waits until for a while none has come and been refused."""
+        num_naps = 0
+        while num_naps < _QUIET_NAPS:
+            num_over = self._num_over
+            await asyncio.sleep(_NAP_SECONDS)
+            num_naps = num_naps + 1 if num_over == self._num_over else 0
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs alone
     """Finds the handler of a path; a path without one is UNIMPLEMENTED."""
 
-    def __init__(self, router: Router, caller: "_Caller") -> None:
-        self._handlers = {path: _handler(router, method, caller) for path, method in router.methods.items()}
+    def __init__(self, router: Router, calls: _Calls, caller: "_Caller") -> None:
+        self._handlers = {
+            path: _handler(router, method, calls, caller) for path, method in router.methods.items()
+        }
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
@@ -68,17 +123,18 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in
 
 
 def _handler(
-    router: Router, method: "Unary[Any] | Streaming", caller: "_Caller"
+    router: Router, method: "Unary[Any] | Streaming", calls: _Calls, caller: "_Caller"
 ) -> "grpc.RpcMethodHandler[Any, Any]":
     if isinstance(method, Unary):
-        return grpc.unary_unary_rpc_method_handler(_answer_unary(router, method, caller))
-    return grpc.stream_stream_rpc_method_handler(_carry_stream(router, method, caller))
+        return grpc.unary_unary_rpc_method_handler(_answer_unary(router, method, calls, caller))
+    return grpc.stream_stream_rpc_method_handler(_carry_stream(router, method, calls, caller))
 
 
-def _answer_unary(router: Router, method: "Unary[Any]", caller: "_Caller") -> Any:
+def _answer_unary(router: Router, method: "Unary[Any]", calls: _Calls, caller: "_Caller") -> Any:
     async def answer(raw: bytes, context: "aio.ServicerContext[bytes, bytes]") -> bytes:
         try:
-            return await router.answer(method, raw, caller(context))
+            with calls:
+                return await router.answer(method, raw, caller(context))
         except RefusedError as refused:
             await _abort(context, refused.status)
             raise AssertionError from None  # abort has raised
@@ -86,18 +142,14 @@ def _answer_unary(router: Router, method: "Unary[Any]", caller: "_Caller") -> An
     return answer
 
 
-def _carry_stream(router: Router, method: Streaming, caller: "_Caller") -> Any:
+def _carry_stream(router: Router, method: Streaming, calls: _Calls, caller: "_Caller") -> Any:
     async def carry(_: Any, context: "aio.ServicerContext[bytes, bytes]") -> None:
         stream = router.open(method, caller(context))
         waits = _Waits(stream)
         reader = asyncio.create_task(_read(stream, waits, context))
         try:
-            while not stream.is_over:
-                while (message := stream.take()) is not None:
-                    waits.wake_reader()
-                    await context.write(message)
-                if not stream.is_over:
-                    await waits.for_message()
+            with calls:
+                await _write(stream, waits, context)
             if stream.status is not None:
                 await _abort(context, stream.status)
         finally:
@@ -105,6 +157,15 @@ def _carry_stream(router: Router, method: Streaming, caller: "_Caller") -> Any:
             router.close(stream)
 
     return carry
+
+
+async def _write(stream: Stream, waits: "_Waits", context: "aio.ServicerContext[bytes, bytes]") -> None:
+    while not stream.is_over:
+        while (message := stream.take()) is not None:
+            waits.wake_reader()
+            await context.write(message)
+        if not stream.is_over:
+            await waits.for_message()
 
 
 async def _read(stream: Stream, waits: "_Waits", context: "aio.ServicerContext[bytes, bytes]") -> None:
@@ -145,8 +206,10 @@ class _Waits:
 
 
 async def _abort(context: "aio.ServicerContext[bytes, bytes]", status: Status) -> None:
-    details = ((_DETAILS_KEY, status.details),)
-    await context.abort(_CODES[status.code], status.message, details)
+    trailers: list[tuple[str, str | bytes]] = [(_DETAILS_KEY, status.details)]
+    if status.retry_pushback_ms is not None:
+        trailers.append((_PUSHBACK_KEY, str(status.retry_pushback_ms)))
+    await context.abort(_CODES[status.code], status.message, tuple(trailers))
 
 
 def _caller(settings: Config) -> "_Caller":

@@ -144,4 +144,6 @@ def trailers(status: Status | None) -> Headers:
     ]
     if status.details:
         found.append((b"grpc-status-details-bin", base64.b64encode(status.details).rstrip(b"=")))
+    if status.retry_pushback_ms is not None:
+        found.append((b"grpc-retry-pushback-ms", str(status.retry_pushback_ms).encode()))
     return found

@@ -23,7 +23,7 @@ def _method(name: str, request_type: type[Any]) -> Unary[Any]:
     async def answer(request: Any, call: Call) -> Any:
         return ask(request, _Context())
 
-    return Unary(f"/{SERVICE}/{name}", request_type, answer)
+    return Unary(f"/{SERVICE}/{name}", request_type, answer, is_work=False)
 
 
 class _Context:

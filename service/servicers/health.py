@@ -28,8 +28,8 @@ class HealthServicer:
     def methods(self) -> list[Unary[Any] | Streaming]:
         """Returns the service's methods."""
         return [
-            Unary(f"/{SERVICE}/Check", pb.HealthCheckRequest, self._check),
-            Unary(f"/{SERVICE}/List", pb.HealthListRequest, self._list),
+            Unary(f"/{SERVICE}/Check", pb.HealthCheckRequest, self._check, is_work=False),
+            Unary(f"/{SERVICE}/List", pb.HealthListRequest, self._list, is_work=False),
             Streaming(f"/{SERVICE}/Watch", self._watch),
         ]
 
@@ -78,9 +78,13 @@ class _Watch:
             self._stream.send(pb.HealthCheckResponse(status=status).SerializeToString())
 
     def stop(self, error: StreamcellError | None) -> None:
-        if error is not None:  # the client's half-close is no end: it only listens
-            self._health.forget(self)
-            self._stream.end(error)
+        if error is None:  # the client's half-close is no end: it only listens
+            return
+        if self._service == _NOT_ASKED:  # it begins in a drain: whatever it would ask of, nothing serves
+            self._service = ""
+            self.tell()
+        self._health.forget(self)
+        self._stream.end(error)
 
     def cancel(self) -> None:
         self._health.forget(self)

@@ -32,7 +32,7 @@ class InferenceServicer:
     def methods(self) -> list[Unary[Any] | Streaming]:
         """Returns the service's methods."""
         about = self._about
-        unary: dict[str, tuple[type[Message], Callable[[Any, Call], Awaitable[Message]]]] = {
+        tells: dict[str, tuple[type[Message], Callable[[Any, Call], Awaitable[Message]]]] = {
             "ServerLive": (pb.ServerLiveRequest, about.server_live),
             "ServerReady": (pb.ServerReadyRequest, about.server_ready),
             "ModelReady": (pb.ModelReadyRequest, about.model_ready),
@@ -41,12 +41,15 @@ class InferenceServicer:
             "ModelConfig": (pb.ModelConfigRequest, about.model_config),
             "ModelStatistics": (pb.ModelStatisticsRequest, about.model_statistics),
             "RepositoryIndex": (pb.RepositoryIndexRequest, about.repository_index),
-            "ModelInfer": (pb.ModelInferRequest, self.model_infer),
         }
         listed: list[Unary[Any] | Streaming] = [
-            Unary(f"/{SERVICE}/{name}", *parts) for name, parts in unary.items()
+            Unary(f"/{SERVICE}/{name}", *parts, is_work=False) for name, parts in tells.items()
         ]
-        return [*listed, Streaming(f"/{SERVICE}/ModelStreamInfer", self.model_stream_infer)]
+        return [
+            *listed,
+            Unary(f"/{SERVICE}/ModelInfer", pb.ModelInferRequest, self.model_infer),
+            Streaming(f"/{SERVICE}/ModelStreamInfer", self.model_stream_infer),
+        ]
 
     async def model_infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         """Answers ModelInfer."""

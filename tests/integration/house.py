@@ -14,6 +14,8 @@ from service.errors import Reason, StreamcellError
 from service.fronts.envoy import EnvoyFront
 from service.fronts.grpcio import GrpcioFront
 from service.rpc import Call, Router, Stream, Streaming, Unary
+from service.server import Front
+from service.servicers.health import HealthServicer
 from service.supervisor import Supervisor
 
 SECRET = "this stands in the log alone"  # noqa: S105
@@ -129,9 +131,9 @@ class Talk:
 
 
 def router(settings: Config) -> Router:
-    """Returns a router over a house's methods."""
+    """Returns a router over a house's methods, and those of a server's health."""
     return Router(
-        House().methods(),
+        [*House().methods(), *HealthServicer([]).methods()],
         settings.max_message_bytes,
         settings.max_stream_messages,
         lambda path, error: None,
@@ -144,12 +146,16 @@ class InProcess:
 
     async def start(self, settings: Config) -> str:
         """Starts it and returns where it listens."""
-        self._front = GrpcioFront(router(settings), settings)
-        return str(await self._front.start())
+        self._inside = _InsideServer(settings, GrpcioFront)
+        return str(await self._inside.front.start())
+
+    async def drain(self) -> bool:
+        """Has it finish what is under way."""
+        return await self._inside.drain()
 
     async def stop(self) -> None:
         """Ends it."""
-        await self._front.stop(0)
+        await self._inside.abandon()
 
 
 class InEnvoy:
@@ -162,7 +168,7 @@ class InEnvoy:
         return str(self._supervisor.listen)
 
     async def drain(self) -> bool:
-        """Has it finish what is under way, within a second."""
+        """Has it finish what is under way."""
         return await self._supervisor.drain()
 
     async def stop(self) -> None:
@@ -176,8 +182,10 @@ HOUSES: dict[str, Callable[[], Any]] = {"grpcio": InProcess, "envoy": InEnvoy}
 class _InsideServer:
     """What `service.worker` needs of a server."""
 
-    def __init__(self, settings: Config) -> None:
-        self.front = EnvoyFront(router(settings), settings)
+    def __init__(self, settings: Config, front: Callable[[Router, Config], Front]) -> None:
+        self._router = router(settings)
+        self._grace_seconds = settings.drain_timeout_seconds
+        self.front = front(self._router, settings)
         self.listen = settings.listen
 
     async def start(self) -> None:
@@ -187,7 +195,8 @@ class _InsideServer:
         return ""
 
     async def drain(self) -> bool:
-        await self.front.stop(1)
+        self._router.drain()
+        await self.front.stop(self._grace_seconds)
         return True
 
     async def abandon(self) -> None:
@@ -200,4 +209,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     from service.worker import Application
 
-    return Application(_InsideServer)
+    return Application(lambda settings: _InsideServer(settings, EnvoyFront))

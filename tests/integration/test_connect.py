@@ -459,7 +459,7 @@ async def test_health_by_json_and_errors_in_the_metrics(peer):
 async def test_draining_lets_calls_end_and_then_breaks_them_off():
     """A call that waits for ever is told that the server stops."""
     house = HOUSES["envoy"]()
-    address = await house.start(settings(front="envoy"))
+    address = await house.start(settings(front="envoy", drain_timeout_seconds=1.0))
     waiting = asyncio.create_task(post(address, "/t/Wait", "d"))
     await until_told(address, "waits d")
     assert await house.drain()

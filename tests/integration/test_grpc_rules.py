@@ -102,6 +102,16 @@ async def test_every_status_comes_with_its_message_and_details(channel):
             assert (info.reason, dict(info.metadata)) == (reason, {"asked": reason})
 
 
+@pytest.mark.parametrize("path", ["/t/Refuse", "/t/Talk"])
+async def test_an_error_says_when_to_repeat_the_call(client, path):
+    """After its delay, and on a server that drains not at all; a fault says nothing of it."""
+    found = {}
+    for reason in ("DRAINING", "OVERLOADED", "STORE_UNAVAILABLE", "fault"):
+        headers = (await client.call(path, message(reason))).headers
+        found[reason] = headers.get("grpc-retry-pushback-ms")
+    assert found == {"DRAINING": "-1", "OVERLOADED": "500", "STORE_UNAVAILABLE": "500", "fault": None}
+
+
 async def error_of(call):
     """Returns the error that a call ended with."""
     with pytest.raises(aio.AioRpcError) as caught:

@@ -13,7 +13,8 @@ Conventions
   Time       `time_ns`: Unix time in nanoseconds.
   Counting   `step_index` is 0-based and per session; `num_steps` counts.
   Errors     a gRPC status whose details hold a google.rpc.ErrorInfo with domain "streamcell" and
-             the reason, and for OVERLOADED a google.rpc.RetryInfo. Reasons and codes:
+             the reason, and for OVERLOADED and STORE_UNAVAILABLE a google.rpc.RetryInfo.
+             Reasons and codes:
                INVALID_ARGUMENT     INVALID_ARGUMENT (metadata "field": the field at fault)
                TOO_MANY_STEPS       INVALID_ARGUMENT (more steps in one message than allowed)
                MODEL_NOT_FOUND      NOT_FOUND
@@ -34,6 +35,8 @@ Conventions
                STORE_UNAVAILABLE    UNAVAILABLE (a durable session cannot be written now)
                NOT_IMPLEMENTED      UNIMPLEMENTED
                INTERNAL             INTERNAL (metadata "error_id": what to look for in the log)
+             The trailer grpc-retry-pushback-ms says the same to a gRPC client that repeats calls by
+             itself: -1 with DRAINING (not here), RetryInfo's delay where there is one.
              CANCELLED and DEADLINE_EXCEEDED are gRPC's own. Clients ignore reasons, fields and
              enum values they do not know: new ones come without a new version.
   Isolation  a session is seen only by the principal that opened it; to others it is NOT_FOUND.

@@ -120,9 +120,9 @@ class Crowd:
         writing = asyncio.create_task(write())
         with pytest.raises(aio.AioRpcError) as caught:
             await read()
-        # grpcio's client may say CANCELLED of a call that ends while it writes; its status is lost then.
-        failure = errors.from_rpc_error(caught.value)
-        assert isinstance(failure, errors.Draining | errors.ConnectionLost), failure
+        # A write to a call that has just ended has grpcio's client forget the status that it was sent.
+        if caught.value.details() != "Internal error from Core":
+            assert isinstance(errors.from_rpc_error(caught.value), errors.Draining), caught.value
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
 

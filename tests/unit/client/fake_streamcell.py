@@ -46,8 +46,8 @@ def draining():
     return Fault("UNAVAILABLE", "DRAINING", "this server is stopping")
 
 
-def store_unavailable():
-    return Fault("UNAVAILABLE", "STORE_UNAVAILABLE", "the store is away")
+def store_unavailable(retry_delay=0.0):
+    return Fault("UNAVAILABLE", "STORE_UNAVAILABLE", "the store is away", retry_delay=retry_delay)
 
 
 def fenced():
@@ -353,9 +353,14 @@ def _no_session(session_id):
 
 async def _abort(context, fault):
     code = getattr(grpc.StatusCode, fault.code)
+    trailers = []
     if fault.reason:
-        details = grpc_details(fault)
-        context.set_trailing_metadata((("grpc-status-details-bin", details.SerializeToString()),))
+        trailers.append(("grpc-status-details-bin", grpc_details(fault).SerializeToString()))
+    if fault.reason == "DRAINING":
+        trailers.append(("grpc-retry-pushback-ms", "-1"))
+    elif fault.retry_delay:
+        trailers.append(("grpc-retry-pushback-ms", str(round(fault.retry_delay * 1000))))
+    context.set_trailing_metadata(tuple(trailers))
     await context.abort(code, fault.message)
 
 

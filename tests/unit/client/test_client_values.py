@@ -89,5 +89,4 @@ def test_the_channel_follows_the_settings():
     assert options["grpc.initial_reconnect_backoff_ms"] == 200
     assert options["grpc.max_reconnect_backoff_ms"] == 3_000
     assert options["grpc.dns_min_time_between_resolutions_ms"] == 3_000
-    assert "grpc.service_config" not in options  # gRPC repeats nothing behind the library's back
     assert options["grpc.ssl_target_name_override"] == "inside"

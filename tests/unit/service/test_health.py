@@ -95,6 +95,16 @@ async def test_watches_end_with_the_server_and_are_forgotten(served):
     assert not served.health._watches
 
 
+async def test_a_drain_is_told_to_those_who_ask(served):
+    """Check is answered; a Watch hears NOT_SERVING and ends, though it has not said yet of what."""
+    served.router.drain()
+    assert (await served.ask(CHECK, health_pb2.HealthCheckRequest())).status == NOT_SERVING
+    stream = served.stream(WATCH)
+    assert await status(stream) == NOT_SERVING
+    assert (await ending(stream)).reason == "DRAINING"
+    assert not served.health._watches
+
+
 async def reflect(served, **question):
     """Returns reflection's answer."""
     stream = served.stream(f"/{reflection.SERVICE}/ServerReflectionInfo")

@@ -48,9 +48,10 @@ class House:
     def __init__(self, max_message_bytes=100, max_stream_messages=2):
         self.errors, self.counts = [], []
         self.unary = Unary("/t/Unary", StringValue, self._answer)
+        self.telling = Unary("/t/Telling", StringValue, self._answer, is_work=False)
         self.streaming = Streaming("/t/Stream", lambda stream, call: Echo(stream))
         self.router = Router(
-            [self.unary, self.streaming],
+            [self.unary, self.telling, self.streaming],
             max_message_bytes,
             max_stream_messages,
             lambda path, error: self.errors.append((path, error.reason)),
@@ -357,6 +358,31 @@ async def test_a_drain_sends_every_stream_elsewhere(house):
     assert Refusal.of(first.status).reason == Reason.DRAINING
 
 
+async def test_a_drain_refuses_new_work_and_counts_it(house):
+    """DRAINING, before a request is read and after; what tells of the server is answered still."""
+    house.router.admit(house.unary)
+    house.router.drain()
+    with pytest.raises(RefusedError) as caught:
+        house.router.admit(house.unary)
+    assert Refusal.of(caught.value.status).reason == Reason.DRAINING
+    with pytest.raises(RefusedError) as caught:
+        await house.router.answer(house.unary, b"\xff" * 1000, Call())
+    assert Refusal.of(caught.value.status).reason == Reason.DRAINING
+    assert house.errors == [("/t/Unary", Reason.DRAINING)] * 2
+    assert await house.router.answer(house.telling, b"", Call("me"))
+
+
+async def test_a_stream_that_begins_in_a_drain_ends_at_once(house):
+    """It may never say anything, and must hold nothing up."""
+    house.router.drain()
+    stream, _ = house.open()
+    assert stream.is_over
+    assert Refusal.of(stream.status).reason == Reason.DRAINING
+    assert house.errors == [("/t/Stream", Reason.DRAINING)]
+    house.router.close(stream)
+    assert house.counts == [1, 0]
+
+
 def test_a_stream_without_a_conversation_takes_nothing():
     """Before its behaviour is in place a stream ignores what comes."""
     stream = Stream("/t/Stream", 1, 1000, lambda path, error: None)
@@ -364,6 +390,20 @@ def test_a_stream_without_a_conversation_takes_nothing():
     stream.half_close()
     stream.cancel()
     assert not stream.is_full
+
+
+@pytest.mark.parametrize(
+    ("error", "pushback_ms"),
+    [
+        (errors.draining(), -1),
+        (errors.overloaded(9, 1.25), 1250),
+        (errors.overloaded(9, 0.0001), 1),
+        (errors.step_gap(1, 2), None),
+    ],
+)
+def test_a_status_says_what_a_repetition_should_do(error, pushback_ms):
+    """Go elsewhere, come later, or nothing; a delay is never rounded to none."""
+    assert status_of(error).retry_pushback_ms == pushback_ms
 
 
 def test_nothing_of_a_status_is_unprintable():

@@ -62,10 +62,15 @@ class Exchange:
 
 
 @pytest.fixture
-async def front():
+def router():
+    """A house's methods."""
+    return house.router(settings(front="envoy"))
+
+
+@pytest.fixture
+async def front(router):
     """The application over a house."""
-    config = settings(front="envoy")
-    front = EnvoyFront(house.router(config), config)
+    front = EnvoyFront(router, settings(front="envoy"))
     await front.start()
     yield front
     await front.stop(0)
@@ -77,9 +82,9 @@ def test_an_install_without_the_extra_has_the_workers_module_all_the_same():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-async def test_a_request_while_the_server_stops_is_sent_elsewhere(front):
+async def test_a_request_while_the_server_stops_is_sent_elsewhere(front, router):
     """UNAVAILABLE with DRAINING, as over gRPC."""
-    await front.stop(0)
+    router.drain()
     exchange = Exchange("/t/Echo", b'"hi"')
     await front(exchange.scope, exchange.receive, exchange.send)
     status, error = exchange.answer

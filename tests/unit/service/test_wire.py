@@ -163,6 +163,13 @@ def test_a_status_survives_its_headers(code, message, details):
     assert base64.b64decode(packed + b"=" * (-len(packed) % 4)) == details
 
 
+@pytest.mark.parametrize(("pushback", "header"), [(None, None), (-1, b"-1"), (0, b"0"), (1250, b"1250")])
+def test_a_status_may_say_when_to_come_again(pushback, header):
+    """Only where it has something to say."""
+    found = dict(wire.trailers(Status(14, "later", b"", pushback)))
+    assert found.get(b"grpc-retry-pushback-ms") == header
+
+
 def test_ok_needs_no_words():
     """A call that went well ends with its code alone."""
     assert wire.trailers(None) == [(b"grpc-status", b"0")]
