@@ -4,9 +4,10 @@ import asyncio
 import time
 
 import pytest
+import uvloop
 
 from loadtest.api import OverError
-from loadtest.load import Load
+from loadtest.load import Load, sleep_until
 from loadtest.options import Options
 from loadtest.plan import Window
 
@@ -142,3 +143,19 @@ async def test_open_loop_counts_latency_from_the_planned_time():
     tally = await load([SlowFirst([""] * 10, then=stop.set)], stop, rate=1000.0)
     assert tally.num_steps == 10
     assert tally.latencies.percentile_seconds(10) > 0.009
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_no_sleep_ends_before_its_instant(new_loop):
+    """Loops round their timers, some to a millisecond: a message must not count as sent before the window."""
+
+    async def late_by_ns(nanoseconds):
+        instant = time.monotonic_ns() + nanoseconds
+        await sleep_until(instant)
+        return time.monotonic_ns() - instant
+
+    async def least():
+        return min([await late_by_ns(number * 100_000) for number in range(50)])
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(least()) >= 0
