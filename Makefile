@@ -79,8 +79,8 @@ slow: $(VENV)/.dev ## Runs the tests that take minutes each
 	$(BIN)/python -m pytest -m slow --timeout 900 $(ARGS)
 
 .PHONY: e2e
-e2e: $(VENV)/.dev redis ## Runs the tests with real processes in full: an hour of crashes, moves and outages
-	STREAMCELL_E2E=full $(BIN)/python -m pytest tests/e2e --timeout 3600 $(ARGS)
+e2e: $(VENV)/.dev $(TRITON)/.ready redis ## Runs the tests with real processes in full: 20 minutes of crashes and moves
+	STREAMCELL_E2E=full $(BIN)/python -m pytest tests/e2e --timeout 3600 -n auto --maxprocesses 2 --dist worksteal $(ARGS)
 
 # Debian's package; RUNLEVEL=1 keeps it from starting a server of its own.
 .PHONY: redis
