@@ -82,10 +82,15 @@ class Engine(Residents):
         return self._scheduler.is_busy(slot)
 
     def leave(self) -> None:
-        """Ends an engine that nobody uses: nothing may be asked of it, and nothing in it keeps it."""
+        """Ends an engine that nobody uses: model and states are let go, and nothing in it keeps it.
+
+        Where its sessions are and how they ended may still be asked, nothing else.
+        """
         self.has_left = True
         self.on_end = self.when_stored = None
         self._pacer.end()
+        # Streams on which its sessions were bound may hold on to it for as long as their clients like.
+        del self._runner, self._undo
 
     # -- Work --------------------------------------------------------------------------------------
 

@@ -1,7 +1,9 @@
 """Sessions that go on on another version of their model: at rest, under way, in frames, in a store."""
 
 import asyncio
+import gc
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -48,6 +50,27 @@ async def test_sessions_move_with_all_that_they_are(serve_folder):
     labels = {"model": NAME, "version": "2"}
     assert house.sample("streamcell_sessions_migrated_total", **labels) == 2
     assert house.sample("streamcell_sessions_open", **labels) == 2
+
+
+async def test_a_stream_that_goes_on_keeps_nothing_of_the_model_it_began_on(serve_folder):
+    """Its weights and the states are let go: a client may keep a stream for as long as it likes."""
+    house = await serve_folder(on_new_version="migrate")
+    await house.served.open("s", "closed")
+    stream = house.served.stream()
+    bind = pb.StreamRequest(config=pb.StreamConfig(session_ids=["s", "closed"]))
+    step = pb.StreamRequest(step=pb.StepRequest(x=X[0]))
+    await talk(stream, bind, step)
+    gone = weakref.ref(house.catalog.get(f"{NAME}/1")._runner)
+    await house.served.ask("CloseSession", pb.CloseSessionRequest(session_id="closed"))
+    await house.notice("2")
+    await moved(house)
+    await fakes.turn()
+    gc.collect()  # TorchScript leaves rings of its own
+    assert gone() is None
+    (reply,) = await talk(stream, step)
+    assert reply.step.step_index == 1
+    (reply,) = await talk(stream, pb.StreamRequest(step=pb.StepRequest(session=1, x=X[0])))
+    assert reply.error.reason == "SESSION_NOT_FOUND"
 
 
 async def test_who_names_the_version_that_a_session_began_on_still_finds_it(serve_folder):
