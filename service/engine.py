@@ -82,15 +82,10 @@ class Engine(Residents):
         return self._scheduler.is_busy(slot)
 
     def leave(self) -> None:
-        """Ends an engine that nobody uses: model and states are let go, and nothing in it keeps it.
-
-        Where its sessions are and how they ended may still be asked, nothing else.
-        """
-        self.has_left = True
-        self.on_end = self.when_stored = None
+        """Ends an engine that nobody uses, as `let_go` says; nothing in it keeps it."""
+        self.let_go()
+        self.when_stored = None
         self._pacer.end()
-        # Streams on which its sessions were bound may hold on to it for as long as their clients like.
-        del self._runner, self._undo
 
     # -- Work --------------------------------------------------------------------------------------
 

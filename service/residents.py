@@ -144,6 +144,13 @@ class Residents:
             self._slots.give_back(slot)
         self._vacated = []
 
+    def let_go(self) -> None:
+        """Frees model and states: where sessions are and how they ended may still be asked, nothing else."""
+        self.has_left = True
+        self.on_end = None
+        # Streams on which sessions were bound may hold on to the rest for as long as their clients like.
+        del self._runner, self._undo
+
     def move(self, slots: list[int]) -> int:
         """Has sessions at rest go on, where they stand, on the successor; returns how many had room there.
 
