@@ -1,6 +1,7 @@
 """A server over a folder of models, without a network: its folder is looked at when told."""
 
 import asyncio
+import gc
 import shutil
 import time
 
@@ -88,6 +89,17 @@ class House:
         """Returns a session of a version by itself."""
         path = self.files[made or version]
         return Alone(fakes.artifact.load(NAME, version, path, CPU))
+
+    async def lets_go(self, gone):
+        """Lets versions leave that nobody uses; holds that one's memory is free then, collector or not."""
+        self.served.engines.clear()
+        gc.disable()
+        try:
+            self.models.tend()
+            await fakes.turn()
+            assert gone() is None, gc.get_referrers(gone())
+        finally:
+            gc.enable()
 
     def statuses(self):
         """Returns the status of each version in memory."""
