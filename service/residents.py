@@ -178,6 +178,8 @@ class Residents:
 
     def whereabouts(self, slot: int, generation: int) -> tuple[Self, int, int]:
         """Returns where a session is that was here: on which version, in which slot, of which generation."""
+        if not self.was_superseded:  # as nearly always
+            return self, slot, generation
         at = self, slot, generation
         while (there := at[0]._moved.get(at[1:])) is not None:
             at = there

@@ -83,8 +83,6 @@ def num_durable(engine: Engine, slot: int) -> int:
 
 def num_durable_of(engine: Engine, work: Step) -> int:
     """Returns how many steps of a step's session are in the store, wherever the session is now."""
-    if not engine.was_superseded:
-        return num_durable(engine, work.slot)
     engine, slot, _ = engine.whereabouts(work.slot, work.generation)
     return num_durable(engine, slot)
 

@@ -62,8 +62,6 @@ class Run:
     @property
     def place(self) -> tuple[Engine, int]:
         """Engine and slot of its session, wherever that is now."""
-        if not self.engine.was_superseded:
-            return self.engine, self.slot
         return self.engine.whereabouts(self.slot, self.generation)[:2]
 
     @property
