@@ -1,4 +1,4 @@
-"""Remote calls without a transport: methods as paths and behaviours over bytes, streams, and statuses.
+"""Remote calls without a transport: methods as paths and behaviours over bytes, and streams.
 
 A front (layer 5) carries bytes between clients and this module; servicers (layer 4) say what a method does.
 A unary behaviour is a coroutine. A stream's behaviour is pushed to, message by message, and answers by
@@ -7,19 +7,15 @@ yet answered is bounded. Does not know the engine nor any server library.
 """
 
 import dataclasses
-import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Generic, Protocol, TypeVar
 
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
-from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
-from google.rpc.status_pb2 import Status as StatusMessage
 
 from service import errors, faults
-from service.errors import DOMAIN, Reason, StreamcellError
+from service.errors import StreamcellError
+from service.statuses import RefusedError, Status, status_of
 
 Request = TypeVar("Request", bound=Message)
 CountError = Callable[[str, StreamcellError], None]
@@ -30,51 +26,6 @@ class Call:
     """What a behaviour may know of the caller; `principal` is empty for callers without a certificate."""
 
     principal: str = ""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Status:
-    """How a call ends: a canonical code, a message, and what the trailers say beside them.
-
-    `details` are for grpc-status-details-bin. `retry_pushback_ms` is for grpc-retry-pushback-ms, which a gRPC
-    client that repeats calls by itself heeds: not before so long, or, negative, not here at all.
-    """
-
-    code: int
-    message: str
-    details: bytes
-    retry_pushback_ms: int | None = None
-
-
-class RefusedError(Exception):
-    """A call ended with an error; fronts send its `status`."""
-
-    def __init__(self, status: Status) -> None:
-        super().__init__(status.message)
-        self.status = status
-
-
-def status_of(error: StreamcellError) -> Status:
-    """Returns an error as a status whose details hold google.rpc's ErrorInfo and, for a retry, RetryInfo."""
-    message = StatusMessage(code=error.code, message=error.message)
-    _pack(message, ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
-    if error.retry_delay_seconds:
-        delay = Duration()
-        delay.FromNanoseconds(round(error.retry_delay_seconds * 1e9))
-        _pack(message, RetryInfo(retry_delay=delay))
-    return Status(int(error.code), error.message, message.SerializeToString(), _pushback_ms(error))
-
-
-def _pushback_ms(error: StreamcellError) -> int | None:
-    if error.reason is Reason.DRAINING:
-        return -1
-    return math.ceil(error.retry_delay_seconds * 1e3) if error.retry_delay_seconds else None
-
-
-def _pack(message: StatusMessage, detail: Message) -> None:
-    packed = AnyMessage()
-    packed.Pack(detail)
-    message.details.append(packed)
 
 
 def parse(request_type: type[Request], raw: bytes) -> Request:
@@ -176,7 +127,7 @@ class Stream:
         if self._is_ended or self.conversation is None:
             return
         self._num_unanswered += 1
-        self.hand(raw, self.conversation.receive)
+        self.guard(_receive, self.conversation, raw, self._max_message_bytes)
 
     def half_close(self) -> None:
         """The client will send no more."""
@@ -203,13 +154,6 @@ class Stream:
         """Sends a message, soon."""
         self._outgoing.append(raw)
         self.on_change()
-
-    def hand(self, raw: bytes, take: Callable[[bytes], None]) -> None:
-        """Has a message taken; what is raised over it ends the stream."""
-        if len(raw) > self._max_message_bytes:
-            self._break_off(errors.message_too_large(len(raw), self._max_message_bytes))
-        else:
-            self.guard(take, raw)
 
     def guard(self, function: Callable[..., None], *arguments: object) -> None:
         """Calls a function; what it raises ends the stream."""
@@ -251,6 +195,16 @@ class Stream:
 
 def _ignore() -> None:
     pass
+
+
+def _receive(conversation: Conversation, raw: bytes, max_bytes: int) -> None:
+    _check_size(raw, max_bytes)
+    conversation.receive(raw)
+
+
+def _check_size(raw: bytes, most: int) -> None:
+    if len(raw) > most:
+        raise errors.message_too_large(len(raw), most)
 
 
 class Router:
@@ -310,8 +264,7 @@ class Router:
         Raises:
             StreamcellError: RESOURCE_EXHAUSTED, it is too large.
         """
-        if len(raw) > self._max_message_bytes:
-            raise errors.message_too_large(len(raw), self._max_message_bytes)
+        _check_size(raw, self._max_message_bytes)
 
     def open(self, method: Streaming, call: Call) -> Stream:
         """Begins a stream (in a drain it ends at once); the front must call `close` when the call is over."""

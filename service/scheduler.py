@@ -155,10 +155,8 @@ class Scheduler:
         Raises:
             StreamcellError: OVERLOADED, and nothing is queued.
         """
-        num_steps = work.num_steps
-        if self.num_queued_steps + num_steps > self._max_queue_steps:
-            self.check_room(num_steps)
-        self.num_queued_steps += num_steps
+        self.check_room(work.num_steps)
+        self.num_queued_steps += work.num_steps
         if self._lanes.enter(work):
             self._make_ready(work)
 

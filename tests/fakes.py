@@ -27,10 +27,11 @@ from service.engine import Engine
 from service.errors import StreamcellError
 from service.keeper import Keeper
 from service.metrics import Metrics
-from service.rpc import Call, RefusedError, Router, Status, Stream, Streaming, Unary
+from service.rpc import Call, Router, Stream, Streaming, Unary
 from service.runner import Runner
 from service.servicers import health, inference, reflection, streamcell
 from service.sessions import TIME_ABSENT
+from service.statuses import RefusedError, Status
 from service.store.base import Store
 from service.work import INDEX_NEXT, Block, Control, Step
 from service.write_behind import WriteBehind

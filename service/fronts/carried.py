@@ -14,7 +14,8 @@ from typing import Any, Protocol, TypeVar
 from service.errors import Code
 from service.fronts import wire
 from service.fronts.wire import Deframer, Headers
-from service.rpc import Call, RefusedError, Router, Status, Stream, Streaming, Unary
+from service.rpc import Call, Router, Stream, Streaming, Unary
+from service.statuses import RefusedError, Status
 
 Event = dict[str, Any]
 Receive = Callable[[], Awaitable[Event]]

@@ -13,7 +13,8 @@ from service.fronts import wire
 from service.fronts.carried import BODY, START, Carried, CarriedCall, CarriedStream, Receive, Send, end
 from service.fronts.cors import Origins
 from service.fronts.wire import Deframer, Headers
-from service.rpc import Call, RefusedError, Router, Status, Unary
+from service.rpc import Call, Router, Unary
+from service.statuses import RefusedError, Status
 
 # Messages somewhat over the bound still arrive, to be refused with their reason, as on the other front.
 _HARD_LIMIT_FACTOR = 4

@@ -14,10 +14,9 @@ from grpc import aio
 
 from service.config import LARGEST, Address, Config
 from service.errors import ConfigError
-from service.rpc import Call, RefusedError, Router, Status, Stream, Streaming, Unary
+from service.rpc import Call, Router, Stream, Streaming, Unary
+from service.statuses import RefusedError, Status
 
-_DETAILS_KEY = "grpc-status-details-bin"
-_PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 # Messages somewhat over the bound still arrive, to be refused with their reason; gRPC itself stops the rest.
 _HARD_LIMIT_FACTOR = 4
@@ -206,10 +205,7 @@ class _Waits:
 
 
 async def _abort(context: "aio.ServicerContext[bytes, bytes]", status: Status) -> None:
-    trailers: list[tuple[str, str | bytes]] = [(_DETAILS_KEY, status.details)]
-    if status.retry_pushback_ms is not None:
-        trailers.append((_PUSHBACK_KEY, str(status.retry_pushback_ms)))
-    await context.abort(_CODES[status.code], status.message, tuple(trailers))
+    await context.abort(_CODES[status.code], status.message, tuple(status.trailers))
 
 
 def _caller(settings: Config) -> "_Caller":

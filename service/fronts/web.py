@@ -20,7 +20,8 @@ from service.errors import Reason, StreamcellError
 from service.fronts import web_text
 from service.fronts.carried import Event, Presence, Receive, Send
 from service.fronts.web_values import CODECS, Given, connect_error, from_json, to_json
-from service.rpc import Call, RefusedError, Router, Status, Streaming, Unary
+from service.rpc import Call, Router, Streaming, Unary
+from service.statuses import RefusedError, Status
 
 _GRPC_WEB = b"application/grpc-web"
 _STREAMS = (b"application/connect+proto", b"application/connect+json")

@@ -22,7 +22,7 @@ from protobuf import wkt
 
 from service import errors
 from service.errors import StreamcellError
-from service.rpc import Status
+from service.statuses import Status
 
 _LARGE_BYTES = 16 << 10  # from here on a conversion takes milliseconds
 _MAX_CAUSE = 300  # characters of what is wrong with a JSON text

@@ -9,7 +9,7 @@ import zlib
 from urllib.parse import quote
 
 from service.errors import Code
-from service.rpc import RefusedError, Status
+from service.statuses import RefusedError, Status
 
 CONTENT_TYPE = b"application/grpc"
 OK_TRAILERS = [(b"grpc-status", b"0")]
@@ -142,8 +142,7 @@ def trailers(status: Status | None) -> Headers:
         (b"grpc-status", str(status.code).encode()),
         (b"grpc-message", quote(status.message, safe=_MESSAGE_SAFE).encode()),
     ]
-    if status.details:
-        found.append((b"grpc-status-details-bin", base64.b64encode(status.details).rstrip(b"=")))
-    if status.retry_pushback_ms is not None:
-        found.append((b"grpc-retry-pushback-ms", str(status.retry_pushback_ms).encode()))
+    for name, value in status.trailers:
+        raw = value.encode() if isinstance(value, str) else base64.b64encode(value).rstrip(b"=")
+        found.append((name.encode(), raw))
     return found

@@ -68,7 +68,7 @@ class InferStream(Turns):
         await self._inference.load(request)
         self._loading = None
         while self._later and self._loading is None:
-            self._stream.hand(self._later.popleft(), self._go)
+            self._stream.guard(self._go, self._later.popleft())
         if self._loading is None:
             self._stream.resume()
             if self._is_stopping:

@@ -42,7 +42,7 @@ class Turns(ABC):
         self._end_if_done()
 
     def _take_turn(self, raw: bytes) -> None:
-        self._stream.hand(raw, self._take)
+        self._stream.guard(self._take, raw)
         self._stream.resume()
 
     def _end_if_done(self) -> None:

@@ -24,7 +24,7 @@ LAYERS = [
     {"engine"},
     {"changes", "loading", "moves", "versions"},
     {"write_behind"},
-    {"catalog", "keeper"},
+    {"catalog", "keeper", "statuses"},
     {"models", "rpc"},
     {"servicers.convert", "servicers.held", "servicers.selections", "servicers.turns"},
     {"servicers.bindings"},

@@ -8,10 +8,10 @@ from streamcell.inference import open_inference_pb2 as pb
 from streamcell.v1 import streamcell_pb2 as api
 
 from service.catalog import Catalog
-from service.rpc import RefusedError
 from service.servicers import inference_request
 from service.servicers.inference_runs import Run
 from service.servicers.inference_sequences import Sequences
+from service.statuses import RefusedError
 from service.work import Control
 from tests.fakes import INTERVAL_NS, Alone, Refusal, Rig, Served, recurrence, renamed, turn
 from tests.inference import SERVICE, infer, y_of

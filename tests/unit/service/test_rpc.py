@@ -11,7 +11,8 @@ from grpc_status import rpc_status
 
 from service import errors
 from service.errors import Reason, StreamcellError
-from service.rpc import Call, RefusedError, Router, Stream, Streaming, Unary, parse, status_of
+from service.rpc import Call, Router, Stream, Streaming, Unary, parse
+from service.statuses import RefusedError, status_of
 from tests.fakes import Refusal, next_message, room, turn
 
 SECRET = "the password is sealed"  # noqa: S105

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from service.errors import Code
 from service.fronts import wire
 from service.fronts.wire import Deframer
-from service.rpc import RefusedError, Status
+from service.statuses import RefusedError, Status
 
 MESSAGES = st.lists(st.binary(max_size=60), max_size=8)
 
