@@ -4,9 +4,11 @@ A server library may hand over unary calls one at a time, a turn of the loop for
 one step each however many callers wait, and every step pays their fixed price. Holding an iteration for some
 ticks lets the calls come in. But a step that is alone would wait for nobody. So holding is tried now and
 then, and kept up only while it pays: while at least four times as many steps run for it (docs/adr/0004).
+Between the pieces of a long input, each an iteration of some milliseconds, what came meanwhile is let in.
 Does not know what an iteration does.
 """
 
+import os
 from collections.abc import Callable
 from typing import Protocol
 
@@ -15,6 +17,9 @@ _PAYS_FACTOR = 4
 _ENOUGH_STEPS = 64  # beyond, an iteration's fixed price is small whatever joins
 _TRY_EVERY = 512  # iterations: one step in 512 waits a tick in vain, where holding does not pay
 _MAX_MISSES = 3
+# A message comes in by some turns of the loop and of a server library's threads, its answer leaves by some.
+# Were each of them to wait for an iteration, a step beside long inputs would take four of them, not two.
+_TURNS_BETWEEN = 4
 
 
 class Pace:
@@ -89,6 +94,7 @@ class Pacer:
         self._iterate = iterate
         self._is_due = False  # whether an iteration is on its way
         self._is_urgent = False  # whether it is for work that is not to be held
+        self._turns_to_pass = 0  # before it
 
     def wake(self, may_be_held: bool = False) -> None:
         """Sees to it that an iteration comes soon."""
@@ -98,12 +104,21 @@ class Pacer:
             self._is_due = True
             self._loop.call_soon(self._begin)
 
+    def go_on(self) -> None:
+        """Sees to it that an iteration follows a long one, once what came meanwhile is let in."""
+        self._turns_to_pass = _TURNS_BETWEEN
+        self.wake()
+
     def end(self) -> None:
         """Lets go of what it asks for; no iteration is due, and none is to come."""
         self._num_steps, self._iterate = (lambda: 0), (lambda: None)
 
     def _begin(self) -> None:
-        if not self._is_urgent and self._pace.begin(self._num_steps()):
+        if self._turns_to_pass:
+            self._turns_to_pass -= 1
+            os.sched_yield()  # on one core the server library's threads have waited for the iteration to end
+            self._loop.call_soon(self._begin)
+        elif not self._is_urgent and self._pace.begin(self._num_steps()):
             self._loop.call_later(TICK_SECONDS, self._tick)
         else:
             self._run()

@@ -1,4 +1,4 @@
-"""When iterations are held back for company."""
+"""When iterations are held back: for company, and for what comes in beside long inputs."""
 
 from service.pace import Pace
 from tests.fakes import Rig
@@ -103,3 +103,28 @@ def test_nothing_else_is_held():
     rig.step(slots[1], [1, 1])
     assert turn(rig) == 3
     assert rig.turns.num_delays == 1
+
+
+def test_between_two_pieces_of_a_long_input_others_get_in():
+    """What comes within four turns after an iteration is part of the next; nothing is slept for."""
+    rig = Rig()
+    a, *others = rig.open("a", "b", "c", "d", "e")
+    long = rig.block([a], [[[1, 1]] * 12])
+    assert turn(rig) == 0
+    for slot in others:
+        assert turn(rig) == 0
+        rig.step(slot, [1, 1])
+    assert turn(rig) == 4
+    rig.run()
+    assert rig.done[-1] is long
+    assert rig.turns.num_delays == 0
+    assert rig.sample("streamcell_batch_steps_count") == 4  # three pieces, and the four steps as one
+
+
+def test_work_that_waits_behind_its_own_session_goes_on_at_once():
+    """A client that sends steps ahead gets each in a turn of its own."""
+    rig = Rig()
+    (slot,) = rig.open("a")
+    for _ in range(3):
+        rig.step(slot, [1, 1])
+    assert [turn(rig) for _ in range(3)] == [1, 2, 3]
