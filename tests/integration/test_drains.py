@@ -41,13 +41,22 @@ class Going:
         await self.house.stop()
 
 
+@contextlib.asynccontextmanager
+async def begun(front, **changes):
+    """A house for as long as the block lasts; `changes` are settings."""
+    house = HOUSES[front]()
+    going = Going(house, await house.start(settings(front=front, **changes)))
+    try:
+        yield going
+    finally:
+        await going.close()
+
+
 @pytest.fixture
 async def going(front):
     """A house on each front."""
-    house = HOUSES[front]()
-    going = Going(house, await house.start(settings(front=front)))
-    yield going
-    await going.close()
+    async with begun(front) as going:
+        yield going
 
 
 @contextlib.asynccontextmanager
@@ -142,29 +151,25 @@ async def test_a_drain_is_told_to_those_who_ask_for_the_health(going):
 
 async def test_connections_at_rest_hold_no_drain_up(front):
     """They are open and nobody calls: the drain ends long before it must."""
-    house = HOUSES[front]()
-    going = Going(house, await house.start(settings(front=front, drain_timeout_seconds=100 * BOUND_SECONDS)))
-    for channel in going.channels:
-        assert await outcome(channel) == ("OK", "")
-    assert await asyncio.wait_for(house.drain(), BOUND_SECONDS)
-    await going.close()
+    async with begun(front, drain_timeout_seconds=100 * BOUND_SECONDS) as going:
+        for channel in going.channels:
+            assert await outcome(channel) == ("OK", "")
+        assert await asyncio.wait_for(going.house.drain(), settings().drain_timeout_seconds / 2)
 
 
 async def test_a_call_that_never_ends_is_broken_off_in_time(front):
     """The bound holds though others call on without a pause."""
-    house = HOUSES[front]()
-    going = Going(house, await house.start(settings(front=front, drain_timeout_seconds=0.5)))
-    waiting = unary(going.channels[0], "Wait")
-    while "waits" not in (await unary(going.channels[0], "Told", "")).value:
-        pass
-    drained = asyncio.create_task(house.drain())
+    async with begun(front, drain_timeout_seconds=0.5) as going:
+        waiting = unary(going.channels[0], "Wait")
+        while "waits" not in (await unary(going.channels[0], "Told", "")).value:
+            pass
+        drained = asyncio.create_task(going.house.drain())
 
-    async def call_on(channel):
-        while not drained.done():
-            await outcome(channel)
+        async def call_on(channel):
+            while not drained.done():
+                await outcome(channel)
 
-    callers = [asyncio.create_task(call_on(channel)) for channel in going.channels]
-    await asyncio.wait_for(drained, BOUND_SECONDS)
-    await asyncio.gather(*callers)
-    assert await waiting.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
-    await going.close()
+        callers = [asyncio.create_task(call_on(channel)) for channel in going.channels]
+        await asyncio.wait_for(drained, BOUND_SECONDS)
+        await asyncio.gather(*callers)
+        assert await waiting.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)

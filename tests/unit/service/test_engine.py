@@ -263,7 +263,7 @@ def test_a_fault_while_committing_ends_the_sessions(rig, monkeypatch, caplog):
 
     with monkeypatch.context() as patch:
         patch.setattr(rig.engine.sessions, "apply", fail)
-        rig.turns.due.popleft()()
+        turn(rig)
     rig.run()
     assert [step.error.reason for step in steps] == [Reason.INTERNAL] * 2
     assert behind.error.reason is Reason.SESSION_NOT_FOUND
@@ -318,8 +318,8 @@ def test_work_behind_a_close_finds_no_session(rig):
     rig.step(slot, [1, 1])
     closing = rig.control(slot, rig.engine.close)
     behind = [rig.step(slot, [2, 2]), rig.block([slot], [[[3, 3]]]), rig.control(slot, rig.engine.close)]
-    rig.turns.due.popleft()()
-    rig.turns.due.popleft()()
+    turn(rig)
+    turn(rig)
     assert closing.result == 1
     assert rig.open("b") == [slot]
     rig.run()
@@ -404,7 +404,7 @@ def test_no_session_is_twice_in_an_iteration():
     most = 0
     while rig.turns.due:
         rig.runner.calls.clear()
-        rig.turns.due.popleft()()
+        turn(rig)
         taken = [slot for called, _ in rig.runner.calls for slot in called]
         assert len(taken) == len(set(taken))
         most = max(most, len(rig.runner.calls))
@@ -731,7 +731,7 @@ def test_what_is_left_of_a_long_input_moves_nobody_elses_session():
     rig.engine.sessions.is_stored = True
     (slot,) = rig.open("s")
     block = rig.block([slot], [np.ones((12, 2))])
-    rig.turns.due.popleft()()  # its first piece
+    turn(rig)  # its first piece
     rig.engine.fence(slot)
     assert rig.open("t") == [slot]
     rig.run()

@@ -255,7 +255,7 @@ async def queued(served, request):
     """Begins a request and returns its task, the step queued and not run yet."""
     engine = served.engines[0]
     task = asyncio.create_task(served.ask(INFER, request))
-    await asyncio.sleep(0)
+    await turn()
     assert not engine.is_idle
     return task
 
