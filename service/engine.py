@@ -149,10 +149,11 @@ class Engine(Residents):
         self._metrics.queued_steps.set(self._scheduler.num_queued_steps)
         if self._waiting_for_room:
             self._tell_of_room()
-        if self._scheduler.has_ready and long_inputs:
-            self._pacer.go_on()
-        elif self._scheduler.has_ready:
-            self._pacer.wake()
+        if self._scheduler.has_ready:
+            if long_inputs:
+                self._pacer.go_on()
+            else:
+                self._pacer.wake()
 
     def _tell_of_room(self) -> None:
         """Calls those for whom there is room, of which each takes its share at once."""

@@ -25,8 +25,8 @@ _HARD_LIMIT_FACTOR = 4
 # loop that was held up has seen no calls either, which is no quiet.
 _NAP_SECONDS = 0.01
 _QUIET_NAPS = 5
-_MANY_BYTES = 4096  # more than the buffer of a pair of sockets holds, when each is written alone
 _LINGER_SECONDS = 1.0  # at most, where clients come again and again
+_MANY_BYTES = 4096  # more than the buffer of a pair of sockets holds, when each is written alone
 _Caller = Callable[["aio.ServicerContext[bytes, bytes]"], Call]
 
 
