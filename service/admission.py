@@ -8,10 +8,11 @@ manifest; does not know states, batches or tensors.
 import numpy as np
 
 from service import errors
+from service.arrays import Float32s, Int64s, Prints
 from service.errors import StreamcellError
 from service.manifest import Manifest
 from service.scheduler import Piece
-from service.sessions import MAX_TIME_NS, TIME_ABSENT, Float32s, Int64s, Prints, Sessions
+from service.sessions import MAX_TIME_NS, TIME_ABSENT, Sessions
 from service.work import INDEX_NEXT, Block, Step
 
 

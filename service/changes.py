@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from service import errors
+from service.arrays import Flags, Int64s
 from service.engine import Engine
 from service.errors import StreamcellError
-from service.sessions import Int64s
 from service.store.base import Kind, Write
 
 Told = Callable[[StreamcellError | None], None]
@@ -30,14 +30,12 @@ class _Part:
     next_steps: Int64s
     told: dict[int, list[Told]]  # those who wait, by slot
 
-    def living(self) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+    def living(self) -> Flags:
         """Returns which of the sessions have not ended since."""
-        lives: np.ndarray[tuple[int], np.dtype[np.bool_]] = (
-            self.engine.sessions.generation[self.slots] == self.generations
-        )
+        lives: Flags = self.engine.sessions.generation[self.slots] == self.generations
         return lives
 
-    def settle(self, done: "np.ndarray[tuple[int], np.dtype[np.bool_]]", now_ns: int) -> None:
+    def settle(self, done: Flags, now_ns: int) -> None:
         """Takes note in the sessions of which of them are stored."""
         sessions, stored = self.engine.sessions, done & self.living()
         sessions.written[self.slots[stored]] = now_ns
@@ -46,7 +44,7 @@ class _Part:
         if self.engine.was_superseded:
             self._settle_moved(done & ~self.living())
 
-    def _settle_moved(self, stored: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> None:
+    def _settle_moved(self, stored: Flags) -> None:
         """Takes note of what is stored of sessions that were moved to another version meanwhile."""
         columns = self.slots, self.generations, self.restarts, self.next_steps
         rows = zip(*(column[stored].tolist() for column in columns), strict=True)

@@ -6,15 +6,12 @@ Row b of the columns is one session's next `lengths[b]` steps. Does not know ses
 import dataclasses
 
 import numpy as np
-import numpy.typing as npt
 
 from service.admission import Admission
+from service.arrays import Flags, Float32s, Int64s
 from service.errors import StreamcellError, invalid_argument
 from service.scheduler import Piece
-from service.sessions import Float32s, Int64s
 from service.work import Step
-
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ import numpy as np
 from service import columns as columns_of
 from service import errors, faults
 from service.admission import Admission
-from service.columns import Columns, Flags
+from service.arrays import Flags, Float32s
+from service.columns import Columns
 from service.config import Config
 from service.errors import StreamcellError
 from service.metrics import ModelMetrics
@@ -23,7 +24,6 @@ from service.pace import Loop, Pacer
 from service.residents import Residents
 from service.runner import Runner
 from service.scheduler import Piece, Scheduler
-from service.sessions import Float32s
 from service.work import AnyWork, Block, Control, Phase, Step
 
 Told = Callable[[StreamcellError | None], None]

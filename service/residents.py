@@ -10,12 +10,13 @@ from typing import Self
 import numpy as np
 
 from service import errors, snapshot
+from service.arrays import Float32s, Int64s
 from service.config import Config
 from service.errors import Reason
 from service.manifest import Manifest
 from service.metrics import ModelMetrics
 from service.runner import Runner
-from service.sessions import Float32s, Int64s, Sessions, Standing
+from service.sessions import Sessions, Standing
 from service.slots import Slots
 from service.snapshot import Snapshot
 from service.undo import Undo

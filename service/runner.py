@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from service.arrays import Flags, Float32s, Int64s
 from service.artifact import Artifact
-from service.sessions import Float32s, Int64s
 from service.state import StatePool
 
-Flags = npt.NDArray[np.bool_]
 Column = Float32s | Int64s
 
 

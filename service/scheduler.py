@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from service.arrays import Int64s
 from service.errors import overloaded
-from service.sessions import Int64s
 from service.work import AnyWork, Block, Control, Phase, Step
 
 _RETRY_SECONDS = 0.1  # a full queue drains in about this long

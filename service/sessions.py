@@ -9,14 +9,9 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
+from service.arrays import Flags, Float32s, Int64s, Prints
 from service.errors import Reason
-
-Int64s = npt.NDArray[np.int64]
-Float32s = npt.NDArray[np.float32]
-Prints = npt.NDArray[np.uint64]
-Flags = npt.NDArray[np.bool_]
 
 TIME_ABSENT = -(1 << 63)  # in a column of times: the request gave none
 MAX_TIME_NS = 1 << 62  # the year 2116; and the same before 1970

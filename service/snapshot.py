@@ -11,9 +11,10 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 
+from service.arrays import Flags, Float32s
 from service.artifact import DIGEST_BYTES
 from service.manifest import Manifest
-from service.sessions import Flags, Float32s, Standing
+from service.sessions import Standing
 
 MAGIC = b"SCSN"
 VERSION = 1

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from service import log
+from service.arrays import Flags, Float32s, Int64s
 from service.artifact import Artifact
 from service.cuda import Call, Graphs, reason_of
-from service.runner import Column, Flags, Runner
-from service.sessions import Float32s, Int64s
+from service.runner import Column, Runner
 
 _Described = tuple[tuple[int, ...], npt.DTypeLike]
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from service.arrays import Float32s, Int64s
 from service.runner import Runner
-from service.sessions import Float32s, Int64s, Sessions, Standing
+from service.sessions import Sessions, Standing
 from service.work import Block, Step
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from service.arrays import Float32s, Int64s
 from service.errors import StreamcellError
-from service.sessions import Float32s, Int64s
 
 INDEX_NEXT = -1  # as a step's index: the next one
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from service import errors, moves
+from service.arrays import Int64s
 from service.catalog import Catalog, NotResident
 from service.engine import Engine
 from service.errors import StreamcellError
 from service.servicers.selections import Part, Selection, Split, check_once, living, split
-from service.sessions import Int64s
 
 _NOTHING: Mapping[str, StreamcellError] = {}
 

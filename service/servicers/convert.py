@@ -1,24 +1,21 @@
 """Between the API's messages and the engine's work: checks every value and names the field at fault."""
 
 import itertools
-import math
-import struct
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from streamcell.v1 import streamcell_pb2 as pb
 
 from service import errors
 from service.admission import first_time_missing
+from service.arrays import Float32s, Int64s
 from service.catalog import session_id_of
 from service.engine import Engine
 from service.errors import StreamcellError
 from service.manifest import Variable
-from service.sessions import MAX_TIME_NS, TIME_ABSENT, Float32s, Int64s
+from service.servicers import values
+from service.sessions import TIME_ABSENT
 from service.work import INDEX_NEXT, Block, Step
-
-_LARGEST_INDEX = (1 << 63) - 1
 
 
 def step(
@@ -34,29 +31,11 @@ def step(
         slot,
         generation,
         x,
-        _time(request.time_ns) if request.HasField("time_ns") else TIME_ABSENT,
+        values.time(request.time_ns) if request.HasField("time_ns") else TIME_ABSENT,
         request.step_index if request.HasField("step_index") else INDEX_NEXT,
         engine.now(),
         on_done,
     )
-
-
-def row(engine: Engine, values: Sequence[float]) -> bytes:
-    """Returns one input row as the engine takes it.
-
-    Raises:
-        StreamcellError: INVALID_ARGUMENT, not as many values as the model has inputs, or one is not finite.
-    """
-    values = values[:]  # a list, which is read several times as fast as a message's field
-    try:
-        packed = engine.row.pack(*values)
-    except struct.error:
-        raise _wrong_width("x", len(values), engine) from None
-    # A float32's sum in float64 cannot overflow: it is finite if and only if all of them are.
-    if not math.isfinite(sum(values)):
-        at = next(number for number, value in enumerate(values) if not math.isfinite(value))
-        raise _not_finite("x", values[at], 0, at, engine)
-    return packed
 
 
 def check_first_time(engine: Engine, request: pb.StepRequest) -> None:
@@ -116,58 +95,28 @@ class StepReply:
         return message.SerializeToString()
 
 
-def rows(engine: Engine, field: str, raw: bytes, values: Sequence[float], max_rows: int) -> Float32s:
-    """Returns input rows [N, F] given packed in `raw` (`field` + "_raw") or as a list of values.
+def rows(engine: Engine, field: str, raw: bytes, listed: Sequence[float], max_rows: int) -> Float32s:
+    """Returns input rows [N, F] given packed in `raw` (`field` + "_raw") or in `listed`.
 
     Raises:
         StreamcellError: INVALID_ARGUMENT, both or none are given, there is no whole number of rows, or a
             value is not finite; TOO_MANY_STEPS.
     """
     width = len(engine.manifest.inputs)
-    if bool(raw) == bool(values):
+    if bool(raw) == bool(listed):
         raise errors.invalid_argument(
             f"{field}_raw", f"give one of {field}_raw and {field}, with a row at least"
         )
     if raw and len(raw) % (4 * width):
-        message = f"{len(raw)} bytes are not rows of {width} float32: {_names(engine.manifest.inputs)}"
+        message = f"{len(raw)} bytes are not rows of {width} float32: {values.names(engine.manifest.inputs)}"
         raise errors.invalid_argument(f"{field}_raw", message)
-    if len(values) % width:
-        raise _wrong_width(field, len(values), engine)
-    num_rows = (len(raw) // 4 or len(values)) // width
+    if len(listed) % width:
+        raise values.wrong_width(field, len(listed), engine)
+    num_rows = (len(raw) // 4 or len(listed)) // width
     if num_rows > max_rows:
         raise errors.too_many_steps(num_rows, max_rows)
-    x = np.frombuffer(raw, "<f4") if raw else np.fromiter(values, np.float32, len(values))
-    return finite(engine, f"{field}_raw" if raw else field, x.reshape(num_rows, width))
-
-
-def finite(engine: Engine, field: str, x: Float32s) -> Float32s:
-    """Returns input rows as they are.
-
-    Raises:
-        StreamcellError: INVALID_ARGUMENT, a value is not finite.
-    """
-    if not np.isfinite(x).all():
-        at, column = np.argwhere(~np.isfinite(x))[0].tolist()
-        raise _not_finite(field, float(x[at, column]), at, column, engine)
-    return x
-
-
-def times(field: str, raw: bytes, values: Sequence[int], num_rows: int) -> Int64s | None:
-    """Returns one time per row, given packed in `raw` or as a list; None when there are none.
-
-    Raises:
-        StreamcellError: INVALID_ARGUMENT, both are given, or not one per row.
-    """
-    if raw and values:
-        raise errors.invalid_argument(field, "times are given twice, packed and as a list")
-    if not raw and not values:
-        return None
-    column = _column(field, raw, "<i8", num_rows) if raw else np.array(values, np.int64)
-    if len(column) != num_rows:
-        raise errors.invalid_argument(field, f"{len(column)} times for {num_rows} steps")
-    for extreme in (column.min(), column.max()) if num_rows else ():
-        _time(int(extreme), field)
-    return column.astype(np.int64)
+    x = np.frombuffer(raw, "<f4") if raw else np.fromiter(listed, np.float32, len(listed))
+    return values.finite(engine, f"{field}_raw" if raw else field, x.reshape(num_rows, width))
 
 
 def prime_block(
@@ -179,13 +128,13 @@ def prime_block(
         StreamcellError: INVALID_ARGUMENT or TOO_MANY_STEPS.
     """
     x = rows(engine, "x", request.x_raw, request.x, max_steps)
-    index = min(request.step_index, _LARGEST_INDEX) if request.HasField("step_index") else INDEX_NEXT
+    index = min(request.step_index, values.LARGEST_INDEX) if request.HasField("step_index") else INDEX_NEXT
     return Block(
         np.array([slot], np.int64),
         engine.sessions.generation[[slot]],
         np.array([len(x)], np.int64),
         x,
-        times("time_raw", request.time_raw, request.time_ns, len(x)),
+        values.times("time_raw", request.time_raw, request.time_ns, len(x)),
         np.array([index], np.int64),
         len(engine.manifest.outputs),
         wants_replies=False,
@@ -205,7 +154,7 @@ def future_rows(engine: Engine, request: pb.ForecastRequest, max_horizon: int) -
         raise errors.invalid_argument("horizon_steps", f"must be 1 to {max_horizon}, not {horizon}")
     if len(request.future) != horizon * len(known):
         message = f"{len(request.future)} values; {horizon} rows of {len(known)} are needed"
-        raise errors.invalid_argument("future", message + (f": {_names(known)}" if known else ""))
+        raise errors.invalid_argument("future", message + (f": {values.names(known)}" if known else ""))
     future = np.fromiter(request.future, np.float32, len(request.future)).reshape(horizon, len(known))
     if not np.isfinite(future).all():
         raise errors.invalid_argument("future", "a value is not finite")
@@ -257,47 +206,7 @@ def stream_error(error: StreamcellError) -> pb.StreamError:
     )
 
 
-def column(field: str, raw: bytes, kind: str, count: int) -> npt.NDArray[np.int64]:
-    """Returns `count` packed integers of `kind` ("<u4", "<u8") as int64.
-
-    Raises:
-        StreamcellError: INVALID_ARGUMENT, not as many, or one beyond int64.
-    """
-    found = _column(field, raw, kind, count)
-    if len(found) and int(found.max()) > _LARGEST_INDEX:
-        raise errors.invalid_argument(field, "a number is beyond 2**63 - 1")
-    return found.astype(np.int64)
-
-
-def _time(time_ns: int, field: str = "time_ns") -> int:
-    if not -MAX_TIME_NS <= time_ns <= MAX_TIME_NS:
-        raise errors.invalid_argument(field, f"{time_ns} is beyond {MAX_TIME_NS} ns before or after 1970")
-    return time_ns
-
-
-def _column(field: str, raw: bytes, kind: str, count: int) -> npt.NDArray[np.int64]:
-    if len(raw) != count * np.dtype(kind).itemsize:
-        size = np.dtype(kind).itemsize
-        raise errors.invalid_argument(field, f"{len(raw)} bytes; {count} values of {size} bytes are needed")
-    return np.frombuffer(raw, kind)
-
-
 def _variable(part: Variable) -> pb.Variable:
     return pb.Variable(
         name=part.name, unit=part.unit, target=part.target, role=part.role, quantile=part.quantile
     )
-
-
-def _wrong_width(field: str, got: int, engine: Engine) -> StreamcellError:
-    inputs = engine.manifest.inputs
-    message = f"{got} values; {engine.name}/{engine.version} takes {len(inputs)} a step: {_names(inputs)}"
-    return errors.invalid_argument(field, message)
-
-
-def _not_finite(field: str, value: float, at: int, column: int, engine: Engine) -> StreamcellError:
-    name = engine.manifest.inputs[column].name
-    return errors.invalid_argument(field, f"row {at}, {name!r} is {value}: every value must be finite")
-
-
-def _names(variables: tuple[Variable, ...]) -> str:
-    return ", ".join(f"{part.name} ({part.unit})" if part.unit else part.name for part in variables)

@@ -6,12 +6,12 @@ import numpy as np
 from streamcell.v1 import streamcell_pb2 as pb
 
 from service import errors
+from service.arrays import Flags, Float32s, Int64s
 from service.engine import Engine
 from service.errors import StreamcellError
-from service.servicers import convert
+from service.servicers import convert, values
 from service.servicers.bindings import Bindings
 from service.servicers.selections import Selection
-from service.sessions import Float32s, Int64s
 from service.work import INDEX_NEXT, Block, Phase
 
 
@@ -50,7 +50,7 @@ class FrameWork:
         for part in parts:
             check_room(part.engine, int(self._counts[part.found].sum()))
         x = _inputs(frame, parts[0].engine, num_rows)
-        times = convert.times("time_raw", frame.time_raw, (), num_rows)
+        times = values.times("time_raw", frame.time_raw, (), num_rows)
         indexes = _indexes(frame, count)
         self._rows: list[Int64s | slice] = [slice(None)]
         if len(parts[0].found) < count:
@@ -142,14 +142,14 @@ def _selection(frame: pb.Frame, bindings: Bindings, failed: Mapping[str, Streamc
         return bindings.named(list(frame.session_ids), failed)
     if frame.session_raw:
         count = len(frame.session_raw) // 4
-        return bindings.numbered(convert.column("session_raw", frame.session_raw, "<u4", count), failed)
+        return bindings.numbered(values.column("session_raw", frame.session_raw, "<u4", count), failed)
     return bindings.all(failed)
 
 
 def _counts(frame: pb.Frame, count: int, max_steps: int) -> Int64s:
     counts = np.ones(count, np.int64)
     if frame.num_steps_raw:
-        counts = convert.column("num_steps_raw", frame.num_steps_raw, "<u4", count)
+        counts = values.column("num_steps_raw", frame.num_steps_raw, "<u4", count)
     if not counts.all():
         raise errors.invalid_argument("num_steps_raw", "an entry has no step")
     if counts.sum() > max_steps:
@@ -163,16 +163,16 @@ def _inputs(frame: pb.Frame, engine: Engine, num_rows: int) -> Float32s:
         message = f"{len(frame.x_raw)} bytes; {num_rows} steps of {width} float32 are {4 * width * num_rows}"
         raise errors.invalid_argument("x_raw", message)
     x = np.frombuffer(frame.x_raw, "<f4").reshape(num_rows, width)
-    return convert.finite(engine, "x_raw", x)
+    return values.finite(engine, "x_raw", x)
 
 
 def _indexes(frame: pb.Frame, count: int) -> Int64s:
     if not frame.step_index_raw:
         return np.full(count, INDEX_NEXT, np.int64)
-    return convert.column("step_index_raw", frame.step_index_raw, "<u8", count)
+    return values.column("step_index_raw", frame.step_index_raw, "<u8", count)
 
 
-def _mask(found: Int64s, count: int) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+def _mask(found: Int64s, count: int) -> Flags:
     mask = np.zeros(count, np.bool_)
     mask[found] = True
     return mask

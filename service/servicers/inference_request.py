@@ -16,11 +16,11 @@ from service import errors
 from service.catalog import Catalog, key_of
 from service.engine import Engine
 from service.servicers import inference_tensors as tensors
+from service.servicers import values
 from service.servicers.inference_tensors import Rows
 from service.sessions import TIME_ABSENT
 from service.work import INDEX_NEXT, Block, Step
 
-_LARGEST_INDEX = (1 << 63) - 1
 _ID = re.compile(r"[!-~]{1,128}")
 _NUMBERS = ("int64_param", "uint64_param")
 _KINDS: Mapping[str, tuple[str, ...]] = {
@@ -93,7 +93,7 @@ def ask_of(engine: Engine, request: pb.ModelInferRequest, principal: str = "") -
     given = _parameters(request)
     sequence = given.get("sequence_id", 0)
     is_start, is_end = given.get("sequence_start", False), given.get("sequence_end", False)
-    index = min(given["step_index"], _LARGEST_INDEX) if "step_index" in given else INDEX_NEXT
+    index = min(given["step_index"], values.LARGEST_INDEX) if "step_index" in given else INDEX_NEXT
     _check_flags(sequence, is_start, is_end, index)
     session_id = session_id_of(engine.name, request.model_version, sequence) if sequence else ""
     return Ask(

@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Callable
 
+from service.arrays import Float32s
 from service.engine import Engine
 from service.errors import StreamcellError
 from service.servicers.inference_request import Ask
 from service.servicers.inference_tensors import Rows
-from service.sessions import Float32s
 from service.work import Block, Step
 
 

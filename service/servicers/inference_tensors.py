@@ -12,10 +12,10 @@ import numpy as np
 from streamcell.inference import open_inference_pb2 as pb
 
 from service import errors
+from service.arrays import Float32s, Int64s
 from service.engine import Engine
 from service.errors import StreamcellError
-from service.servicers import convert
-from service.sessions import Float32s, Int64s
+from service.servicers import values
 
 X, TIME, Y = "x", "time", "y"
 FP32, INT64 = "FP32", "INT64"
@@ -202,10 +202,10 @@ def _check_tensor(tensor: _Tensor, datatype: str, is_raw: bool) -> None:
 def _row(engine: Engine, x: Given) -> bytes:
     """Returns the one step of x."""
     if x.raw is None:
-        return convert.row(engine, x.tensor.contents.fp32_contents)
+        return values.row(engine, x.tensor.contents.fp32_contents)
     _check_size(X, FP32, len(x.raw), len(engine.manifest.inputs), x.tensor)
-    if not math.isfinite(sum(engine.row.unpack(x.raw))):  # as convert.row tells it
-        convert.finite(engine, X, np.frombuffer(x.raw, "<f4")[None])
+    if not math.isfinite(sum(engine.row.unpack(x.raw))):  # as values.row tells it
+        values.finite(engine, X, np.frombuffer(x.raw, "<f4")[None])
     return x.raw
 
 
@@ -213,13 +213,13 @@ def _rows(engine: Engine, x: Given, num_steps: int) -> Float32s:
     """Returns the steps of x, [T, F]."""
     width = len(engine.manifest.inputs)
     if x.raw is None:
-        values = x.tensor.contents.fp32_contents
-        _check_count(X, len(values), num_steps * width, x.tensor)
-        column = np.fromiter(values, np.float32, len(values))
+        listed = x.tensor.contents.fp32_contents
+        _check_count(X, len(listed), num_steps * width, x.tensor)
+        column = np.fromiter(listed, np.float32, len(listed))
     else:
         _check_size(X, FP32, len(x.raw), num_steps * width, x.tensor)
         column = np.frombuffer(x.raw, "<f4")
-    return convert.finite(engine, X, column.reshape(num_steps, width))
+    return values.finite(engine, X, column.reshape(num_steps, width))
 
 
 def _times(time: Given, num_steps: int) -> Int64s | None:
@@ -229,11 +229,11 @@ def _times(time: Given, num_steps: int) -> Int64s | None:
         expected = f"[1, {num_steps}] or [1, {num_steps}, 1], a time for each step of x"
         raise _wrong_shape(TIME, shape, expected)
     if time.raw is None:
-        values = time.tensor.contents.int64_contents
-        _check_count(TIME, len(values), num_steps, time.tensor)
-        return convert.times(TIME, b"", values, num_steps)
+        listed = time.tensor.contents.int64_contents
+        _check_count(TIME, len(listed), num_steps, time.tensor)
+        return values.times(TIME, b"", listed, num_steps)
     _check_size(TIME, INT64, len(time.raw), num_steps, time.tensor)
-    return convert.times(TIME, time.raw, (), num_steps)
+    return values.times(TIME, time.raw, (), num_steps)
 
 
 def _check_count(name: str, got: int, expected: int, tensor: _Tensor) -> None:

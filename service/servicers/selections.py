@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 
 from service import errors
+from service.arrays import Int64s
 from service.engine import Engine
 from service.errors import StreamcellError
-from service.sessions import Int64s
 
 Split = list[tuple[Engine, Int64s]]
 """Engines, and the positions of each one's sessions."""

@@ -8,7 +8,7 @@ from service.catalog import Catalog, NotResident, Reach, is_missing
 from service.engine import Engine
 from service.errors import Reason, StreamcellError
 from service.rpc import Call
-from service.servicers import convert
+from service.servicers import convert, values
 from service.versions import NotLoaded
 from service.work import Step
 
@@ -38,7 +38,7 @@ def step_work(
         engine, slot = catalog.open(call.principal, request.session_id, request.model)
     else:
         catalog.check_model(engine, request.session_id, request.model)
-        x = convert.row(engine, request.x)
+        x = values.row(engine, request.x)
     return engine, convert.step(engine, slot, engine.sessions.generation.item(slot), request, x, on_done)
 
 
@@ -75,6 +75,6 @@ def _may_open(request: pb.StepRequest, error: StreamcellError) -> bool:
 def _first_row(catalog: Catalog, request: pb.StepRequest) -> tuple[Engine, bytes]:
     """Returns the engine and the row of a step that is to open its session, all checked."""
     engine = catalog.choose(request.model)
-    x = convert.row(engine, request.x)
+    x = values.row(engine, request.x)
     convert.check_first_time(engine, request)
     return engine, x

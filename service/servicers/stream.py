@@ -12,7 +12,7 @@ from service.config import Config
 from service.engine import Engine
 from service.errors import StreamcellError
 from service.rpc import Call, Stream, parse
-from service.servicers import convert
+from service.servicers import convert, values
 from service.servicers.bindings import Bindings
 from service.servicers.frames import FrameWork
 from service.servicers.held import Held, Waiting
@@ -134,7 +134,7 @@ class StepStream(Turns):
         engine, slot, generation = self._bindings.one(asked.session)
         if asked.model:
             self._catalog.check_model(engine, f"number {asked.session}", asked.model)
-        row = convert.row(engine, asked.x)
+        row = values.row(engine, asked.x)
         on_done = functools.partial(self._answer_step, request)
         self._submit(engine, convert.step(engine, slot, generation, asked, row, on_done))
 

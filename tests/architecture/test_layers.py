@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 # Bottom up; a module imports from rows below its own alone, so modules of one row never import each other.
 LAYERS = [
-    {"errors", "log", "manifest", "metrics", "pace", "process"},
+    {"arrays", "errors", "log", "manifest", "metrics", "pace", "process"},
     {"config", "faults", "store.base"},
     {"metrics_page"},
     {"artifact", "cuda", "sessions", "slots", "state", "store.redis_scripts", "store.sqlite_rows"},
@@ -26,6 +26,7 @@ LAYERS = [
     {"write_behind"},
     {"catalog", "keeper", "statuses"},
     {"models", "rpc"},
+    {"servicers.values"},
     {"servicers.convert", "servicers.held", "servicers.selections", "servicers.turns"},
     {"servicers.bindings"},
     {"servicers.frames", "servicers.inference_tensors", "servicers.steps"},

@@ -2,7 +2,6 @@
 
 import struct
 
-import numpy as np
 import pytest
 from streamcell.v1 import streamcell_pb2 as pb
 
@@ -36,31 +35,6 @@ def ints(*values):
 
 
 # -- Single steps ------------------------------------------------------------------------------------
-
-
-def test_a_row_is_packed_exactly():
-    """Float32 values arrive bit for bit."""
-    values = pb.StepRequest(x=[0.1, -1e-42]).x
-    assert convert.row(ENGINE, values) == floats(0.1, -1e-42)
-    largest = pb.StepRequest(x=[3.4028234e38] * 2).x
-    assert convert.row(ENGINE, largest) == floats(3.4028234e38, 3.4028234e38)
-
-
-@pytest.mark.parametrize("values", [[], [1], [1, 2, 3]])
-def test_a_row_of_another_width(values):
-    """Count, model and the inputs' names are told."""
-    error = refusal(convert.row, ENGINE, values)
-    assert error.metadata == {"field": "x"}
-    assert f"{len(values)} values; recurrence/1 takes 2 a step: flow (l/s), valve" in error.message
-
-
-@pytest.mark.parametrize("values", [[NAN, 1], [1, NAN], [INF, 1], [1, -INF], [INF, -INF]])
-def test_a_row_that_is_not_finite(values):
-    """The first value at fault is told by the input's name."""
-    error = refusal(convert.row, ENGINE, values)
-    name = "flow" if not np.isfinite(values[0]) else "valve"
-    assert error.metadata == {"field": "x"}
-    assert f"row 0, {name!r} is" in error.message
 
 
 def test_a_step_says_what_was_given_and_what_was_not():
@@ -119,31 +93,6 @@ def test_rows_are_bounded(raw, listed):
     """As many as the bound are taken, one more is TOO_MANY_STEPS."""
     assert len(convert.rows(ENGINE, "x", raw, listed, 3)) == 3
     assert refusal(convert.rows, ENGINE, "x", raw, listed, 2).reason is Reason.TOO_MANY_STEPS
-
-
-def test_times_may_be_packed_or_listed_or_left_out():
-    """All as int64, to the nanosecond."""
-    now = 1_700_000_000_123_456_789
-    assert convert.times("t", ints(now, -1), (), 2).tolist() == [now, -1]
-    assert convert.times("t", b"", [now, -1], 2).tolist() == [now, -1]
-    assert convert.times("t", b"", (), 2) is None
-
-
-@pytest.mark.parametrize(
-    ("raw", "listed"), [(ints(1), [1]), (ints(1, 2), []), (b"123", []), (b"", [1, 2]), (ints(1)[:-1], [])]
-)
-def test_times_that_cannot_be(raw, listed):
-    """One for each row, in one form."""
-    assert refusal(convert.times, "time_raw", raw, listed, 1).metadata == {"field": "time_raw"}
-
-
-def test_columns_of_whole_numbers():
-    """Unsigned numbers come as int64; too few, too many bytes and numbers beyond int64 are refused."""
-    assert convert.column("n", struct.pack("<2I", 1, 2**32 - 1), "<u4", 2).tolist() == [1, 2**32 - 1]
-    assert convert.column("n", struct.pack("<Q", 2**63 - 1), "<u8", 1).tolist() == [2**63 - 1]
-    assert convert.column("n", b"", "<u8", 0).tolist() == []
-    for raw in (struct.pack("<Q", 2**63), struct.pack("<2Q", 1, 2), b"1234567"):
-        assert refusal(convert.column, "n", raw, "<u8", 1).metadata == {"field": "n"}
 
 
 def test_a_prime_is_a_block_of_one_entry():
