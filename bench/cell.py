@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bench.cases import CELL_BATCHES, HIDDEN_SIZE, NUM_INPUTS
-from service import process
+from service.processes import tuning as process
 
 _NUM_SLOTS = 4096
 _WARM_UP_CALLS = 20  # TorchScript profiles the first calls and compiles after them

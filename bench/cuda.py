@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from bench.cell import load as load_script
-from service import artifact
-from service.runner import Runner
-from service.staged import runner_for
+from service.runtime import artifact
+from service.runtime.cuda_runner import runner_for
+from service.runtime.runner import Runner
 
 BATCHES = tuple(4**power for power in range(9))  # 1 to 65,536
 _MAX_PIECE_STEPS = 32

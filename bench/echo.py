@@ -15,7 +15,7 @@ import uvloop
 from grpc import aio
 
 from bench import replies
-from service import process
+from service.processes import tuning as process
 
 
 def _unary(response: bytes) -> Any:

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 
 from bench.cases import CELL_BATCHES, NUM_INPUTS
-from service import artifact, process
 from service.config import Config
-from service.engine import Engine
-from service.metrics import Metrics
-from service.runner import Runner
-from service.sessions import TIME_ABSENT
-from service.work import INDEX_NEXT, Step
+from service.engine.engine import Engine
+from service.engine.session_table import TIME_ABSENT
+from service.engine.work import INDEX_NEXT, Step
+from service.processes import tuning as process
+from service.runtime import artifact
+from service.runtime.runner import Runner
+from service.telemetry.metrics import Metrics
 
 _WARM_UP_STEPS = 30
 _SWEEP_BATCH = 1024

@@ -16,11 +16,11 @@ from typing import Any
 import uvloop
 
 from bench import replies
-from service import process
 from service.config import Address, Config
-from service.control import Channel
 from service.errors import ConfigError
-from service.supervisor import Supervisor
+from service.processes import tuning as process
+from service.processes.control import Channel
+from service.processes.supervisor import Supervisor
 
 _APPLICATION = "bench.envoy_echo:application"
 _FREE = Address("127.0.0.1", 0)

@@ -21,7 +21,7 @@ from bench.figures import Figures, Round
 from bench.loads import Lengths, load
 from bench.processes import Cores, Server, json_of, output_of, running
 from bench.servers import SERVERS, SERVICE, Kind
-from service.fronts import envoy_process
+from service.fronts.envoy import process as envoy_process
 
 Tell = Callable[[str], None]
 

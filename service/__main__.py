@@ -9,10 +9,12 @@ from typing import Any
 
 import uvloop
 
-from service import config, log, process
+from service import config
 from service.config import Config
 from service.errors import ConfigError
-from service.fronts import envoy_process
+from service.fronts.envoy import process as envoy_process
+from service.processes import tuning as process
+from service.telemetry import log
 
 
 def main() -> int:
@@ -41,7 +43,7 @@ def _with_front(settings: Config) -> Config:
 def _run_of(settings: Config) -> Callable[[Config], Coroutine[Any, Any, int]]:
     # Each brings what the other does without: the server torch and grpcio, the supervisor processes.
     if settings.front == "envoy" or settings.workers > 1:
-        from service import supervisor
+        from service.processes import supervisor
 
         return supervisor.run
     from service import server

@@ -13,23 +13,26 @@ import grpc
 import torch
 from prometheus_client import generate_latest
 
-from service import log, process
-from service.catalog import Catalog
+from service.catalog.catalog import Catalog
+from service.catalog.folder import Folder
+from service.catalog.loader import Loader
+from service.catalog.watcher import Models
 from service.config import Address, Config
 from service.errors import ConfigError, StreamcellError
-from service.folder import Folder
 from service.fronts.grpcio import GrpcioFront
-from service.keeper import Keeper
-from service.loading import Loader
-from service.metrics import Metrics
-from service.metrics_page import MetricsPage
-from service.models import Models
-from service.rpc import Router, Streaming, Unary
-from service.servicers import channelz, inference, reflection, streamcell
-from service.servicers import health as health_servicer
+from service.persistence.keeper import Keeper
+from service.persistence.write_behind import WriteBehind
+from service.processes import tuning as process
+from service.rpc.router import Router, Streaming, Unary
+from service.servicers.inference import servicer as inference
+from service.servicers.standard import channelz, reflection
+from service.servicers.standard import health as health_servicer
+from service.servicers.streamcell import servicer as streamcell
 from service.store.base import Store
 from service.store.urls import store_of
-from service.write_behind import WriteBehind
+from service.telemetry import log
+from service.telemetry.metrics import Metrics
+from service.telemetry.metrics_page import MetricsPage
 
 _SWEEP_SECONDS = 1.0
 _WRITE_SHARE = 0.25  # of the time for a drain: kept for the sessions to be written

@@ -11,13 +11,15 @@ from typing import Any, Protocol
 
 import uvloop
 
-from service import config, log, process
+from service import config
 from service.config import Address, Config
-from service.control import Channel
 from service.errors import ConfigError
-from service.fronts.carried import Receive, Send
-from service.fronts.envoy import EnvoyFront, Scope
+from service.fronts.envoy.application import EnvoyFront, Scope
+from service.fronts.envoy.calls import Receive, Send
+from service.processes import tuning as process
+from service.processes.control import Channel
 from service.server import Server
+from service.telemetry import log
 
 _NewServer = Callable[[Config], "_Server"]
 

@@ -19,22 +19,24 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from streamcell.v1 import streamcell_pb2 as pb
 from torch import Tensor, nn
 
-from service import artifact
-from service.artifact import Artifact
-from service.catalog import Catalog
+from service.catalog.catalog import Catalog
 from service.config import Config
-from service.engine import Engine
+from service.engine.engine import Engine
+from service.engine.session_table import TIME_ABSENT
+from service.engine.work import INDEX_NEXT, Block, Control, Step
 from service.errors import StreamcellError
-from service.keeper import Keeper
-from service.metrics import Metrics
-from service.rpc import Call, Router, Stream, Streaming, Unary
-from service.runner import Runner
-from service.servicers import health, inference, reflection, streamcell
-from service.sessions import TIME_ABSENT
-from service.statuses import RefusedError, Status
+from service.persistence.keeper import Keeper
+from service.persistence.write_behind import WriteBehind
+from service.rpc.router import Call, Router, Stream, Streaming, Unary
+from service.rpc.statuses import RefusedError, Status
+from service.runtime import artifact
+from service.runtime.artifact import Artifact
+from service.runtime.runner import Runner
+from service.servicers.inference import servicer as inference
+from service.servicers.standard import health, reflection
+from service.servicers.streamcell import servicer as streamcell
 from service.store.base import Store
-from service.work import INDEX_NEXT, Block, Control, Step
-from service.write_behind import WriteBehind
+from service.telemetry.metrics import Metrics
 
 CPU = torch.device("cpu")
 INTERVAL_NS = 1_000_000_000

@@ -8,9 +8,9 @@ import time
 import numpy as np
 from streamcell.v1 import streamcell_pb2 as pb
 
-from service.folder import Folder
-from service.loading import Loader
-from service.models import Models
+from service.catalog.folder import Folder
+from service.catalog.loader import Loader
+from service.catalog.watcher import Models
 from tests import fakes
 from tests.fakes import CPU, Alone, Served, bits
 

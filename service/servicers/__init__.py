@@ -1,1 +1,1 @@
-"""What each method does: protos in, the engine's work, protos out. Knows no server technology."""
+"""What each method does, a room per API, and what the APIs share. No API knows another."""

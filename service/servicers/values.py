@@ -11,10 +11,10 @@ import numpy as np
 
 from service import errors
 from service.arrays import Float32s, Int64s
-from service.engine import Engine
+from service.engine.engine import Engine
+from service.engine.session_table import MAX_TIME_NS
 from service.errors import StreamcellError
-from service.manifest import Variable
-from service.sessions import MAX_TIME_NS
+from service.runtime.manifest import Variable
 
 LARGEST_INDEX = (1 << 63) - 1
 """The largest step index."""

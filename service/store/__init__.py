@@ -1,1 +1,1 @@
-"""Stores: where sessions outlive the process that serves them."""
+"""Stores in SQLite and Redis: records by key, and who owns each. Does not know sessions or models."""

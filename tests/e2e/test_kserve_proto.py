@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import torch
 
-from service import artifact
+from service.runtime import artifact
 from tests.e2e.conftest import BOUND_SECONDS, ROOT
 from tests.integration.conftest import ARTIFACTS, folded, inputs
 

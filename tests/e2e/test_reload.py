@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as stubs
 
-from service import artifact
+from service.runtime import artifact
 from tests import fakes
 from tests.e2e.conftest import BOUND_SECONDS
 from tests.fakes import bits

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from service import artifact
+from service.runtime import artifact
 from tests.e2e.conftest import BOUND_SECONDS, ROOT
 from tests.integration.conftest import ARTIFACTS, folded, inputs
 

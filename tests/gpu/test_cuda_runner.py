@@ -18,11 +18,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from service import artifact
 from service.config import Address, Config
-from service.cuda import Graphs
+from service.runtime import artifact
+from service.runtime.cuda import Graphs
+from service.runtime.cuda_runner import StagedRunner, runner_for
 from service.server import Server
-from service.staged import StagedRunner, runner_for
 from tests.fakes import CPU, FAULT, Recurrence, bits, save
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]

@@ -19,11 +19,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as stubs
 
-from service import artifact
-from service.artifact import Artifact
 from service.config import Address, Config
+from service.processes.supervisor import Supervisor
+from service.runtime import artifact
+from service.runtime.artifact import Artifact
 from service.server import Server
-from service.supervisor import Supervisor
 
 ROOT = pathlib.Path(__file__).parents[2]
 ARTIFACTS = ROOT / "model" / "artifacts"

@@ -11,12 +11,12 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from service.config import Config
 from service.errors import Reason, StreamcellError
-from service.fronts.envoy import EnvoyFront
+from service.fronts.envoy.application import EnvoyFront
 from service.fronts.grpcio import GrpcioFront
-from service.rpc import Call, Router, Stream, Streaming, Unary
+from service.processes.supervisor import Supervisor
+from service.rpc.router import Call, Router, Stream, Streaming, Unary
 from service.server import Front
-from service.servicers.health import HealthServicer
-from service.supervisor import Supervisor
+from service.servicers.standard.health import HealthServicer
 
 SECRET = "this stands in the log alone"  # noqa: S105
 

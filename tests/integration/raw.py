@@ -12,7 +12,7 @@ import h2.events
 import h2.settings
 from google.protobuf.wrappers_pb2 import StringValue
 
-from service.fronts.wire import Deframer, frame
+from service.fronts.envoy.wire import Deframer, frame
 
 BOUND_SECONDS = 60.0
 

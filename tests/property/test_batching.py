@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service import artifact
+from service.runtime import artifact
 from tests import fakes
 from tests.fakes import CPU, Alone, Rig, bits
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from model.artifact import save_artifact
 from model.export import reference
-from service import artifact
 from service.config import Config
-from service.runner import Runner
-from service.sessions import TIME_ABSENT
+from service.engine.session_table import TIME_ABSENT
+from service.runtime import artifact
+from service.runtime.runner import Runner
 from tests.fakes import CPU, Alone, Rig, bits
 
 SHIPPED = sorted((Path(__file__).parents[2] / "model" / "artifacts").glob(f"nyc-taxi/*/{artifact.FILE_NAME}"))

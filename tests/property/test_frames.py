@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.engine.work import INDEX_NEXT
 from service.errors import Reason
-from service.work import INDEX_NEXT
 from tests import fakes
 from tests.fakes import Alone, Rig, bits
 

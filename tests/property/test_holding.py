@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service import pace
-from service.work import Control, Phase, Step
+from service.engine import pacer as pace
+from service.engine.work import Control, Phase, Step
 from tests import fakes
 from tests.fakes import Alone, Rig, bits
 

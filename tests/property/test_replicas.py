@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from streamcell.v1 import streamcell_pb2 as pb
 
-from service.runner import Runner
-from service.statuses import RefusedError
+from service.rpc.statuses import RefusedError
+from service.runtime.runner import Runner
 from tests import fakes
 from tests.fake_store import FakeStore
 from tests.fakes import Alone, Refusal, Served, bits

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.runner import Runner
+from service.runtime.runner import Runner
 from tests import fakes
 from tests.fakes import Alone, bits
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from service.engine.scheduler import Batch, Scheduler
+from service.engine.work import INDEX_NEXT, Block, Control, Phase, Step
 from service.errors import Reason, StreamcellError
-from service.scheduler import Batch, Scheduler
-from service.work import INDEX_NEXT, Block, Control, Phase, Step
 
 CAPACITY, QUEUE, BATCH, PIECE = 6, 30, 4, 3
 SLOTS = st.integers(0, CAPACITY - 1)

@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from service.engine.session_table import Sessions
 from service.errors import Reason
-from service.sessions import Sessions
 
 CAPACITY, KEPT = 4, 3
 KEYS = st.sampled_from("abcdef")

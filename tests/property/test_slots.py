@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.slots import Slots
+from service.engine.slots import Slots
 
 
 @given(capacity=st.integers(1, 8), events=st.lists(st.integers(0, 10), max_size=60))

@@ -11,8 +11,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.engine.work import INDEX_NEXT, Step
 from service.errors import Reason
-from service.work import INDEX_NEXT, Step
 from tests import fakes
 from tests.fakes import Alone, Rig, bits
 

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streamcell.v1 import streamcell_pb2 as pb
 
-from service.servicers.convert import StepReply
-from service.work import INDEX_NEXT, Step
+from service.engine.work import INDEX_NEXT, Step
+from service.servicers.streamcell.convert import StepReply
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 UINT32S, UINT64S = st.integers(0, 2**32 - 1) | st.just(0), st.integers(0, 2**64 - 1) | st.just(0)

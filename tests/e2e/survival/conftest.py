@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from service import artifact
+from service.runtime import artifact
 from tests.e2e.conftest import ROOT
 from tests.e2e.survival.fleet import MODEL, Seat
 

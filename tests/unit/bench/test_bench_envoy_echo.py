@@ -9,7 +9,7 @@ from bench.http2 import message
 from bench.processes import running
 from loadtest.options import Options
 from loadtest.server_side import family
-from service.fronts import envoy_process
+from service.fronts.envoy import process as envoy_process
 
 STEP = message(b"\x12\x34")
 

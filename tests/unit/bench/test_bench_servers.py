@@ -5,7 +5,7 @@ import pytest
 from bench.cases import CASES
 from bench.servers import ENVOY, SERVERS, SERVICE
 from service.errors import ConfigError
-from service.fronts import envoy_process
+from service.fronts.envoy import process as envoy_process
 
 
 def test_every_server_has_cases():

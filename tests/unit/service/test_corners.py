@@ -9,13 +9,13 @@ import torch
 from streamcell.v1 import streamcell_pb2 as pb
 from torch import Tensor, nn
 
-from service import artifact, manifest
-from service.catalog import Catalog
+from service.catalog.catalog import Catalog
+from service.engine.session_table import TIME_ABSENT
+from service.engine.work import INDEX_NEXT, Phase, Step
 from service.errors import ConfigError, Reason
-from service.manifest import ManifestError
-from service.servicers.bindings import Bindings
-from service.sessions import TIME_ABSENT
-from service.work import INDEX_NEXT, Phase, Step
+from service.runtime import artifact, manifest
+from service.runtime.manifest import ManifestError
+from service.servicers.streamcell.bindings import Bindings
 from tests import fakes
 from tests.fakes import CPU, Alone, Rig, Served, ending, manifest_of, save, talk
 

@@ -1,0 +1,148 @@
+"""The gRPC wire over HTTP/2, without a network: frames in and out, time-outs, statuses as headers.
+
+After gRPC's "PROTOCOL-HTTP2" (grpc/grpc, doc/PROTOCOL-HTTP2.md). Knows no server library.
+"""
+
+import base64
+import re
+import zlib
+from urllib.parse import quote
+
+from service.errors import Code
+from service.rpc.statuses import RefusedError, Status
+
+CONTENT_TYPE = b"application/grpc"
+OK_TRAILERS = [(b"grpc-status", b"0")]
+ENCODINGS = b"identity,deflate,gzip"  # what a request may be compressed with
+_PREFIX_BYTES = 5  # the flag and the length before each message
+_WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_MESSAGE_SAFE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+
+Headers = list[tuple[bytes, bytes]]
+
+
+def refused(code: Code, message: str) -> RefusedError:
+    """Returns the end of a call that goes wrong on the wire itself; no details say more."""
+    return RefusedError(Status(int(code), message, b""))
+
+
+def frame(message: bytes) -> bytes:
+    """Returns a message as it travels: uncompressed, its length before it."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+class Deframer:
+    """Cuts one direction of a call's bytes, which come in pieces of any size, into messages.
+
+    Args:
+        max_message_bytes: the largest message, as it travels and unpacked.
+        encoding: the call's grpc-encoding.
+
+    Raises:
+        RefusedError: UNIMPLEMENTED, the encoding is none of `ENCODINGS`.
+    """
+
+    def __init__(self, max_message_bytes: int, encoding: bytes = b"identity") -> None:
+        if encoding not in (b"identity", b"") and encoding not in _WINDOW_BITS:
+            name = encoding.decode("ascii", "replace")[:32]
+            raise refused(
+                Code.UNIMPLEMENTED, f"grpc-encoding {name!r} is not known here: use {ENCODINGS.decode()}"
+            )
+        self._max_message_bytes = max_message_bytes
+        self._encoding = encoding
+        self._pieces: list[bytes] = []  # of a message that has begun
+        self._missing_bytes = 0  # at least so many until it is complete
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Takes the next bytes and returns the messages that they complete.
+
+        Raises:
+            RefusedError: RESOURCE_EXHAUSTED, a message is too large; INTERNAL, these are no frames.
+        """
+        if self._pieces:
+            self._pieces.append(data)
+            self._missing_bytes -= len(data)
+            if self._missing_bytes > 0:
+                return []
+            data = b"".join(self._pieces)
+            self._pieces = []
+        elif data[:1] == b"\0":
+            length = len(data) - _PREFIX_BYTES
+            is_whole = int.from_bytes(data[1:_PREFIX_BYTES], "big") == length
+            if is_whole and length <= self._max_message_bytes:  # one message, as almost always
+                return [data[_PREFIX_BYTES:]]
+        messages = []
+        at, size, needed = 0, len(data), _PREFIX_BYTES
+        while size - at >= _PREFIX_BYTES:
+            start = at + _PREFIX_BYTES
+            length = int.from_bytes(data[at + 1 : start], "big")
+            if length > self._max_message_bytes:
+                raise self._too_large(length)
+            if size - start < length:
+                needed += length
+                break
+            message = data[start : start + length]
+            messages.append(message if not data[at] else self._unpacked(data[at], message))
+            at = start + length
+        if at < size:
+            self._pieces = [data[at:]]
+            self._missing_bytes = needed - (size - at)
+        return messages
+
+    def close(self) -> None:
+        """Says that no more bytes come.
+
+        Raises:
+            RefusedError: INTERNAL, the last message is not complete.
+        """
+        if self._pieces:
+            raise refused(Code.INTERNAL, "the last message is not complete")
+
+    def _too_large(self, length: int) -> RefusedError:
+        most = self._max_message_bytes
+        return refused(Code.RESOURCE_EXHAUSTED, f"Received message larger than max ({length} vs. {most})")
+
+    def _unpacked(self, flag: int, packed: bytes) -> bytes:
+        bits = _WINDOW_BITS.get(self._encoding)
+        if flag != 1 or bits is None:
+            raise refused(Code.INTERNAL, f"a message has the flag {flag}, and the call no grpc-encoding")
+        unpacker = zlib.decompressobj(bits)
+        try:
+            message = unpacker.decompress(packed, self._max_message_bytes + 1)
+        except zlib.error:
+            raise refused(Code.INTERNAL, "a message cannot be decompressed") from None
+        if len(message) > self._max_message_bytes:
+            raise self._too_large(len(message))
+        if not unpacker.eof:
+            raise refused(Code.INTERNAL, "a message cannot be decompressed: it ends too soon")
+        return message
+
+
+def timeout_seconds(value: bytes | None) -> float | None:
+    """Returns what a grpc-timeout header says; None where there is none.
+
+    Raises:
+        RefusedError: INTERNAL, it is not what the protocol has.
+    """
+    if value is None:
+        return None
+    found = _TIMEOUT.fullmatch(value)
+    if found is None:
+        raise refused(Code.INTERNAL, "the grpc-timeout is none: up to eight digits and one of H M S m u n")
+    return int(found[1]) * _SECONDS[found[2]]
+
+
+def trailers(status: Status | None) -> Headers:
+    """Returns the headers that tell how a call ended; None is OK."""
+    if status is None:
+        return OK_TRAILERS
+    found = [
+        (b"grpc-status", str(status.code).encode()),
+        (b"grpc-message", quote(status.message, safe=_MESSAGE_SAFE).encode()),
+    ]
+    for name, value in status.trailers:
+        raw = value.encode() if isinstance(value, str) else base64.b64encode(value).rstrip(b"=")
+        found.append((name.encode(), raw))
+    return found

@@ -1,0 +1,1 @@
+"""The standard services: health, reflection, channelz. Do not know the other APIs."""

@@ -1,0 +1,397 @@
+"""Sessions that go on on another version of their model: at rest, under way, in frames, in a store."""
+
+import asyncio
+import gc
+import shutil
+import weakref
+
+import numpy as np
+import pytest
+from streamcell.v1 import streamcell_pb2 as pb
+
+from service.engine import snapshot
+from tests import fakes
+from tests.fake_store import FakeStore
+from tests.fakes import answer, bits, talk
+from tests.folder_of_models import NAME, X, until
+
+
+async def moved(house):
+    """Has every session moved that is to move, and the old version gone."""
+
+    def is_alone():
+        house.models.tend()
+        return len(house.catalog.engines) == 1
+
+    await until(is_alone)
+
+
+def after(house, old, rows):
+    """Returns the bits that the new version makes of the state that a session had on the old."""
+    new = house.alone("2")
+    new.state = old.state
+    return [new.step(X[row]) for row in rows]
+
+
+async def test_sessions_move_with_all_that_they_are(serve_folder):
+    """Key, index, replies kept, state: the next step is the new weights' on the old state."""
+    house = await serve_folder(on_new_version="migrate")
+    await house.served.open("s", "idle")
+    old = house.alone("1")
+    replies = [await house.step("s", row) for row in range(5)]
+    assert b"".join(replies) == old.fold(X[:5])
+    await house.notice("2")
+    await moved(house)
+    assert await house.version_of("idle") == "2"
+    assert await house.step("s", 4, step_index=4) == replies[4]
+    refusal = await house.served.refused("Step", pb.StepRequest(session_id="s", x=X[9], step_index=4))
+    assert refusal.reason == "STEP_CONFLICT"
+    assert [await house.step("s", row) for row in (5, 6)] == after(house, old, (5, 6))
+    labels = {"model": NAME, "version": "2"}
+    assert house.sample("streamcell_sessions_migrated_total", **labels) == 2
+    assert house.sample("streamcell_sessions_open", **labels) == 2
+
+
+async def test_a_stream_that_goes_on_keeps_nothing_of_the_model_it_began_on(serve_folder):
+    """Its weights and the states are let go: a client may keep a stream for as long as it likes."""
+    house = await serve_folder(on_new_version="migrate")
+    await house.served.open("s", "closed")
+    stream = house.served.stream()
+    bind = pb.StreamRequest(config=pb.StreamConfig(session_ids=["s", "closed"]))
+    step = pb.StreamRequest(step=pb.StepRequest(x=X[0]))
+    await talk(stream, bind, step)
+    gone = weakref.ref(house.catalog.get(f"{NAME}/1")._runner)
+    await house.served.ask("CloseSession", pb.CloseSessionRequest(session_id="closed"))
+    await house.notice("2")
+    await moved(house)
+    await fakes.turn()
+    gc.collect()  # TorchScript leaves rings of its own
+    assert gone() is None
+    (reply,) = await talk(stream, step)
+    assert reply.step.step_index == 1
+    (reply,) = await talk(stream, pb.StreamRequest(step=pb.StepRequest(session=1, x=X[0])))
+    assert reply.error.reason == "SESSION_NOT_FOUND"
+
+
+async def test_who_names_the_version_that_a_session_began_on_still_finds_it(serve_folder):
+    """As clients do that send a step again; another version is another model, as ever."""
+    house = await serve_folder(on_new_version="migrate")
+    await house.served.open("s")
+    await house.notice("2")
+    await house.step("s", 0, model=f"{NAME}/1")
+    await house.step("s", 1, model=f"{NAME}/2")
+    refusal = await house.served.refused("Step", pb.StepRequest(session_id="s", x=X[0], model=f"{NAME}/7"))
+    assert refusal.reason == "MODEL_CHANGED"
+
+
+async def test_a_state_laid_out_differently_stays(serve_folder):
+    """On the version that understands it, until it ends."""
+    house = await serve_folder(on_new_version="migrate")
+    await house.served.open("s")
+    await house.step("s", 0)
+    await house.notice("3")
+    for _ in range(3):
+        house.models.tend()
+    assert house.statuses() == {f"{NAME}/1": "RETIRING", f"{NAME}/3": "SERVING"}
+    assert await house.version_of("s") == "1"
+    await house.step("s", 1)
+
+
+async def test_a_session_that_never_rests_moves_as_well(serve_folder):
+    """What is asked meanwhile waits for what was asked before, then goes on on the new version, in order."""
+    house = await serve_folder(on_new_version="migrate")
+    await house.served.open("s")
+    stream = house.served.stream()
+    await talk(stream, pb.StreamRequest(config=pb.StreamConfig(session_ids=["s"])))
+    steps = [pb.StreamRequest(request_id=row, step=pb.StepRequest(session=0, x=X[row])) for row in range(9)]
+    house.put("2")
+    await house.models.look()
+    for request in steps[:3]:
+        stream.receive(request.SerializeToString())
+    await house.models.look(is_whole=True)
+    for request in steps[3:6]:
+        stream.receive(request.SerializeToString())
+    steps[6].step.session_id = "s"  # by its id as well
+    for request in steps[6:]:
+        stream.receive(request.SerializeToString())
+    found = [await answer(stream) for _ in steps]
+    assert [each.request_id for each in found] == list(range(9))
+    assert [each.step.step_index for each in found] == list(range(9))
+    old, replies = house.alone("1"), [bits(each.step.y) for each in found]
+    num_old = 0
+    while num_old < 9 and replies[num_old] == old.step(X[num_old]):
+        num_old += 1
+    assert await house.version_of("s") == "2"
+
+
+async def test_steps_under_way_end_on_the_old_version(serve_folder):
+    """Those that come later wait for them: none is refused, and the state is the old one's at the turn."""
+    house = await serve_folder(on_new_version="migrate")
+    await house.served.open("s")
+    await house.notice("2")
+    engine = house.catalog.get(f"{NAME}/1")
+    engine.successor = None  # not yet
+    stream = house.served.stream()
+    await talk(stream, pb.StreamRequest(config=pb.StreamConfig(session_ids=["s"])))
+    requests = [pb.StreamRequest(step=pb.StepRequest(session=0, x=X[row])) for row in range(6)]
+    for request in requests[:3]:
+        stream.receive(request.SerializeToString())
+    engine.supersede(house.catalog.get(NAME))
+    for request in requests[3:]:
+        stream.receive(request.SerializeToString())
+    replies = [bits((await answer(stream)).step.y) for _ in requests]
+    old = house.alone("1")
+    assert replies[:3] == [old.step(X[row]) for row in range(3)]
+    assert replies[3:] == after(house, old, (3, 4, 5))
+
+
+async def test_unary_calls_wait_as_well(serve_folder):
+    """Calls of one session at the same time, and all else that is asked of it."""
+    house = await serve_folder(on_new_version="migrate")
+    await house.served.open("s")
+    await house.notice("2")
+    engine, successor = house.catalog.get(f"{NAME}/1"), house.catalog.get(NAME)
+    engine.successor = None
+    first = asyncio.create_task(house.step("s", 0))
+    await fakes.turn()
+    engine.supersede(successor)
+    rest = [asyncio.create_task(house.step("s", row)) for row in range(1, 4)]
+    version = asyncio.create_task(house.version_of("s"))
+    old = house.alone("1")
+    assert await first == old.step(X[0])
+    assert [await each for each in rest] == after(house, old, (1, 2, 3))
+    assert await version == "2"
+
+
+@pytest.mark.parametrize("names", ["all", "numbers", "ids"])
+async def test_frames_go_on_with_sessions_that_move(serve_folder, names):
+    """Some moved before, some move for the frame, some have work under way; one has ended."""
+    house = await serve_folder(on_new_version="migrate")
+    sessions = list("abcd")
+    await house.served.open(*sessions)
+    stream = house.served.stream()
+    await talk(stream, pb.StreamRequest(config=pb.StreamConfig(session_ids=sessions)))
+    named = {
+        "all": {},
+        "numbers": {"session_raw": np.arange(4, dtype="<u4").tobytes()},
+        "ids": {"session_ids": sessions},
+    }[names]
+    (found,) = await talk(stream, pb.StreamRequest(frame=pb.Frame(x_raw=X[:4].tobytes(), **named)))
+    await house.notice("2")
+    old = [house.alone("1") for _ in sessions]
+    assert found.frame.y_raw == b"".join(each.step(X[row]) for row, each in enumerate(old))
+    engine, slot = house.catalog._resident("\0d")
+    engine.close(slot)
+    engine.move([house.catalog._resident("\0a")[1]])
+    successor, engine.successor = engine.successor, None
+    under_way = asyncio.create_task(house.step("b", 4))
+    await fakes.turn()
+    engine.successor = successor
+    for at in range(2):
+        frame = pb.Frame(x_raw=X[8 + 4 * at : 12 + 4 * at].tobytes(), **named)
+        (found,) = await talk(stream, pb.StreamRequest(frame=frame))
+        assert [(error.entry, error.error.reason) for error in found.frame.errors] == [
+            (3, "SESSION_NOT_FOUND")
+        ]
+        if not at:
+            assert await under_way == old[1].step(X[4])
+            new = [house.alone("2") for _ in range(3)]
+            for each, before in zip(new, old, strict=False):
+                each.state = before.state
+        expected = [each.step(X[8 + 4 * at + row]) for row, each in enumerate(new)]
+        assert found.frame.y_raw[: 3 * 8] == b"".join(expected)
+    await moved(house)
+    (found,) = await talk(stream, pb.StreamRequest(frame=frame))
+    assert len(found.frame.errors) == 1
+
+
+async def test_a_number_bound_to_a_session_that_ended_stays_so(serve_folder):
+    """Whatever became of its version, and though another session has the id by now."""
+    house = await serve_folder(on_new_version="migrate")
+    await house.served.open("s", "t")
+    stream = house.served.stream()
+    await talk(stream, pb.StreamRequest(config=pb.StreamConfig(session_ids=["s", "t"])))
+    await house.served.ask("CloseSession", pb.CloseSessionRequest(session_id="s"))
+    await house.notice("2")
+    await moved(house)
+    await house.served.open("s")
+    (found,) = await talk(stream, pb.StreamRequest(step=pb.StepRequest(session=0, x=X[0])))
+    assert found.error.reason == "SESSION_NOT_FOUND"
+    (found,) = await talk(stream, pb.StreamRequest(step=pb.StepRequest(session=1, x=X[0])))
+    assert found.step.step_index == 0
+
+
+async def test_who_finds_no_room_stays_until_there_is(serve_folder):
+    """The new version is full of new sessions: the old one serves on, and they move one after another."""
+    house = await serve_folder(on_new_version="migrate", max_resident_sessions=2)
+    await house.served.open("a", "b")
+    await house.notice("2")
+    await house.served.open("new")
+    house.models.tend()
+    versions = [await house.version_of(each) for each in "ab"]
+    assert sorted(versions) == ["1", "2"]
+    for each in "ab":
+        await house.step(each, 0)
+    await house.served.ask("CloseSession", pb.CloseSessionRequest(session_id="new"))
+    await moved(house)
+    assert [await house.version_of(each) for each in "ab"] == ["2", "2"]
+
+
+async def test_migration_back_and_forth(serve_folder):
+    """The newer version is taken away, and put there again: the sessions follow, bound ones too."""
+    house = await serve_folder(on_new_version="migrate", max_resident_sessions=4)
+    await house.served.open("s")
+    stream = house.served.stream()
+    await talk(stream, pb.StreamRequest(config=pb.StreamConfig(session_ids=["s"])))
+    alone, row = house.alone("1"), 0
+    for round_ in range(5):
+        if round_ % 2:
+            await house.notice("2")
+        elif round_:
+            shutil.rmtree(house.path / NAME / "2")
+            await house.models.look()
+            await house.models.look()
+        version = "2" if round_ % 2 else "1"
+        state, alone = alone.state, house.alone(version)
+        alone.state = state
+        for _ in range(2):
+            (found,) = await talk(stream, pb.StreamRequest(step=pb.StepRequest(session=0, x=X[row])))
+            assert bits(found.step.y) == alone.step(X[row])
+            row += 1
+        assert await house.version_of("s") == version
+        house.models.tend()
+
+
+async def test_at_the_start_the_newest_version_takes_over(serve_folder):
+    """As if it had come last: sessions of older ones that come from the store go on on it."""
+    house = await serve_folder("1", "2", on_new_version="migrate")
+    house.models.start()
+    assert house.statuses() == {f"{NAME}/1": "RETIRING", f"{NAME}/2": "SERVING"}
+    house = await serve_folder("1", "2")
+    house.models.start()
+    assert house.statuses() == {f"{NAME}/1": "SERVING", f"{NAME}/2": "SERVING"}
+
+
+# -- With a store ------------------------------------------------------------------------------------
+
+
+async def durable(house, session_id):
+    """Opens a durable session."""
+    await house.served.ask("OpenSession", pb.OpenSessionRequest(session_id=session_id, durable=True))
+
+
+async def spilled(house, session_id):
+    """Has a session in the store alone."""
+    engine, slot = house.catalog.find("", session_id)
+    await house.catalog.stored(engine, slot)
+    engine.spill(slot)
+
+
+async def test_a_session_in_the_store_brings_its_version_back(serve_folder):
+    """With keep: nobody's session is lost because its version had left; without its folder that is said."""
+    house = await serve_folder(store=FakeStore())
+    await house.served.open("s")
+    old = house.alone("1")
+    assert await house.step("s", 0) == old.step(X[0])
+    await house.notice("2")
+    await spilled(house, "s")
+    house.models.tend()
+    assert house.statuses() == {f"{NAME}/2": "SERVING"}
+    assert await house.step("s", 1) == old.step(X[1])
+    assert house.statuses()[f"{NAME}/1"] == "RETIRING"
+    await spilled(house, "s")
+    house.models.tend()
+    shutil.rmtree(house.path / NAME / "1")
+    await house.models.look()
+    refusal = await house.served.refused("Step", pb.StepRequest(session_id="s", x=X[2]))
+    assert refusal.reason == "MODEL_NOT_FOUND"
+    house.put("1")
+    assert await house.step("s", 2) == old.step(X[2])
+
+
+async def test_a_session_in_the_store_goes_on_on_the_new_version(serve_folder):
+    """With migrate, and is written anew as that version's; its epoch tells of who had it."""
+    house = await serve_folder(store=FakeStore(), on_new_version="migrate")
+    await house.served.open("s")
+    old = house.alone("1")
+    await house.step("s", 0)
+    old.step(X[0])
+    await house.notice("2")
+    house.models.tend()
+    await spilled(house, "s")
+    house.models.tend()
+    shutil.rmtree(house.path / NAME / "1")
+    assert [await house.step("s", row) for row in (1, 2)] == after(house, old, (1, 2))
+    row = house.store.rows["\0s"]
+    await until(lambda: snapshot.decode(row.record).model.version == "2")
+
+
+async def test_who_waits_for_the_store_is_told_where_the_session_is_then(serve_folder):
+    """A durable step is answered once it is stored, though its session has moved meanwhile."""
+    house = await serve_folder(store=FakeStore(), on_new_version="migrate")
+    await durable(house, "s")
+    await durable(house, "t")
+    await house.notice("2")
+    engine, successor = house.catalog.get(f"{NAME}/1"), house.catalog.get(NAME)
+    engine.successor, count = None, house.store.num_writes
+    house.store.is_held = True
+    request = pb.StepRequest(session_id="s", x=X[0])
+    first = asyncio.create_task(house.served.ask("Step", request))
+    await until(lambda: house.store.num_writes > count)  # it is being written
+    request = pb.StepRequest(session_id="t", x=X[0])
+    second = asyncio.create_task(house.served.ask("Step", request))
+    await until(lambda: engine.sessions.next_step[engine.sessions.find("\0t")] == 1)
+    engine.supersede(successor)
+    await moved(house)
+    assert not first.done()
+    assert not second.done()
+    house.store.is_held = False
+    assert [(await each).num_durable_steps for each in (first, second)] == [1, 1]
+
+
+async def test_a_moved_session_that_another_server_took_is_fenced(serve_folder):
+    """Its row is another's by then: the new version drops it as the old would have."""
+    store = FakeStore()
+    house = await serve_folder(store=store, on_new_version="migrate")
+    await house.served.open("s")
+    await house.notice("2")
+    store.is_held = True
+    await house.step("s", 0)
+    await moved(house)
+    store.rows["\0s"].owner, store.rows["\0s"].epoch = "another", 7
+    store.is_held = False
+    await until(lambda: house.catalog.get(NAME).sessions.find("\0s") is None)
+    refusal = await house.served.refused("Step", pb.StepRequest(session_id="s", x=X[1]))
+    assert refusal.reason == "SESSION_FENCED"
+
+
+async def test_a_version_stays_while_a_session_is_about_to_enter(serve_folder):
+    """It is being opened in the store: the version that it was opened on is there when it comes back."""
+    store = FakeStore()
+    house = await serve_folder(store=store)
+    opening = asyncio.create_task(house.served.open("s"))
+    await fakes.turn()
+    assert house.catalog.get(f"{NAME}/1").num_coming == 1
+    house.catalog.get(f"{NAME}/1").supersede(None)
+    house.models.tend()
+    assert f"{NAME}/1" in house.statuses()
+    await opening
+    assert await house.version_of("s") == "1"
+
+
+async def test_a_new_version_knows_that_the_store_is_gone(serve_folder):
+    """Durable sessions that move to it are refused as before, until the store is back."""
+    store = FakeStore()
+    house = await serve_folder(store=store, on_new_version="migrate")
+    await durable(house, "s")
+    store.trouble = "gone"
+    engine = house.catalog.get(NAME)
+    engine.sessions.is_changed[engine.sessions.find("\0s")] = True
+    await until(lambda: engine.sessions.store_trouble)
+    await house.notice("2")
+    await moved(house)
+    refusal = await house.served.refused("Step", pb.StepRequest(session_id="s", x=X[0]))
+    assert refusal.reason == "STORE_UNAVAILABLE"
+    store.trouble = ""
+    await until(lambda: not house.catalog.get(NAME).sessions.store_trouble)
+    assert await house.step("s", 0) == house.alone("2").step(X[0])

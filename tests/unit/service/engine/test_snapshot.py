@@ -1,0 +1,103 @@
+"""A session as bytes: what went in comes out, and everything else is refused with a reason."""
+
+import dataclasses
+import zlib
+
+import numpy as np
+import pytest
+
+from service.engine import snapshot
+from service.engine.session_table import Standing
+from service.engine.snapshot import Model, Snapshot, SnapshotError
+
+MODEL = Model("tide-höhe", "12", b"d" * 16, b"l" * 16, state_size=5, num_outputs=2)
+
+
+def session(next_step=7, num_replies=3):
+    """Returns a session with numbers of its own everywhere."""
+    draw = np.random.default_rng(next_step)
+    standing = Standing(
+        np.array([next_step]),
+        np.array([-(10**18)]),
+        np.array([max(0, next_step - 2)]),
+        draw.standard_normal((1, num_replies, 2)).astype(np.float32),
+        draw.integers(0, 2**63, (1, num_replies)).astype(np.uint64),
+    )
+    return Snapshot("a-session", MODEL, True, standing, draw.standard_normal(5).astype(np.float32))
+
+
+def assert_equal(found, wanted):
+    """Compares two sessions to the bit."""
+    assert (found.session_id, found.model, found.is_durable) == (
+        wanted.session_id,
+        wanted.model,
+        wanted.is_durable,
+    )
+    assert found.state.tobytes() == wanted.state.tobytes()
+    for field in dataclasses.fields(Standing):
+        one, other = (getattr(each.standing, field.name) for each in (found, wanted))
+        assert one.tobytes() == other.tobytes(), field.name
+        assert one.shape == other.shape, field.name
+
+
+def test_a_session_comes_back_as_it_was():
+    """Names beyond ASCII, negative times and all."""
+    assert_equal(snapshot.decode(snapshot.encode_one(session())), session())
+
+
+def test_many_sessions_are_encoded_like_each_alone():
+    """In one pass, the same bytes."""
+    several = [dataclasses.replace(session(number), session_id=f"s{number}") for number in (1, 5, 9)]
+    standing = Standing(
+        *(
+            np.concatenate([getattr(each.standing, field.name) for each in several])
+            for field in dataclasses.fields(Standing)
+        )
+    )
+    states = np.stack([each.state for each in several])
+    found = snapshot.encode(
+        MODEL, [each.session_id for each in several], standing, states, np.array([True] * 3)
+    )
+    assert found == [snapshot.encode_one(each) for each in several]
+
+
+def test_the_longest_id_fits():
+    """128 characters, as the API allows."""
+    longest = dataclasses.replace(session(), session_id="x" * 128)
+    assert snapshot.decode(snapshot.encode_one(longest)).session_id == "x" * 128
+
+
+def test_a_bit_anywhere_is_noticed():
+    """Whatever it says then, it is refused, in words, and never taken for another session."""
+    raw = snapshot.encode_one(session())
+    for at in range(len(raw)):
+        damaged = raw[:at] + bytes([raw[at] ^ 0x10]) + raw[at + 1 :]
+        with pytest.raises(SnapshotError):
+            snapshot.decode(damaged)
+
+
+def test_cut_off_and_run_on_bytes_are_refused():
+    """At every length but its own."""
+    raw = snapshot.encode_one(session())
+    for length in [*range(len(raw)), len(raw) + 1]:
+        with pytest.raises(SnapshotError):
+            snapshot.decode((raw + b"\0")[:length])
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "said"),
+    [
+        (0, b"SCSX", "does not begin as a snapshot does"),
+        (4, b"\x02\0", "format version 2; this server reads 1"),
+        (8, b"\xff\xff\xff\xff", "make no sense"),
+        (8, b"\0\0\0\x01", "cut off"),
+        (16, b"\0\0\0\0", "make no sense"),
+        (20, b"\0\0", "make no sense"),
+    ],
+)
+def test_what_is_wrong_is_said(at, value, said):
+    """Also of bytes whose checksum is right: they may come from anywhere."""
+    raw = snapshot.encode_one(session())[:-4]
+    raw = raw[:at] + value + raw[at + len(value) :]
+    with pytest.raises(SnapshotError, match=said):
+        snapshot.decode(raw + zlib.crc32(raw).to_bytes(4, "little"))

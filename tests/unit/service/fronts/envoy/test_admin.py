@@ -1,0 +1,62 @@
+"""What is read from Envoy's administration, over a socket with Envoy's own words on it."""
+
+import contextlib
+import http.server
+import re
+import socketserver
+import threading
+import urllib.parse
+
+import pytest
+
+from service.fronts.envoy.admin import EnvoyAdmin
+
+STATS = """\
+http.admin.downstream_cx_tx_bytes_buffered: {admin_bytes}
+http.admin.downstream_rq_active: 1
+http.ingress_http.downstream_cx_tx_bytes_buffered: {num_bytes}
+http.ingress_http.downstream_rq_active: {num_requests}
+"""
+
+
+@contextlib.contextmanager
+def administration(path, page):
+    """Answers every request with the lines of a page that its filter lets through, on a socket at a path."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            (wanted,) = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)["filter"]
+            lines = [line for line in page.splitlines() if re.search(wanted, line.partition(":")[0])]
+            self.wfile.write("\n".join(lines).encode())
+
+        def log_message(self, *_):
+            pass
+
+        def address_string(self):
+            return ""
+
+    with socketserver.ThreadingUnixStreamServer(str(path), Handler) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield EnvoyAdmin(path)
+        server.shutdown()
+        serving.join()
+
+
+@pytest.mark.parametrize(
+    ("num_requests", "num_bytes", "is_sending"), [(0, 0, False), (1, 0, True), (0, 7, True)]
+)
+def test_asking_is_no_answer_on_its_way(tmp_path, num_requests, num_bytes, is_sending):
+    """The question itself is a request under way, in the administration: it does not hold up a drain."""
+    page = STATS.format(admin_bytes=9, num_requests=num_requests, num_bytes=num_bytes)
+    with administration(tmp_path / "admin.sock", page) as admin:
+        assert admin.is_sending() is is_sending
+
+
+def test_an_envoy_that_is_gone_sends_nothing(tmp_path):
+    """Nobody waits for it, and it listens nowhere."""
+    admin = EnvoyAdmin(tmp_path / "none.sock")
+    assert not admin.is_sending()
+    assert admin.listening() is None

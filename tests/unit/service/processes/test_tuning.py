@@ -1,0 +1,64 @@
+"""What is asked of the system: the allocator's settings, the threads' scheduling."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+
+from service.processes import tuning as process
+
+
+class Libc:
+    """A C library that takes, or refuses, what it is told."""
+
+    def __init__(self, answer):
+        self.told = []
+        self.mallopt = lambda *said: self.told.append(said) or answer
+
+
+def test_keeps_freed_memory_where_the_library_can(monkeypatch):
+    """Both of glibc's thresholds are raised; the largest block is what glibc takes at most."""
+    libc = Libc(1)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: libc)
+    assert process.keep_freed_memory()
+    assert libc.told == [(-3, 32 << 20), (-1, 256 << 20)]
+
+
+def test_changes_nothing_elsewhere(monkeypatch):
+    """A library without mallopt, or one that refuses, is no error."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert not process.keep_freed_memory()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Libc(0))
+    assert not process.keep_freed_memory()
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system has no SCHED_BATCH")
+def test_threads_begun_later_are_scheduled_in_batches():
+    """And so are processes: Envoy is one."""
+    code = """
+import os, subprocess, sys, threading
+from service.processes import tuning as process
+assert process.schedule_in_batches()
+found = []
+thread = threading.Thread(target=lambda: found.append(os.sched_getscheduler(0)))
+thread.start()
+thread.join()
+child = [sys.executable, "-c", "import os; print(os.sched_getscheduler(0))"]
+found.append(int(subprocess.run(child, capture_output=True, check=True).stdout))
+assert found == [os.SCHED_BATCH] * 2, found
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_system_that_refuses_is_no_error(monkeypatch):
+    """In a sandbox, or on another system, all stays as it is."""
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
+    assert not process.schedule_in_batches()
+    monkeypatch.delattr(os, "sched_setscheduler")
+    assert not process.schedule_in_batches()

@@ -1,0 +1,118 @@
+"""The manifest: read as written, and every damage named."""
+
+import json
+
+import pytest
+
+from service.runtime import manifest
+from service.runtime.manifest import ManifestError, StateField, Variable
+from tests.fakes import manifest_of
+
+LAYOUT = manifest_of()["state"]["layout"]
+
+
+def parse(**changes):
+    """Parses the Recurrence's manifest with changes."""
+    return manifest.parse(json.dumps(manifest_of(**changes)))
+
+
+def test_a_manifest_reads_as_it_was_written():
+    """Every entry arrives, nulls as the API's defaults, and the text is kept whole."""
+    text = json.dumps(manifest_of(uses_time=True, step_interval_seconds=1800.0, future=[{"name": "holiday"}]))
+    about = manifest.parse(text)
+    assert (about.name, about.version, about.description) == (
+        "recurrence", "1", "Two numbers in, two numbers out.",
+    )  # fmt: skip
+    assert about.inputs == (Variable("flow", "l/s"), Variable("valve"))
+    assert about.outputs == (
+        Variable("level", "l/s", "flow", "mean", 0.0),
+        Variable("high", "l/s", "flow", "quantile", 0.9),
+    )
+    assert about.future == (Variable("holiday"),)
+    assert about.state_size == 3
+    assert about.state_layout[1] == StateField("trend", 1, 1)
+    assert about.uses_time is True
+    assert about.step_interval_ns == 1800 * 10**9
+    assert about.text == text
+
+
+def test_no_interval_is_zero():
+    """A series without a fixed interval has 0 ns."""
+    assert parse(step_interval_seconds=0).step_interval_ns == 0
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["name", "version", "inputs", "outputs", "future", "state", "uses_time", "step_interval_seconds"],
+)
+def test_a_missing_part_is_named(key):
+    """Without a required entry the manifest is refused by the entry's name."""
+    whole = manifest_of()
+    del whole[key]
+    with pytest.raises(ManifestError, match=f"'{key}' is missing"):
+        manifest.parse(json.dumps(whole))
+
+
+def test_an_optional_part_may_be_missing():
+    """A manifest without description, attribution and training is one all the same."""
+    whole = manifest_of()
+    del whole["description"], whole["training"]
+    assert manifest.parse(json.dumps(whole)).description == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ("[1, 2]", "not a JSON object"),
+        ("null", "not a JSON object"),
+        ("{}", "format_version is None; this server reads 1"),
+    ],
+)
+def test_text_that_is_no_manifest(text, says):
+    """Anything but a JSON object with a format version is refused."""
+    with pytest.raises(ManifestError, match=says):
+        manifest.parse(text)
+
+
+@pytest.mark.parametrize("found", [2, 0, "1", None])
+def test_another_format_version_is_refused(found):
+    """A format version that this server does not know says what to do."""
+    with pytest.raises(ManifestError, match=f"format_version is {found!r}; .*: export it again"):
+        parse(format_version=found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"inputs": []}, "no inputs or no outputs"),
+        ({"outputs": []}, "no inputs or no outputs"),
+        ({"inputs": None}, "damaged"),
+        ({"inputs": ["flow"]}, "damaged"),
+        ({"inputs": [7]}, "damaged"),
+        ({"inputs": [{"unit": "m"}]}, "'name' is missing"),
+        ({"outputs": [{"name": "a", "quantile": "high"}]}, "damaged.*'high'"),
+        ({"inputs": [{"name": "a"}, {"name": "a"}]}, "one of its inputs twice"),
+        ({"outputs": [{"name": "a"}, {"name": "a"}]}, "one of its outputs twice"),
+        ({"future": [{"name": "a"}, {"name": "a"}]}, "one of its future twice"),
+        ({"step_interval_seconds": -1}, "step_interval_seconds is negative"),
+        ({"step_interval_seconds": "hourly"}, "damaged.*'hourly'"),
+        ({"state": []}, "damaged"),
+        ({"state": {"layout": LAYOUT}}, "'size' is missing"),
+        ({"state": {"size": 3}}, "'layout' is missing"),
+        ({"state": {"size": "wide", "layout": LAYOUT}}, "damaged.*'wide'"),
+        ({"state": {"size": 3, "layout": ["h", "c"]}}, "damaged"),
+        ({"state": {"size": 4, "layout": LAYOUT}}, "the state fields cover 3 values of 4"),
+        ({"state": {"size": 2, "layout": LAYOUT}}, "the state fields cover 3 values of 2"),
+        ({"state": {"size": 3, "layout": LAYOUT[1:]}}, "'trend' does not begin where the one before it ends"),
+        ({"state": {"size": 3, "layout": [LAYOUT[1], LAYOUT[0], LAYOUT[2]]}}, "'trend' does not begin"),
+        ({"state": {"size": 2, "layout": [LAYOUT[0] | {"size": 0}]}}, "'level' does not begin"),
+        ({"state": {"size": 3, "layout": [*LAYOUT[:2], {"offset": 2, "size": 1}]}}, "'name' is missing"),
+    ],
+)
+def test_damage_is_told_in_one_line(changes, says):
+    """A part that is wrong in itself or contradicts another is refused in one line that tells which."""
+    with pytest.raises(ManifestError, match=says) as caught:
+        parse(**changes)
+    assert "\n" not in str(caught.value)
