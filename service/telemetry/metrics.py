@@ -195,6 +195,11 @@ class Metrics:
         self.errors = self._counter(
             "streamcell_errors", "Errors answered, by code and reason.", ["method", "code", "reason"]
         )
+        self.background_faults = self._counter(
+            "streamcell_background_faults",
+            "Faults in tasks that last as long as the server; each goes on after one.",
+            ["task"],
+        )
         self.sessions = self._gauge("streamcell_sessions_open", "Sessions in memory.", by_model)
         self.queued_steps = self._gauge("streamcell_queued_steps", "Steps waiting for a batch.", by_model)
         self.streams = self._gauge("streamcell_streams_open", "Streams open.", [])
@@ -221,6 +226,10 @@ class Metrics:
         self.sessions_migrated = self._counter(
             "streamcell_sessions_migrated", "Sessions taken in from another version in memory.", by_model
         )
+
+    def count_background_fault(self, task: str) -> None:
+        """Counts a fault in a task that lasts as long as the server."""
+        self.background_faults.labels(task).inc()
 
     def of_store(self) -> StoreMetrics:
         """Returns the instruments of the store, which a server without one does not show."""

@@ -14,6 +14,7 @@ FLOORS = [
     {"arrays", "errors"},
     {"config"},
     {"telemetry"},
+    {"background"},
     {"runtime", "store", "rpc"},
     {"engine", "fronts.grpcio", "fronts.envoy"},
     {"persistence", "processes"},
