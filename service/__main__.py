@@ -20,6 +20,7 @@ from service.telemetry import log
 def main() -> int:
     """Runs the server and returns the exit status; 2 when a setting is wrong."""
     log.set_up()
+    process.make_products_reproducible(os.environ)
     try:
         settings = _with_front(config.from_command(sys.argv[1:], os.environ))
         if settings.cpu_scheduling == "batch":

@@ -1,8 +1,13 @@
 """What tests of several kinds share."""
 
+import os
+
 import pytest
 
+from service.processes import tuning
 from tests import redis_server
+
+tuning.make_products_reproducible(os.environ)  # before any test imports torch
 
 
 @pytest.fixture(scope="session")

@@ -62,3 +62,38 @@ def test_a_system_that_refuses_is_no_error(monkeypatch):
     assert not process.schedule_in_batches()
     monkeypatch.delattr(os, "sched_setscheduler")
     assert not process.schedule_in_batches()
+
+
+class TestReproducibleProducts:
+    """Products whose bits do not depend on how many rows are multiplied together."""
+
+    @pytest.mark.parametrize(
+        ("vendor", "flags", "asked"),
+        [
+            ("GenuineIntel", "fpu avx2 avx512f amx_tile", {"MKL_CBWR": "AVX512,STRICT"}),
+            ("GenuineIntel", "fpu avx2", {"MKL_CBWR": "AVX2,STRICT"}),
+            ("GenuineIntel", "fpu avx", {}),
+            ("AuthenticAMD", "fpu avx2 avx512f", {}),
+        ],
+    )
+    def test_asks_for_the_widest_strict_mode(self, tmp_path, vendor, flags, asked):
+        """On Intel's processors alone: for others MKL has no strict mode."""
+        info = tmp_path / "cpuinfo"
+        info.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\nbugs\t: none\n")
+        environment = {}
+        process.make_products_reproducible(environment, info)
+        assert environment == asked
+
+    def test_a_value_that_is_set_stays(self, tmp_path):
+        """Whoever set it knows why."""
+        info = tmp_path / "cpuinfo"
+        info.write_text("vendor_id : GenuineIntel\nflags : avx512f\n")
+        environment = {"MKL_CBWR": "COMPATIBLE"}
+        process.make_products_reproducible(environment, info)
+        assert environment == {"MKL_CBWR": "COMPATIBLE"}
+
+    def test_a_system_that_tells_nothing_changes_nothing(self, tmp_path):
+        """Not every system has /proc/cpuinfo."""
+        environment = {}
+        process.make_products_reproducible(environment, tmp_path / "none")
+        assert environment == {}
