@@ -20,7 +20,7 @@ from service.catalog.watcher import Models
 from service.config import Address, Config
 from service.errors import ConfigError, StreamcellError
 from service.fronts.grpcio import GrpcioFront
-from service.persistence.keeper import Keeper
+from service.persistence.stored_sessions import Keeper
 from service.persistence.write_behind import WriteBehind
 from service.processes import tuning as process
 from service.rpc.router import Router, Streaming, Unary

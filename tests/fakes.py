@@ -25,7 +25,7 @@ from service.engine.engine import Engine
 from service.engine.session_table import TIME_ABSENT
 from service.engine.work import INDEX_NEXT, Block, Control, Step
 from service.errors import StreamcellError
-from service.persistence.keeper import Keeper
+from service.persistence.stored_sessions import Keeper
 from service.persistence.write_behind import WriteBehind
 from service.rpc.router import Call, Router, Stream, Streaming, Unary
 from service.rpc.statuses import RefusedError, Status
