@@ -18,7 +18,7 @@ import torch
 from bench.cases import CELL_BATCHES, NUM_INPUTS
 from service.config import Config
 from service.engine.engine import Engine
-from service.engine.session_table import TIME_ABSENT
+from service.engine.progress import TIME_ABSENT
 from service.engine.work import INDEX_NEXT, Step
 from service.processes import tuning as process
 from service.runtime import artifact
@@ -66,7 +66,9 @@ class Bench:
     def open(self, count: int) -> list[int]:
         """Opens sessions and returns their slots; ids are of a usual length."""
         first = len(self.engine.sessions)
-        return [self.engine.open(f"\0sensor-{number:012d}") for number in range(first, first + count)]
+        return [
+            self.engine.residents.open(f"\0sensor-{number:012d}") for number in range(first, first + count)
+        ]
 
     def step(self, slots: list[int]) -> None:
         """Steps every session once, in one batch, from submitting to the last answer."""

@@ -13,14 +13,16 @@ import grpc
 import torch
 from prometheus_client import generate_latest
 
+from service.background import BackgroundTask
 from service.catalog.catalog import Catalog
 from service.catalog.folder import Folder
 from service.catalog.loader import Loader
-from service.catalog.watcher import Models
+from service.catalog.versions import Versions
+from service.catalog.watcher import ModelWatcher
 from service.config import Address, Config
 from service.errors import ConfigError, StreamcellError
 from service.fronts.grpcio import GrpcioFront
-from service.persistence.stored_sessions import Keeper
+from service.persistence.stored_sessions import StoredSessions
 from service.persistence.write_behind import WriteBehind
 from service.processes import tuning as process
 from service.rpc.router import Router, Streaming, Unary
@@ -72,10 +74,10 @@ class Server:
         folder.look()
         loaded, rejected = loader.first(folder.versions.values())
         engines = [loader.engine(each) for each in loaded]
-        self.catalog = Catalog(engines, migrates=settings.on_new_version == "migrate")
-        self._write_behind = self._kept_in(store) if store is not None else None
-        self._models = Models(settings, folder, loader, self.catalog, self._metrics)
-        self.catalog.shelf = self._models
+        self.catalog = Catalog(Versions(engines, migrates=settings.on_new_version == "migrate"))
+        self._write_behind = self._store_in(store) if store is not None else None
+        self._models = ModelWatcher(settings, folder, loader, self.catalog, self._metrics)
+        self.catalog.versions.on_disk = self._models
         for version, why in rejected.items():
             self._models.reject(version, why)
         self._show_build(str(loader.device))
@@ -96,19 +98,23 @@ class Server:
         )
         self.front = front(self._router, settings)
         self._page: MetricsPage | None = None
-        self._sweeper: asyncio.Task[None] | None = None
+        self._sweeper = BackgroundTask("expire_sessions", self._sweep, self._metrics.count_background_fault)
         self.listen = settings.listen
         self.metrics_listen = settings.metrics_listen
 
-    def _kept_in(self, store: Store) -> WriteBehind:
-        """Has all sessions kept in a store."""
+    def _store_in(self, store: Store) -> WriteBehind:
+        """Stores all sessions from now on."""
+        versions = self.catalog.versions
         write_behind = WriteBehind(
-            store, lambda: self.catalog.engines, self._settings, self._metrics.of_store()
+            store,
+            lambda: versions.engines,
+            self._settings,
+            self._metrics.of_store(),
+            count_fault=self._metrics.count_background_fault,
         )
-        keeper = Keeper(write_behind, self.catalog.engine_of)
-        for engine in self.catalog.engines:
-            keeper.watch(engine)
-        self.catalog.keeper = keeper
+        self.catalog.persistence = StoredSessions(write_behind, versions.engine_of)
+        for engine in versions.engines:
+            self.catalog.persistence.attach(engine)
         return write_behind
 
     def _show_build(self, device: str) -> None:
@@ -137,7 +143,8 @@ class Server:
         except ConfigError:
             await self._close()
             raise
-        self._sweeper = asyncio.create_task(self._sweep())
+        if self._settings.session_ttl_seconds:
+            self._sweeper.start()
         self._models.start()
         self._health.set_all(is_serving=True)
         # What start-up made lives on: the collector need not look at it again.
@@ -179,19 +186,15 @@ class Server:
         return generate_latest(self._metrics.registry).decode()
 
     async def _close(self) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
+        await self._sweeper.stop()
         if self._page is not None:
             self._page.close()
 
     async def _sweep(self) -> None:
-        ttl_ns = round(self._settings.session_ttl_seconds * 1e9)
-        while ttl_ns:
-            await asyncio.sleep(_SWEEP_SECONDS)
-            for engine in self.catalog.engines:
-                engine.expire_idle(ttl_ns)
+        """Ends idle sessions, once in a while."""
+        await asyncio.sleep(_SWEEP_SECONDS)
+        for engine in self.catalog.versions.engines:
+            engine.expire_idle(round(self._settings.session_ttl_seconds * 1e9))
 
     def _count_error(self, method: str, error: StreamcellError) -> None:
         self._metrics.errors.labels(method, error.code.name, error.reason).inc()

@@ -20,12 +20,14 @@ from streamcell.v1 import streamcell_pb2 as pb
 from torch import Tensor, nn
 
 from service.catalog.catalog import Catalog
+from service.catalog.versions import Versions
 from service.config import Config
 from service.engine.engine import Engine
-from service.engine.session_table import TIME_ABSENT
+from service.engine.progress import TIME_ABSENT, AppliedSteps, ProgressTable
+from service.engine.session_table import SessionTable
 from service.engine.work import INDEX_NEXT, Block, Control, Step
 from service.errors import StreamcellError
-from service.persistence.stored_sessions import Keeper
+from service.persistence.stored_sessions import StoredSessions
 from service.persistence.write_behind import WriteBehind
 from service.rpc.router import Call, Router, Stream, Streaming, Unary
 from service.rpc.statuses import RefusedError, Status
@@ -228,7 +230,7 @@ class Rig:
 
     def open(self, *names: str) -> list[int]:
         """Opens sessions and returns their slots."""
-        return [self.engine.open(f"\0{name}") for name in names]
+        return [self.engine.residents.open(f"\0{name}") for name in names]
 
     def step(
         self,
@@ -277,6 +279,16 @@ class Rig:
         """Returns a value from the metrics, 0 where there is none."""
         model = {"model": self.model.name, "version": self.model.version}
         return self.metrics.registry.get_sample_value(name, model | labels) or 0.0
+
+
+def session_table(capacity: int, num_inputs: int, num_outputs: int, replies_kept: int) -> SessionTable:
+    """Returns a table for sessions of a model with so many values."""
+    return SessionTable(capacity, ProgressTable(capacity, num_inputs, num_outputs, replies_kept))
+
+
+def applied(slots: Any, lengths: Any, x: Any, given_times: Any, times: Any, y: Any) -> AppliedSteps:
+    """Returns steps that sessions have taken."""
+    return AppliedSteps(np.asarray(slots), np.asarray(lengths), x, given_times, times, y)
 
 
 def block_of(
@@ -364,9 +376,9 @@ class Served:
                 for model in models or (recurrence(),)
             ]
         )
-        self.catalog = Catalog(self.engines, migrates=self.settings.on_new_version == "migrate")
+        self.catalog = Catalog(Versions(self.engines, migrates=self.settings.on_new_version == "migrate"))
         if store is not None:
-            self._keep_in(store)
+            self._store_in(store)
         services = [streamcell.SERVICE, inference.SERVICE]
         self.health = health.HealthServicer(services)
         self.errors: list[tuple[str, StreamcellError]] = []
@@ -384,14 +396,18 @@ class Served:
             lambda count: setattr(self, "num_streams", count),
         )
 
-    def _keep_in(self, store: Store) -> None:
+    def _store_in(self, store: Store) -> None:
         self.write_behind = WriteBehind(
-            store, lambda: self.catalog.engines, self.settings, self.metrics.of_store(), self.clock
+            store,
+            lambda: self.catalog.versions.engines,
+            self.settings,
+            self.metrics.of_store(),
+            count_fault=self.metrics.count_background_fault,
+            clock=self.clock,
         )
-        keeper = Keeper(self.write_behind, self.catalog.engine_of)
+        self.catalog.persistence = StoredSessions(self.write_behind, self.catalog.versions.engine_of)
         for engine in self.engines:
-            keeper.watch(engine)
-        self.catalog.keeper = keeper
+            self.catalog.persistence.attach(engine)
 
     async def ask(self, name: str, request: Message, principal: str = "") -> Any:
         """Returns a unary response; a refusal is raised as RefusedError."""

@@ -10,7 +10,7 @@ from streamcell.v1 import streamcell_pb2 as pb
 
 from service.catalog.folder import Folder
 from service.catalog.loader import Loader
-from service.catalog.watcher import Models
+from service.catalog.watcher import ModelWatcher
 from tests import fakes
 from tests.fakes import CPU, Alone, Served, bits
 
@@ -58,10 +58,10 @@ class House:
         self.catalog = self.served.catalog
         if self.store is not None:
             await self.served.write_behind.start()
-        self.models = Models(
+        self.models = ModelWatcher(
             self.served.settings, self.folder, self.loader, self.catalog, self.served.metrics
         )
-        self.catalog.shelf = self.models
+        self.catalog.versions.on_disk = self.models
         for version, why in rejected.items():
             self.models.reject(version, why)
         return self
@@ -95,7 +95,7 @@ class House:
         self.served.engines.clear()
         gc.disable()
         try:
-            self.models.tend()
+            self.models.retire()
             await fakes.turn()
             assert gone() is None, gc.get_referrers(gone())
         finally:
@@ -104,8 +104,8 @@ class House:
     def statuses(self):
         """Returns the status of each version in memory."""
         return {
-            f"{engine.name}/{engine.version}": "RETIRING" if engine.is_retiring else "SERVING"
-            for engine in self.catalog.engines
+            f"{engine.name}/{engine.version}": "RETIRING" if engine.succession.is_retiring else "SERVING"
+            for engine in self.catalog.versions.engines
         }
 
     async def version_of(self, session_id):

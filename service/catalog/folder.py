@@ -1,6 +1,6 @@
-"""The models' folder: which versions lie in it, and which of them somebody is still writing.
+"""The models' folder: which versions it has, and which of their files somebody is still writing.
 
-Knows files by what the system says of them alone; what is in one is not looked at.
+Knows size, time and number of a file. Does not read any.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from service.runtime import artifact
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Version:
-    """A version's file, as it was when it was looked at: `mark` is another one when it is written to."""
+    """A version's file at the time of a look; `mark` changes when somebody writes to the file."""
 
     name: str
     version: str
@@ -32,7 +32,7 @@ class Folder:
         """What was found, by "NAME/VERSION"."""
 
     def look(self) -> None:
-        """Looks at the folder; `versions` is then new.
+        """Looks at the folder and replaces `versions` by what is there.
 
         Raises:
             ConfigError: there is no such folder, or no version in it; `versions` is what it was.
@@ -47,10 +47,10 @@ class Folder:
             found[f"{name}/{version}"] = Version(name, version, path, mark)
         self._before, self.versions = self.versions, found
 
-    def is_settled(self, version: Version) -> bool:
-        """Tells whether a version was the same at the look before: nobody is writing it."""
+    def is_unchanged(self, version: Version) -> bool:
+        """Returns whether a version's file was the same at the look before: nobody is writing to it."""
         return self._before.get(str(version)) == version
 
     def is_gone(self, model: str) -> bool:
-        """Tells whether "NAME/VERSION" was not there, at this look and the one before."""
+        """Returns whether "NAME/VERSION" was missing both at this look and at the one before."""
         return model not in self.versions and model not in self._before

@@ -1,7 +1,7 @@
-"""The engines of a server by model and version: which one leads, and on which a session goes on.
+"""The engines of a server by model and version: which version leads, and on which one a session goes on.
 
-Of each name one version *leads*: it takes the sessions for which no version is named. Does not know sessions,
-nor how a version comes into memory.
+Of each model one version leads: it takes the sessions for which no version is named. Does not know sessions,
+nor how a version is loaded.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,40 +13,62 @@ from service.engine.snapshot import Model
 from service.errors import StreamcellError
 
 
-class NotLoaded(StreamcellError):  # noqa: N818 (no failure: it tells to load)
-    """A version of a model is not in memory, and its folder is there: `Versions.load` brings it."""
+class NotLoaded(StreamcellError):  # noqa: N818 (no failure: the version can be loaded)
+    """A version of a model is not in memory, and its file is there: `Versions.load` loads it."""
 
 
-class Shelf(Protocol):
-    """What has the versions that are not in memory; see `models.Models`."""
+class VersionsOnDisk(Protocol):
+    """Loads versions that are not in memory; see `watcher.ModelWatcher`."""
 
     def has(self, model: str) -> bool:
-        """Tells whether "NAME/VERSION" was there when it last looked, and may be served."""
+        """Returns whether "NAME/VERSION" was there at the last look, and may be served."""
 
     async def load(self, model: str) -> bool:
-        """Has it in memory, unless it is not there now or cannot be served; tells whether it is."""
+        """Loads "NAME/VERSION", unless it is gone or cannot be served; returns whether it is in memory."""
 
 
 class Versions:
-    """The engines in memory; with a `shelf`, more versions may be on it.
+    """The engines in memory.
 
     Args:
-        migrates: whether sessions of other versions go on on the one that leads, where states mean the same.
+        engines: those to begin with.
+        migrates: whether sessions of other versions move to the one that leads, where states mean the same.
     """
 
     def __init__(self, engines: Iterable[Engine], *, migrates: bool = False) -> None:
         self.engines: list[Engine] = []
-        self.shelf: Shelf | None = None
-        self.when_changed: list[Callable[[], None]] = []
-        """Called when versions have come, gone or taken over."""
-        self._by_model: dict[str, Engine] = {}
+        self.on_disk: VersionsOnDisk | None = None
+        """Loads more versions, if there is such a source."""
+        self.on_change: list[Callable[[], None]] = []
+        """Called when versions have come, gone or taken the lead."""
         self.migrates = migrates
-        self._went_on: set[str] = set()  # versions whose sessions go on on another
+        self._by_model: dict[str, Engine] = {}
+        self._superseded: set[str] = set()  # versions whose sessions go on on another
         self._put(engines)
 
     def get(self, model: str) -> Engine | None:
         """Returns the engine in memory for "NAME/VERSION", or for "NAME" the one that leads."""
         return self._by_model.get(model)
+
+    def choose(self, model: str) -> Engine:
+        """Returns the engine for "NAME", "NAME/VERSION" or, where one model is served, "".
+
+        Raises:
+            NotLoaded: the version can be loaded.
+            StreamcellError: MODEL_NOT_FOUND; INVALID_ARGUMENT for "" where several models are served.
+        """
+        engine = self._by_model.get(model)
+        if engine is not None:
+            return engine
+        if model:
+            missing = self._not_served(model)
+            if self.on_disk is not None and self.on_disk.has(model):
+                raise NotLoaded(missing.reason, missing.message, metadata=missing.metadata)
+            raise missing
+        names = sorted({engine.name for engine in self.engines})
+        if len(names) > 1:
+            raise errors.invalid_argument("model", f"several are served, name one of {', '.join(names)}")
+        return self._by_model[names[0]]
 
     def add(self, engine: Engine) -> None:
         """Takes in an engine, beside the one that leads if there is one."""
@@ -55,39 +77,39 @@ class Versions:
         self._put([*self.engines, engine])
 
     def lead(self, engine: Engine) -> list[Engine]:
-        """Has an engine lead; returns those of its name that begin to retire by it."""
+        """Makes an engine lead; returns the engines of its model that begin to retire."""
         engine.resume()
-        self._went_on.discard(str(engine.model))
+        self._superseded.discard(str(engine.model))
         others = [each for each in self.engines if each.name == engine.name and each is not engine]
-        begin = [each for each in others if not each.is_retiring]
+        retiring = [each for each in others if not each.succession.is_retiring]
         self._by_model[engine.name] = engine
         for other in others:
             self._supersede(other)
         self._put(self.engines)
-        return begin
+        return retiring
 
     def remove(self, engine: Engine) -> None:
-        """Lets go of an engine that is unused and does not lead."""
+        """Takes out an engine that is unused and does not lead."""
         self._put([each for each in self.engines if each is not engine])
-        self._by_model[engine.name].sessions.remember_all(engine.sessions)
+        self._by_model[engine.name].sessions.remember_endings(engine.sessions)
 
     async def load(self, model: str) -> None:
-        """Has "NAME/VERSION" in memory, if it is known to be on the shelf."""
-        if self.shelf is not None and model not in self._by_model and self.shelf.has(model):
-            await self.shelf.load(model)
+        """Loads "NAME/VERSION" if its file is known to be there and it is not in memory."""
+        if self.on_disk is not None and model not in self._by_model and self.on_disk.has(model):
+            await self.on_disk.load(model)
 
     async def engine_of(self, model: Model) -> Engine:
-        """Returns the engine on which a session of a model goes on, which is loaded if need be.
+        """Returns the engine on which a session of a model goes on, loaded if need be.
 
         Raises:
             StreamcellError: MODEL_NOT_FOUND; MODEL_CHANGED, another artifact is served under its name.
         """
         leader = self._follower_of(model)
-        # A newer version may be on the shelf, not noticed yet: other servers' sessions may run on it.
+        # A newer version may be on disk, not noticed yet: other servers' sessions may run on it.
         if leader is not None and version_order(model.version) < version_order(leader.version):
             return leader
-        if self.shelf is not None and str(model) not in self._by_model:
-            await self.shelf.load(str(model))
+        if self.on_disk is not None and str(model) not in self._by_model:
+            await self.on_disk.load(str(model))
         engine = self._by_model.get(str(model)) or self._follower_of(model)
         if engine is None:
             raise self._not_served(str(model))
@@ -96,12 +118,12 @@ class Versions:
         return engine
 
     def goes_on(self, model: str, engine: Engine) -> bool:
-        """Tells whether sessions that began on "NAME/VERSION" are on an engine now: callers still name it."""
+        """Returns whether sessions that began on "NAME/VERSION", and are still named so, run on an engine."""
         name, _, _ = model.rpartition("/")
-        return model in self._went_on and name == engine.name
+        return model in self._superseded and name == engine.name
 
     def _follower_of(self, model: Model) -> Engine | None:
-        """Returns the version on which sessions of a model go on by themselves, if there is one."""
+        """Returns the version that sessions of a model move to by themselves, if there is one."""
         leader = self._by_model.get(model.name)
         if leader is None or not self.migrates or leader.version == model.version:
             return None
@@ -112,17 +134,17 @@ class Versions:
         follower = self._follower_of(engine.model)
         engine.supersede(follower)
         if follower is not None:
-            self._went_on.add(str(engine.model))
+            self._superseded.add(str(engine.model))
 
     def _put(self, engines: Iterable[Engine]) -> None:
-        # A new list: whoever goes through the old one is not disturbed.
+        # A new list: a loop over the old one is not disturbed.
         self.engines = sorted(engines, key=lambda engine: (engine.name, version_order(engine.version)))
-        self._by_model = {f"{engine.name}/{engine.version}": engine for engine in self.engines}
+        self._by_model = {str(engine.model): engine for engine in self.engines}
         # The newest version that is not to leave comes last, and stays.
-        leaders = sorted(self.engines, key=lambda engine: not engine.is_retiring)
+        leaders = sorted(self.engines, key=lambda engine: not engine.succession.is_retiring)
         self._by_model.update({engine.name: engine for engine in leaders})
-        for tell in self.when_changed:
-            tell()
+        for on_change in self.on_change:
+            on_change()
 
     def _not_served(self, model: str) -> StreamcellError:
         return errors.model_not_found(model, ", ".join(sorted(self._by_model)))

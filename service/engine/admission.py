@@ -9,8 +9,9 @@ import numpy as np
 
 from service import errors
 from service.arrays import Float32s, Int64s, Prints
+from service.engine.progress import MAX_TIME_NS, TIME_ABSENT
 from service.engine.scheduler import Piece
-from service.engine.session_table import MAX_TIME_NS, TIME_ABSENT, Sessions
+from service.engine.session_table import SessionTable
 from service.engine.work import INDEX_NEXT, Block, Step
 from service.errors import StreamcellError
 from service.runtime.manifest import Manifest
@@ -19,8 +20,10 @@ from service.runtime.manifest import Manifest
 class Admission:
     """Checks work against the sessions of one model, at the moment its turn has come."""
 
-    def __init__(self, sessions: Sessions, manifest: Manifest) -> None:
+    def __init__(self, sessions: SessionTable, manifest: Manifest) -> None:
         self._sessions = sessions
+        self._progress = sessions.progress
+        self._durability = sessions.durability
         self.uses_time = manifest.uses_time
         self._interval_ns = manifest.step_interval_ns
 
@@ -30,12 +33,12 @@ class Admission:
         Raises:
             StreamcellError: the step is refused.
         """
-        sessions, slot = self._sessions, step.slot
+        sessions, durability, slot = self._sessions, self._durability, step.slot
         if sessions.generation.item(slot) != step.generation:
-            raise errors.session_ended(sessions.end_in(slot))
-        if sessions.store_trouble and (sessions.is_durable.item(slot) or step.restarts):
-            raise errors.store_unavailable(sessions.store_trouble)
-        expected = sessions.next_step.item(slot)
+            raise errors.session_ended(sessions.endings.in_slot(slot))
+        if durability.trouble and (durability.is_durable.item(slot) or step.restarts):
+            raise errors.store_unavailable(durability.trouble)
+        expected = self._progress.next_step.item(slot)
         if not self.uses_time:
             step.time = 0
         if step.index != expected and step.index != INDEX_NEXT:
@@ -55,23 +58,23 @@ class Admission:
         block, entries = piece.block, piece.entries
         slots = block.slots[entries]
         gone = self._sessions.generation[slots] != block.generations[entries]
-        expected = self._sessions.next_step[slots]
+        expected = self._progress.next_step[slots]
         asked = np.where(block.indexes[entries] == INDEX_NEXT, expected, block.indexes[entries])
         block.step_indexes[entries] = asked
         unusual = gone | (asked != expected)
-        needs_store = self._sessions.is_durable[slots] | block.restarts
-        if self._sessions.store_trouble:
+        needs_store = self._durability.is_durable[slots] | block.restarts
+        if self._durability.trouble:
             unusual |= needs_store
         if self.uses_time and block.times is None:
-            last = self._sessions.last_time[slots] + block.totals[entries] * float(self._interval_ns)
+            last = self._progress.last_time[slots] + block.totals[entries] * float(self._interval_ns)
             unusual |= (expected == 0) | (last > MAX_TIME_NS)
         for at in np.flatnonzero(unusual).tolist():
             entry = int(entries[at])
             try:
                 if gone[at]:
-                    raise errors.session_ended(self._sessions.end_in(int(slots[at])))
-                if self._sessions.store_trouble and needs_store[at]:
-                    raise errors.store_unavailable(self._sessions.store_trouble)
+                    raise errors.session_ended(self._sessions.endings.in_slot(int(slots[at])))
+                if self._durability.trouble and needs_store[at]:
+                    raise errors.store_unavailable(self._durability.trouble)
                 self._recognise(block, entry, int(asked[at]), int(expected[at]))
             except StreamcellError as error:
                 block.fail(entry, error)
@@ -84,7 +87,7 @@ class Admission:
         block, slots = piece.block, piece.block.slots[piece.entries]
         gone = self._sessions.generation[slots] != block.generations[piece.entries]
         for entry, slot in zip(piece.entries[gone].tolist(), slots[gone].tolist(), strict=True):
-            block.fail(entry, errors.session_ended(self._sessions.end_in(slot)))
+            block.fail(entry, errors.session_ended(self._sessions.endings.in_slot(slot)))
 
     def given_times(self, block: Block, rows: Int64s) -> Int64s:
         """Returns the times of rows (of any shape) as the request gave them, for fingerprints."""
@@ -99,21 +102,21 @@ class Admission:
         if block.times is not None:
             return block.times[rows]
         ahead = np.arange(1, rows.shape[1] + 1) * self._interval_ns  # (T,)
-        times: Int64s = self._sessions.last_time[block.slots[entries]][:, None] + ahead
+        times: Int64s = self._progress.last_time[block.slots[entries]][:, None] + ahead
         return times
 
     def _time_after(self, slot: int, num_steps: int, field: str) -> int:
         """Returns the time that so many steps without one lead to."""
-        if not self._sessions.next_step[slot]:
+        if not self._progress.next_step[slot]:
             raise first_time_missing(field)
-        time = int(self._sessions.last_time[slot]) + num_steps * self._interval_ns
+        time = int(self._progress.last_time[slot]) + num_steps * self._interval_ns
         if time > MAX_TIME_NS:
             raise errors.invalid_argument(field, f"{time} would follow, beyond {MAX_TIME_NS}: give the time")
         return time
 
     def _answer_repeat(self, step: Step, expected: int) -> None:
         x = np.frombuffer(step.x, np.float32)[None]  # (1, F)
-        prints = self._sessions.fingerprints(x, np.array([step.time], np.int64))
+        prints = self._progress.fingerprints(x, np.array([step.time], np.int64))
         known = self._known_reply(step.slot, step.index, expected, prints[0])
         if known is None:
             raise errors.step_forgotten(step.index, expected)
@@ -125,12 +128,12 @@ class Admission:
         """Returns the earlier reply to a repeated step, None when it is no longer kept."""
         if index > expected:
             raise errors.step_gap(expected, index)
-        kept = self._sessions.kept(slot, index)
-        if kept is None:
+        remembered = self._progress.remembered(slot, index)
+        if remembered is None:
             return None
-        if kept[0] != int(fingerprint):
+        if remembered[0] != int(fingerprint):
             raise errors.step_conflict(index)
-        return kept[1]
+        return remembered[1]
 
     def _recognise(self, block: Block, entry: int, asked: int, expected: int) -> None:
         """Answers the rows of an entry that were applied before, and takes them off its front."""
@@ -153,7 +156,7 @@ class Admission:
 
     def _prints(self, block: Block, start: int, count: int) -> Prints:
         rows = np.arange(start, start + count)
-        return self._sessions.fingerprints(block.x[rows], self.given_times(block, rows))
+        return self._progress.fingerprints(block.x[rows], self.given_times(block, rows))
 
 
 def first_time_missing(field: str) -> StreamcellError:

@@ -15,7 +15,7 @@ from service.errors import StreamcellError, invalid_argument
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Part:
+class PieceRows:
     """Where a piece lies in the columns: its entries [n] and the rows of its block [n, T]."""
 
     piece: Piece
@@ -29,7 +29,7 @@ class Columns:
     """One call's input: the single steps first, then the parts in order."""
 
     steps: list[Step]
-    parts: list[Part]
+    parts: list[PieceRows]
     slots: Int64s  # (B,)
     lengths: Int64s  # (B,)
     x: Float32s  # (B, T, F)
@@ -41,9 +41,9 @@ def gather(steps: list[Step], pieces: list[Piece], admission: Admission, num_inp
     """Returns the columns of admitted steps and pieces; None where no row is left to run."""
     if not pieces:
         return _of_steps(steps, num_inputs, admission.uses_time) if steps else None
-    parts = [part for piece in pieces if (part := _part(piece)) is not None]
+    parts = [part for piece in pieces if (part := _rows_of(piece)) is not None]
     longest = max((part.rows.shape[1] for part in parts), default=1)
-    every = [_of_part(part, longest, admission) for part in parts]
+    every = [_of_piece(part, longest, admission) for part in parts]
     if steps:  # where they are, no part is longer than one step
         every.insert(0, _of_steps(steps, num_inputs, admission.uses_time))
     if len(every) < 2:
@@ -76,7 +76,7 @@ def hand_back(columns: Columns, y: Float32s, applied: Flags) -> None:
     at = count
     for part in columns.parts:
         until = at + len(part.entries)
-        _hand_back_part(part, y[at:until], applied[at:until])
+        _hand_back_piece(part, y[at:until], applied[at:until])
         at = until
 
 
@@ -108,7 +108,7 @@ def _of_steps(steps: list[Step], num_inputs: int, uses_time: bool) -> Columns:
     )
 
 
-def _of_part(part: Part, longest: int, admission: Admission) -> Columns:
+def _of_piece(part: PieceRows, longest: int, admission: Admission) -> Columns:
     """Returns the columns of one part alone, `longest` time steps wide."""
     block, rows = part.piece.block, part.rows
     if rows.shape[1] < longest:
@@ -124,12 +124,12 @@ def _of_part(part: Part, longest: int, admission: Admission) -> Columns:
     )
 
 
-def _part(piece: Piece) -> Part | None:
+def _rows_of(piece: Piece) -> PieceRows | None:
     block = piece.block
     if not block.is_long:
         entries = piece.entries[block.totals[piece.entries] > 0]
         rows = block.starts[entries][:, None]
-        return Part(piece, entries, np.ones(len(entries), np.int64), rows) if len(entries) else None
+        return PieceRows(piece, entries, np.ones(len(entries), np.int64), rows) if len(entries) else None
     left = block.totals[piece.entries] - piece.offset
     entries, left = piece.entries[left > 0], left[left > 0]
     if not len(entries):
@@ -138,10 +138,10 @@ def _part(piece: Piece) -> Part | None:
     # Past an entry's length its last row stands again: of no effect, and finite.
     ahead = np.minimum(np.arange(int(lengths.max())), lengths[:, None] - 1)  # (n, T)
     rows = block.starts[entries][:, None] + piece.offset + ahead  # (n, T)
-    return Part(piece, entries, lengths, rows)
+    return PieceRows(piece, entries, lengths, rows)
 
 
-def _hand_back_part(part: Part, y: Float32s, applied: Flags) -> None:
+def _hand_back_piece(part: PieceRows, y: Float32s, applied: Flags) -> None:
     block = part.piece.block
     if not block.is_long and applied.all():
         block.y[part.rows[:, 0]] = y[:, 0]

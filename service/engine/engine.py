@@ -1,8 +1,8 @@
 """One model's engine: the only owner of its sessions, states and queue, so nothing here needs a lock.
 
-It runs in iterations, one at a time on one thread: schedule, run, commit. Whatever is ready when an iteration
-begins is its batch; `pace` says when one is held back for company. Does not know protos or transports; work
-comes in as Step, Block or Control and its `on_done` goes out.
+The engine runs in iterations, one at a time on one thread: schedule, run, commit, answer. Whatever is ready
+when an iteration begins is its batch; the pacer says when one is delayed so that more steps can join. Work
+comes in as Step, Block or Control; its `on_done` is the answer. Does not know protos or transports.
 """
 
 import itertools
@@ -10,29 +10,28 @@ import struct
 from collections import deque
 from collections.abc import Callable
 
-import numpy as np
-
 from service import errors
 from service.arrays import Flags, Float32s
 from service.config import Config
 from service.engine import columns as columns_of
 from service.engine.admission import Admission
+from service.engine.answers import Answers
 from service.engine.columns import Columns
+from service.engine.latency import Latency
 from service.engine.pacer import Loop, Pacer
+from service.engine.progress import AppliedSteps
 from service.engine.residents import Residents
 from service.engine.scheduler import Piece, Scheduler
+from service.engine.succession import Succession
 from service.engine.work import AnyWork, Block, Control, Phase, Step
 from service.errors import StreamcellError
 from service.runtime.runner import Runner
 from service.telemetry import faults
 from service.telemetry.metrics import ModelMetrics
 
-Told = Callable[[StreamcellError | None], None]
-WhenStored = Callable[[list[int], Told], None]
 
-
-class Engine(Residents):
-    """Sessions of one model, and the iterations that move them.
+class Engine:
+    """One model's sessions, and the iterations that move them.
 
     Args:
         runner: the model.
@@ -50,43 +49,95 @@ class Engine(Residents):
         loop: Loop,
         clock: Callable[[], int],
     ) -> None:
-        super().__init__(runner, settings, metrics, clock)
+        self.manifest = runner.artifact.manifest
+        self.residents = Residents(runner, settings, metrics, clock)
+        self.sessions = self.residents.sessions
+        self.model = self.residents.model
+        self.name, self.version = self.model.name, self.model.version
+        self.succession: Succession[Engine] = Succession()
+        self.answers = Answers(self.sessions)
+        self.row = struct.Struct(f"<{len(self.manifest.inputs)}f")
+        """The bytes of one input row."""
+        self.last_applied_ns: int | None = None
+        """When steps were last applied, as `now` has it."""
+        self._runner = runner
+        self._metrics = metrics
+        self._clock = clock
+        self._latency = Latency(metrics, clock)
+        self._rollback = self.residents.rollback
         self._scheduler = Scheduler(
-            self.max_sessions, settings.max_queue_steps, settings.max_batch_steps, settings.max_piece_steps
+            capacity=self.residents.max_sessions,
+            max_queue_steps=settings.max_queue_steps,
+            max_batch_steps=settings.max_batch_steps,
+            max_piece_steps=settings.max_piece_steps,
         )
         self._admission = Admission(self.sessions, self.manifest)
-        self._pacer = Pacer(loop, settings.max_hold_seconds, self._num_queued, self.iterate)
+        self._pacer = Pacer(
+            loop, max_hold_seconds=settings.max_hold_seconds, num_steps=self._num_queued, iterate=self.iterate
+        )
         self._waiting_for_room: deque[tuple[int, Callable[[], None]]] = deque()
-        self._num_inputs = len(self.manifest.inputs)
-        self.last_applied_ns: int | None = None
-        """When steps were last applied, as `now` tells it."""
-        self.row = struct.Struct(f"<{self._num_inputs}f")
-        """The bytes of one input row."""
-        self.when_stored: WhenStored | None = None
-        """Has a function called when sessions are in the store as they are now, or cannot be written."""
 
     # -- Sessions at rest --------------------------------------------------------------------------
 
-    def expire_idle(self, ttl_ns: int) -> None:
-        """Ends the sessions that nobody used for `ttl_ns`; those with work under way are in use."""
-        for slot in self.sessions.idle_since(self._clock() - ttl_ns):
-            if not self._scheduler.is_busy(slot):
-                self.expire(slot)
+    def is_busy(self, slot: int) -> bool:
+        """Returns whether a session has work under way."""
+        return self._scheduler.is_busy(slot)
 
     def at_rest(self, count: int) -> list[int]:
-        """Returns the slots of up to `count` sessions without work, those not used for longest first."""
+        """Returns the slots of up to `count` sessions without work, the ones idle for longest first."""
         oldest = self.sessions.least_recently_used(len(self.sessions)).tolist()
         return list(itertools.islice((slot for slot in oldest if not self.is_busy(slot)), count))
 
-    def is_busy(self, slot: int) -> bool:
-        """Tells whether a session has work under way."""
-        return self._scheduler.is_busy(slot)
+    def expire_idle(self, ttl_ns: int) -> None:
+        """Ends the sessions that nobody used for `ttl_ns`; a session with work under way is in use."""
+        for slot in self.sessions.idle_since(self._clock() - ttl_ns):
+            if not self.is_busy(slot):
+                self.residents.expire(slot)
+
+    def forecast(self, slot: int, horizon: int, future: Float32s) -> Float32s:
+        """Returns a session's forecast [H, O] for `future` [H, K]. Called from a control.
+
+        Raises:
+            StreamcellError: INVALID_ARGUMENT, the session has no step yet.
+        """
+        progress = self.sessions.progress
+        if not progress.next_step[slot]:
+            raise errors.invalid_argument(
+                "session_id", "the session has no step yet: a forecast needs one at least"
+            )
+        y = self._runner.forecast(slot, int(progress.last_time[slot]), horizon, future)
+        self._metrics.forecasts.inc()
+        return y
+
+    # -- Another version of the model leads --------------------------------------------------------
+
+    def supersede(self, successor: "Engine | None") -> None:
+        """Another version leads from now on; with a `successor`, sessions move there."""
+        self.succession.begin(successor)
+
+    def resume(self) -> None:
+        """This version leads again, after another did."""
+        self.residents.reuse(self.succession.end())
+
+    def move(self, slots: list[int]) -> int:
+        """Moves sessions at rest to the successor, as far as there is room; returns how many had room."""
+        to = self.succession.successor
+        if to is None:
+            return 0
+        generations = self.sessions.generation[slots].tolist()
+        places = self.residents.move_to(to.residents, slots)
+        for slot, generation, place in zip(slots, generations, places, strict=False):
+            self.succession.record_move(slot, generation, (to, *place))
+        return len(places)
 
     def leave(self) -> None:
-        """Ends an engine that nobody uses, as `let_go` says; nothing in it keeps it."""
-        self.let_go()
-        self.when_stored = None
+        """Frees the memory of an engine that nobody uses. How its sessions ended may still be asked."""
+        self.succession.leave()
+        self.residents.unload()
+        self.answers.when_stored = None
         self._pacer.end()
+        # Streams that bound a session may refer to the rest for as long as their clients like.
+        del self._runner, self._rollback
 
     # -- Work --------------------------------------------------------------------------------------
 
@@ -96,19 +147,27 @@ class Engine(Residents):
         return self._scheduler.num_queued_steps == 0
 
     def now(self) -> int:
-        """Returns the engine's time, monotonic ns: what work says it arrived at."""
+        """Returns the engine's time, monotonic ns; work says when it arrived by it."""
         return self._clock()
 
     def check_room(self, num_steps: int) -> None:
-        """Checks that so many steps may be queued, before the work is made of a message.
+        """Checks that so many steps may be queued, before work is made of a message.
 
         Raises:
             StreamcellError: OVERLOADED.
         """
         self._scheduler.check_room(num_steps)
 
+    def has_room(self, num_steps: int) -> bool:
+        """Returns whether the queue has room for so many steps that nobody waits for."""
+        return not self._waiting_for_room and self._scheduler.has_room(num_steps)
+
+    def when_room(self, num_steps: int, function: Callable[[], None]) -> None:
+        """Calls a function once the queue has room for so many steps; callers are served in order."""
+        self._waiting_for_room.append((num_steps, function))
+
     def submit(self, work: AnyWork) -> None:
-        """Queues work for an iteration soon; `work.on_done` is called when it is done, unless withdrawn.
+        """Queues work for an iteration soon. `work.on_done` is called when it is done, unless withdrawn.
 
         Raises:
             StreamcellError: OVERLOADED, and nothing is queued.
@@ -116,19 +175,11 @@ class Engine(Residents):
         self._scheduler.submit(work)
         self._pacer.wake(work.may_be_held)
 
-    def has_room(self, num_steps: int) -> bool:
-        """Tells whether the queue has room for so many steps, that nobody waits for."""
-        return not self._waiting_for_room and self._scheduler.has_room(num_steps)
-
-    def when_room(self, num_steps: int, function: Callable[[], None]) -> None:
-        """Calls a function once, in its turn, when the queue has room for so many steps."""
-        self._waiting_for_room.append((num_steps, function))
-
     def withdraw(self, work: AnyWork) -> bool:
-        """Takes back work that has not begun; tells whether it could. Nothing moves by withdrawn work."""
+        """Takes back work that has not begun, and returns whether it could. Withdrawn work moves nothing."""
         is_withdrawn = self._scheduler.withdraw(work)
         if is_withdrawn and isinstance(work, Block):
-            self._undo.settle_block(work)  # what ran of it stays
+            self._rollback.finish_block(work)  # what ran of it stays
         return is_withdrawn
 
     def _num_queued(self) -> int:
@@ -137,7 +188,7 @@ class Engine(Residents):
     # -- An iteration ------------------------------------------------------------------------------
 
     def iterate(self) -> None:
-        """Schedules a batch, runs it and commits it; asks for the next iteration if work is left."""
+        """Schedules a batch, runs it, commits it and answers; asks for the next iteration if work is left."""
         batch = self._scheduler.schedule()
         now = self._clock()
         self._run_controls(batch.controls)
@@ -149,32 +200,27 @@ class Engine(Residents):
         self._finish_blocks(batch.pieces)
         self._metrics.queued_steps.set(self._scheduler.num_queued_steps)
         if self._waiting_for_room:
-            self._tell_of_room()
+            self._call_those_with_room()
         if self._scheduler.has_ready:
             if long_inputs:
                 self._pacer.go_on()
             else:
                 self._pacer.wake()
 
-    def _tell_of_room(self) -> None:
-        """Calls those for whom there is room, of which each takes its share at once."""
-        while self._waiting_for_room and self._scheduler.has_room(self._waiting_for_room[0][0]):
-            self._waiting_for_room.popleft()[1]()
-
     def _run_controls(self, controls: list[Control]) -> None:
         for control in controls:
             try:
-                if self.sessions.generation[control.slot] != control.generation:
-                    raise errors.session_ended(self.sessions.end_in(control.slot))
+                if not self.sessions.is_live(control.slot, control.generation):
+                    raise errors.session_ended(self.sessions.endings.in_slot(control.slot))
                 control.result = control.action(control.slot)
-                self.sessions.last_used[control.slot] = self._clock()
+                self.sessions.touch(control.slot, self._clock())
             except StreamcellError as error:
                 control.error = error
             except Exception as exception:
                 control.error = faults.report(exception)
             self._scheduler.finish(control)
         for control in controls:
-            self._tell(control)
+            self.answers.answer(control)
 
     def _admit_steps(self, steps: list[Step]) -> list[Step]:
         """Returns the steps that are to run; the others are repeats or have their errors."""
@@ -182,7 +228,7 @@ class Engine(Residents):
         for step in steps:
             try:
                 if step.restarts:
-                    self._undo.begin_step(step)
+                    self._rollback.begin_step(step)
                 if admit(step):
                     admitted.append(step)
             except StreamcellError as error:
@@ -197,33 +243,33 @@ class Engine(Residents):
             if piece.is_first:
                 piece.block.started_ns = piece.block.started_ns or now
                 if piece.block.is_whole:
-                    self._undo.begin_block(piece.block)
+                    self._rollback.begin_block(piece.block)
                 self._admission.admit_group(piece)
-            elif self.sessions.is_stored:
+            elif self.sessions.durability.is_enabled:
                 self._admission.drop_gone(piece)
             (long_inputs if piece.block.is_long else frames).append(piece)
         return frames, long_inputs
 
     def _run_call(self, steps: list[Step], pieces: list[Piece]) -> int:
-        """Runs one cell call over steps and pieces, a fault in which fails them alone; returns its ns."""
+        """Runs one cell call over steps and pieces, and returns its ns. A fault fails these alone."""
         if not steps and not pieces:
             return 0
         started = self._clock()
         try:
-            columns = columns_of.gather(steps, pieces, self._admission, self._num_inputs)
+            columns = columns_of.gather(steps, pieces, self._admission, len(self.manifest.inputs))
             if columns is None:
                 return 0
             y, applied = self._compute(columns)
         except Exception as exception:
-            self._fail(steps, pieces, faults.report(exception))
+            _fail(steps, pieces, faults.report(exception))
             return 0
         try:
             self._commit(columns, y, applied)
         except Exception as exception:
             # States have moved and counters have not: rather no session than a wrong one.
-            self._fail(steps, pieces, faults.report(exception))
+            _fail(steps, pieces, faults.report(exception))
             for slot in columns.slots.tolist():
-                self.close(slot)
+                self.residents.close(slot)
             return 0
         elapsed_ns = self._clock() - started
         for part in columns.parts:
@@ -231,14 +277,6 @@ class Engine(Residents):
         self._metrics.batch_steps.observe(int(columns.lengths.sum()))
         self._metrics.steps.inc(int(columns.lengths @ applied))
         return elapsed_ns
-
-    @staticmethod
-    def _fail(steps: list[Step], pieces: list[Piece], error: StreamcellError) -> None:
-        for step in steps:
-            step.error = error
-        for piece in pieces:
-            for entry in piece.entries.tolist():
-                piece.block.fail(entry, error)
 
     def _compute(self, columns: Columns) -> tuple[Float32s, Flags]:
         """Returns y [B, T, O] and which rows were applied [B]."""
@@ -251,101 +289,50 @@ class Engine(Residents):
         """Moves the sessions to where their states now are, and hands out the predictions."""
         rows = slice(None) if applied.all() else applied
         self.last_applied_ns = self._clock()
-        self.sessions.apply(
-            columns.slots[rows],
-            columns.lengths[rows],
-            columns.x[rows],
-            columns.given_times[rows],
-            columns.times[rows],
-            y[rows],
-            self.last_applied_ns,
+        steps = AppliedSteps(
+            slots=columns.slots[rows],
+            lengths=columns.lengths[rows],
+            x=columns.x[rows],
+            given_times=columns.given_times[rows],
+            times=columns.times[rows],
+            y=y[rows],
         )
+        self.sessions.apply(steps, self.last_applied_ns)
         columns_of.hand_back(columns, y, applied)
 
     def _finish_steps(self, steps: list[Step], started_ns: int, compute_ns: int) -> None:
-        """Ends single steps and tells whoever asked for them; those that ran share one cell call."""
+        """Ends and answers single steps; those that ran share one cell call."""
         if not steps:
             return
-        self._undo.settle_steps()
+        self._rollback.finish_steps()
         self._scheduler.finish_steps(steps)
-        self._observe_steps(steps, started_ns, compute_ns)
-        for step in steps:
-            if step.is_repeat:
-                self._metrics.repeated_steps.inc()
-            if self.when_stored is not None and self._waits_for_store(step):
-                self._tell_once_stored(self.when_stored, [step.slot], step)
-            else:
-                self._tell(step)
+        self._latency.observe_steps(steps, started_ns, compute_ns)
+        self._metrics.repeated_steps.inc(sum([step.is_repeat for step in steps]))
+        self.answers.answer_steps(steps)
 
     def _finish_blocks(self, pieces: list[Piece]) -> None:
-        """Ends the blocks of which nothing is left."""
+        """Ends and answers the blocks of which nothing is left."""
         for piece in pieces:
             block = piece.block
             if self._scheduler.advance(block):
                 continue
-            self._undo.settle_block(block)
+            self._rollback.finish_block(block)
             self._scheduler.finish(block)
             if block.phase is Phase.WITHDRAWN:
                 continue
             if block.wants_replies:
-                self._observe_block(block)
-            if self.when_stored is not None and (slots := self._durable_of(block)):
-                self._tell_once_stored(self.when_stored, slots, block)
-            else:
-                self._tell(block)
+                self._latency.observe_block(block)
+            self.answers.answer_block(block)
 
-    # -- Answers that wait for the store ---------------------------------------------------------------
+    def _call_those_with_room(self) -> None:
+        """Calls those for whom there is room now; each takes its share at once."""
+        while self._waiting_for_room and self._scheduler.has_room(self._waiting_for_room[0][0]):
+            self._waiting_for_room.popleft()[1]()
 
-    def _waits_for_store(self, step: Step) -> bool:
-        """Tells whether a step is of a durable session, or its first anew, and not in the store yet."""
-        sessions = self.sessions
-        if step.error is not None or not (sessions.is_durable.item(step.slot) or step.restarts):
-            return False
-        return step.step_index >= sessions.num_durable.item(step.slot)
 
-    def _durable_of(self, block: Block) -> list[int]:
-        """Returns the durable or restarted sessions of a block, of which the store may not have all yet."""
-        sessions, slots = self.sessions, block.slots
-        lives = sessions.generation[slots] == block.generations
-        is_asked = sessions.is_durable[slots] | (block.restarts and not block.errors)
-        waits = is_asked & (sessions.num_durable[slots] < sessions.next_step[slots])
-        found: list[int] = slots[lives & waits].tolist()
-        return found
-
-    def _tell_once_stored(self, when_stored: WhenStored, slots: list[int], work: Step | Block) -> None:
-        def told(error: StreamcellError | None) -> None:
-            if error is not None and isinstance(work, Block):
-                for entry in np.flatnonzero(np.isin(work.slots, slots)).tolist():
-                    work.errors.setdefault(entry, error)
-            elif error is not None:
-                work.error = error
-            self._tell(work)
-
-        when_stored(slots, told)
-
-    @staticmethod
-    def _tell(work: AnyWork) -> None:
-        work.phase = Phase.DONE
-        try:
-            work.on_done(work)
-        except Exception as exception:  # one caller's trouble is nobody else's
-            faults.report(exception)
-
-    # -- What is measured --------------------------------------------------------------------------
-
-    def _observe_steps(self, steps: list[Step], started_ns: int, compute_ns: int) -> None:
-        """Counts the latency of the steps of a batch that were applied."""
-        metrics, now = self._metrics, self._clock()
-        seconds = sorted(
-            [(now - step.arrived_ns) * 1e-9 for step in steps if step.error is None and not step.is_repeat]
-        )
-        metrics.step_seconds.observe_all(seconds)
-        metrics.queue_seconds.observe_all(seconds, offset=(started_ns - now) * 1e-9)
-        metrics.compute_seconds.observe(compute_ns * 1e-9, len(seconds))
-
-    def _observe_block(self, block: Block) -> None:
-        """Counts the latency of a block's steps, which are answered together."""
-        metrics, count = self._metrics, int(block.num_applied.sum())
-        metrics.step_seconds.observe((self._clock() - block.arrived_ns) * 1e-9, count)
-        metrics.queue_seconds.observe((block.started_ns - block.arrived_ns) * 1e-9, count)
-        metrics.compute_seconds.observe(block.compute_ns * 1e-9, count)
+def _fail(steps: list[Step], pieces: list[Piece], error: StreamcellError) -> None:
+    for step in steps:
+        step.error = error
+    for piece in pieces:
+        for entry in piece.entries.tolist():
+            piece.block.fail(entry, error)

@@ -1,8 +1,8 @@
-"""Puts a session back to where it stood when work fails that would else have left it elsewhere.
+"""Puts a session back to where it stood when work fails that would otherwise leave it elsewhere.
 
-A step that is not applied leaves its session as it was by itself. Two kinds of work need more: a step or
-block that first restarts its session, and a block that is to be applied as a whole or not at all. Does not
-know why work fails, nor what a store is told.
+A step that is not applied leaves its session unchanged by itself. Two kinds of work need more: a step or a
+block that first restarts its session, and a block that is applied as a whole or not at all. Does not know why
+work fails, nor what a store is told.
 """
 
 from typing import NamedTuple
@@ -10,80 +10,84 @@ from typing import NamedTuple
 import numpy as np
 
 from service.arrays import Float32s, Int64s
-from service.engine.session_table import Sessions, Standing
+from service.engine.progress import Progress
+from service.engine.session_table import SessionTable
 from service.engine.work import Block, Step
 from service.runtime.runner import Runner
 
 
-class Kept(NamedTuple):
-    """A session as it stood."""
+class Before(NamedTuple):
+    """A session as it stood before the work."""
 
-    standing: Standing  # of one
+    progress: Progress  # of one session
     states: Float32s  # (1, S)
 
 
-class Undo:
-    """Keeps where sessions stand before such work, and undoes what failed."""
+class Rollback:
+    """Remembers where sessions stand before such work, and restores those whose work failed."""
 
-    def __init__(self, sessions: Sessions, runner: Runner) -> None:
+    def __init__(self, sessions: SessionTable, runner: Runner) -> None:
         self._sessions = sessions
         self._runner = runner
-        self._steps: list[tuple[Step, Kept]] = []  # of the iteration
-        self._blocks: dict[Block, Kept] = {}  # these go on over iterations
+        self._steps: list[tuple[Step, Before]] = []  # of the iteration
+        self._blocks: dict[Block, Before] = {}  # a block goes on over iterations
 
     def begin_step(self, step: Step) -> None:
-        """Restarts the session of a step that asks for it; to be called before it is admitted."""
-        if self._sessions.generation[step.slot] == step.generation:  # else it ended: the step will be refused
-            self._steps.append((step, self._keep(step.slot)))
+        """Restarts the session of a step that asks for it. Called before the step is admitted."""
+        if self._sessions.is_live(step.slot, step.generation):  # else the step will be refused
+            self._steps.append((step, self._read(step.slot)))
             self._restart(step.slot)
 
     def begin_block(self, block: Block) -> None:
-        """Does the same for a block of one session, which is whole; to be called before its first piece."""
+        """Restarts the session of a whole block that asks for it. Called before the block's first piece."""
         slot = int(block.slots[0])
-        if self._sessions.generation[slot] == block.generations[0]:
-            self._blocks[block] = self._keep(slot)
+        if self._sessions.is_live(slot, int(block.generations[0])):
+            self._blocks[block] = self._read(slot)
             if block.restarts:
                 self._restart(slot)
 
-    def settle_steps(self) -> None:
-        """Undoes what failed of the steps that began since."""
-        for step, kept in self._steps:
-            self._settle(step, step.slot, step.generation, kept, is_failed=step.error is not None)
+    def finish_steps(self) -> None:
+        """Restores the sessions of the iteration's steps that failed."""
+        for step, before in self._steps:
+            self._finish(step, step.slot, step.generation, before, is_failed=step.error is not None)
         self._steps = []
 
-    def settle_block(self, block: Block) -> None:
-        """Undoes a block that failed; to be called once nothing of it is left to run."""
-        kept = self._blocks.pop(block, None)
-        if kept is not None:
+    def finish_block(self, block: Block) -> None:
+        """Restores the session of a block that failed. Called once nothing of the block is left to run."""
+        before = self._blocks.pop(block, None)
+        if before is not None:
             is_failed = bool(block.errors)
-            self._settle(block, int(block.slots[0]), int(block.generations[0]), kept, is_failed=is_failed)
+            slot, generation = int(block.slots[0]), int(block.generations[0])
+            self._finish(block, slot, generation, before, is_failed=is_failed)
             if is_failed:
                 block.num_applied[0] = 0
 
-    def put_before(self, slots: Int64s, standing: Standing, states: Float32s) -> None:
-        """Puts back, in copies of sessions at `slots`, those in the middle of what may be undone.
+    def restore_copies(self, slots: Int64s, progress: Progress, states: Float32s) -> None:
+        """Puts back, in copies of the sessions at `slots`, those in the middle of a block that may yet fail.
 
-        Else a store could have half of what is applied as a whole, and whoever takes the session over.
+        Without this a store could get half of what is applied as a whole or not at all.
         """
-        for block, kept in self._blocks.items():
+        for block, before in self._blocks.items():
             for at in np.flatnonzero(slots == block.slots[0]).tolist():
-                if self._sessions.generation[slots[at]] == block.generations[0]:
-                    standing.put(at, kept.standing)
-                    states[at] = kept.states[0]
+                if self._sessions.is_live(int(slots[at]), int(block.generations[0])):
+                    progress.put(at, before.progress)
+                    states[at] = before.states[0]
 
-    def _keep(self, slot: int) -> Kept:
+    def _read(self, slot: int) -> Before:
         slots = np.array([slot], np.int64)
-        return Kept(self._sessions.read(slots), self._runner.read(slots))
+        return Before(self._sessions.progress.read(slots), self._runner.read(slots))
 
     def _restart(self, slot: int) -> None:
         self._runner.clear(slot)
-        self._sessions.restart(slot)
+        self._sessions.progress.restart(slot)
 
-    def _settle(self, work: Step | Block, slot: int, generation: int, kept: Kept, *, is_failed: bool) -> None:
-        if self._sessions.generation[slot] != generation:
+    def _finish(
+        self, work: Step | Block, slot: int, generation: int, before: Before, *, is_failed: bool
+    ) -> None:
+        if not self._sessions.is_live(slot, generation):
             return  # a fault ended it, or another server took it over
         if is_failed:
-            self._sessions.put(slot, kept.standing)
-            self._runner.put(np.array([slot]), kept.states)
+            self._sessions.progress.put(slot, before.progress)
+            self._runner.put(np.array([slot]), before.states)
         elif work.restarts:
-            self._sessions.forget_stored(slot)
+            self._sessions.durability.mark_restarted(slot)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.arrays import Flags, Float32s
-from service.engine.session_table import Standing
+from service.engine.progress import Progress
 from service.runtime.artifact import DIGEST_BYTES
 from service.runtime.manifest import Manifest
 
@@ -68,12 +68,12 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One session, read from bytes; `standing` holds one."""
+    """One session, read from bytes; `progress` holds one."""
 
     session_id: str
     model: Model
     is_durable: bool
-    standing: Standing
+    progress: Progress
     state: Float32s  # (S,)
 
 
@@ -89,10 +89,10 @@ def layout_of(manifest: Manifest) -> bytes:
 
 
 def encode(
-    model: Model, session_ids: list[str], standing: Standing, states: Float32s, is_durable: Flags
+    model: Model, session_ids: list[str], progress: Progress, states: Float32s, is_durable: Flags
 ) -> list[bytes]:
     """Returns the snapshots of N sessions of one model, whose states are [N, S]."""
-    num_replies = standing.kept_prints.shape[1]
+    num_replies = progress.reply_prints.shape[1]
     rows = np.zeros(len(session_ids), _record(model, num_replies))
     head = rows["head"]
     head["magic"], head["version"], head["flags"] = MAGIC, VERSION, is_durable * _IS_DURABLE
@@ -103,12 +103,12 @@ def encode(
     )
     name, version = model.name.encode(), model.version.encode()
     head["name_bytes"], head["version_bytes"] = len(name), len(version)
-    head["next_step"], head["last_time"] = standing.next_step, standing.last_time
-    head["kept_from"] = standing.kept_from
+    head["next_step"], head["last_time"] = progress.next_step, progress.last_time
+    head["kept_from"] = progress.reply_start
     head["digest"], head["layout"] = np.void(model.digest), np.void(model.layout)
     head["session_id"] = session_ids
     rows["name"], rows["version"] = name, version
-    rows["state"], rows["prints"], rows["y"] = states, standing.kept_prints, standing.kept_y
+    rows["state"], rows["prints"], rows["y"] = states, progress.reply_prints, progress.reply_y
     raw, size = rows.tobytes(), rows.itemsize
     pieces = [raw[at : at + size] for at in range(0, len(raw), size)]
     return [piece + zlib.crc32(piece).to_bytes(_CHECKSUM_BYTES, "little") for piece in pieces]
@@ -117,7 +117,7 @@ def encode(
 def encode_one(session: Snapshot) -> bytes:
     """Returns one session's snapshot."""
     is_durable = np.array([session.is_durable])
-    return encode(session.model, [session.session_id], session.standing, session.state[None], is_durable)[0]
+    return encode(session.model, [session.session_id], session.progress, session.state[None], is_durable)[0]
 
 
 def decode(raw: bytes) -> Snapshot:
@@ -144,7 +144,7 @@ def decode(raw: bytes) -> Snapshot:
         raise SnapshotError("its checksum is wrong: it is damaged")
     (row,) = np.frombuffer(raw[:-_CHECKSUM_BYTES], record)
     model = dataclasses.replace(model, name=row["name"].decode(), version=row["version"].decode())
-    standing = Standing(
+    progress = Progress(
         head["next_step"][None].astype(np.int64),
         head["last_time"][None].astype(np.int64),
         head["kept_from"][None].astype(np.int64),
@@ -152,7 +152,7 @@ def decode(raw: bytes) -> Snapshot:
         row["prints"][None].copy(),
     )
     is_durable = bool(int(head["flags"]) & _IS_DURABLE)
-    return Snapshot(head["session_id"].decode(), model, is_durable, standing, row["state"].copy())
+    return Snapshot(head["session_id"].decode(), model, is_durable, progress, row["state"].copy())
 
 
 def _head(raw: bytes) -> "np.void":

@@ -1,7 +1,7 @@
 """What the store does not have yet: sessions that changed or are waited for, and rows that are to go.
 
-A *checkpoint* is what one write to the store holds: taken between two iterations, settled when the store has
-answered. Does not know the store's workings, nor when it is written to.
+A checkpoint is what one write to the store holds: taken between two iterations, completed when the store has
+answered. Does not know how the store works, nor when it is written to.
 """
 
 import dataclasses
@@ -12,15 +12,16 @@ import numpy as np
 
 from service import errors
 from service.arrays import Flags, Int64s
+from service.engine.answers import OnStored
+from service.engine.durability import Written
 from service.engine.engine import Engine
+from service.engine.session_ref import SessionRef
 from service.errors import StreamcellError
 from service.store.base import Kind, Write
 
-Told = Callable[[StreamcellError | None], None]
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Part:
+class _EngineSessions:
     """Sessions of one engine in a checkpoint, as they were when it was taken."""
 
     engine: Engine
@@ -28,62 +29,58 @@ class _Part:
     generations: Int64s
     restarts: Int64s
     next_steps: Int64s
-    told: dict[int, list[Told]]  # those who wait, by slot
+    waiting: dict[int, list[OnStored]]  # the callers who wait for a session, by slot
 
-    def living(self) -> Flags:
-        """Returns which of the sessions have not ended since."""
+    def are_live(self) -> Flags:
+        """Returns which of the sessions are still in their slots."""
         lives: Flags = self.engine.sessions.generation[self.slots] == self.generations
         return lives
 
-    def settle(self, done: Flags, now_ns: int) -> None:
-        """Takes note in the sessions of which of them are stored."""
-        sessions, stored = self.engine.sessions, done & self.living()
-        sessions.written[self.slots[stored]] = now_ns
-        stored &= sessions.restarts[self.slots] == self.restarts
-        sessions.num_durable[self.slots[stored]] = self.next_steps[stored]
-        if self.engine.was_superseded:
-            self._settle_moved(done & ~self.living())
+    def record(self, is_stored: Flags, now_ns: int) -> None:
+        """Records which of the sessions the store has now."""
+        here = is_stored & self.are_live()
+        written = Written(self.slots[here], self.restarts[here], self.next_steps[here])
+        self.engine.sessions.durability.record(written, now_ns)
+        if self.engine.succession.has_begun:
+            self._record_moved(is_stored & ~self.are_live())
 
-    def _settle_moved(self, stored: Flags) -> None:
-        """Takes note of what is stored of sessions that were moved to another version meanwhile."""
+    def _record_moved(self, is_stored: Flags) -> None:
+        """Records what is stored of sessions that moved to another version meanwhile."""
         columns = self.slots, self.generations, self.restarts, self.next_steps
-        rows = zip(*(column[stored].tolist() for column in columns), strict=True)
+        rows = zip(*(column[is_stored].tolist() for column in columns), strict=True)
         for slot, generation, restarts, next_step in rows:
-            engine, there, its = self.engine.whereabouts(slot, generation)
-            sessions = engine.sessions
-            if (sessions.generation[there], sessions.restarts[there]) == (its, restarts):
-                sessions.num_durable[there] = next_step
+            session = SessionRef(self.engine, slot, generation).current
+            if session.is_live:
+                session.engine.sessions.durability.record_steps(session.slot, restarts, next_step)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Refused:
-    """A session whose write was refused, as it stood; `told`: those who wait for it."""
+    """A session whose write was refused, with its row as it was written, and the callers who wait for it."""
 
-    engine: Engine
-    slot: int
-    generation: int
+    session: SessionRef
     key: str
     epoch: int
     record: bytes | None
-    told: list[Told]
+    waiting: list[OnStored]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What one write holds: rows that go first, then the sessions of the parts in order."""
+    """What one write holds: rows that go first, then the sessions of each engine, in order."""
 
     writes: list[Write]
     num_others: int
-    parts: list[_Part]
+    sessions: list[_EngineSessions]
 
 
 class Changes:
     """What is to be written of all engines' sessions.
 
     Args:
-        engines: those there are now.
-        clock: monotonic nanoseconds, as the engines have it.
-        wall: Unix seconds at an instant of `clock`.
+        engines: returns the engines that there are now.
+        clock: monotonic nanoseconds, the clock of the engines.
+        wall: returns the Unix seconds at an instant of `clock`.
     """
 
     def __init__(
@@ -93,59 +90,62 @@ class Changes:
         self._clock = clock
         self._wall = wall
         self._others: deque[Write] = deque()
-        self._due: dict[Engine, Int64s] = {}  # slots of sessions that changed before the checkpoint began
-        self._waiting: dict[Engine, dict[tuple[int, int], list[Told]]] = {}  # by slot and generation
+        self._due: dict[Engine, Int64s] = {}  # slots of sessions that changed before the checkpoints began
+        self._waiting: dict[Engine, dict[tuple[int, int], list[OnStored]]] = {}  # by slot and generation
 
     # -- What is asked -----------------------------------------------------------------------------
 
     def delete(self, key: str, epoch: int) -> None:
-        """Has a session's row removed."""
+        """Removes a session's row with the next write."""
         self._others.append(Write(Kind.DELETE, key, epoch, None, 0.0))
 
     def release(self, key: str, epoch: int, record: bytes, used_at: float) -> None:
-        """Has a row left as it was, for whoever claims it."""
+        """Gives up a row as it was, with the next write, to whoever claims it."""
         self._others.append(Write(Kind.RELEASE, key, epoch, record, used_at))
 
-    def wait(self, engine: Engine, slot: int, told: Told) -> None:
-        """Has a session written as it is now, soon, and a function told of it once."""
-        session = slot, int(engine.sessions.generation[slot])
-        self._waiting.setdefault(engine, {}).setdefault(session, []).append(told)
+    def wait(self, session: SessionRef, on_stored: OnStored) -> None:
+        """Calls a function once a session is written as it is now; the session goes with the next write."""
+        waiting = self._waiting.setdefault(session.engine, {})
+        waiting.setdefault((session.slot, session.generation), []).append(on_stored)
 
     @property
     def num_changed(self) -> int:
         """How many sessions have changed since they were written."""
-        return sum(int(np.count_nonzero(engine.sessions.is_changed)) for engine in self._engines())
+        return sum(engine.sessions.durability.num_changed for engine in self._engines())
 
     def follow(self, engine: Engine) -> None:
-        """Has those who wait for sessions that are not on an engine any more wait where they are now.
+        """Moves callers who wait for sessions that left an engine to where the sessions are now.
 
-        Who waits for one that has ended is told.
+        Callers who wait for a session that has ended are told.
         """
-        waited = self._waiting.get(engine, {})
-        for slot, generation in [each for each in waited if engine.sessions.generation[each[0]] != each[1]]:
-            there, *session = engine.whereabouts(slot, generation)
-            told = waited.pop((slot, generation))
-            if there.sessions.generation[session[0]] == session[1]:
-                self._waiting.setdefault(there, {}).setdefault((session[0], session[1]), []).extend(told)
+        waiting = self._waiting.get(engine, {})
+        gone = [each for each in waiting if not SessionRef(engine, *each).is_live]
+        for each in gone:
+            callers, session = waiting.pop(each), SessionRef(engine, *each).current
+            if session.is_live:
+                for on_stored in callers:
+                    self.wait(session, on_stored)
             else:
-                _tell(told, errors.session_ended(there.sessions.end_in(session[0])))
-        if not waited:
+                _call(callers, _ended(session))
+        if not waiting:
             self._waiting.pop(engine, None)
 
     # -- Checkpoints -------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Has all that changed by now be due; what changes while it is written is due the next time.
+        """Makes everything due that has changed by now.
 
-        Else a busy server would never be done.
+        What changes while that is written is due the next time; a busy server would never be done otherwise.
         """
-        self._due = {engine: np.flatnonzero(engine.sessions.is_changed) for engine in self._engines()}
+        self._due = {engine: engine.sessions.durability.changed_slots() for engine in self._engines()}
 
     def take(self, limit: int, *, everything: bool, kind: Kind = Kind.SAVE) -> Checkpoint | None:
         """Returns what to write next, up to `limit` rows; None where there is nothing.
 
         Args:
-            everything: whether sessions that are due go too, and not those alone that are waited for.
+            limit: rows at most.
+            everything: whether sessions that are due go too, not only those that somebody waits for.
+            kind: what happens to the rows.
         """
         others = [self._others.popleft() for _ in range(min(limit, len(self._others)))]
         checkpoint = Checkpoint(others, len(others), [])
@@ -157,99 +157,107 @@ class Changes:
                 room -= len(slots)
         return checkpoint if checkpoint.writes else None
 
-    def settle(self, checkpoint: Checkpoint, accepted: Sequence[bool]) -> list[Refused]:
-        """Takes note of what is stored; returns the sessions whose rows are not this server's any more."""
+    def complete(self, checkpoint: Checkpoint, accepted: Sequence[bool]) -> list[Refused]:
+        """Records what is stored; returns the sessions whose rows are not this server's any more."""
         at, refused = checkpoint.num_others, []
-        for part in checkpoint.parts:
-            writes = checkpoint.writes[at : at + len(part.slots)]
-            done = np.array(accepted[at : at + len(part.slots)], np.bool_)
-            at += len(part.slots)
-            part.settle(done, self._clock())
-            sessions = zip(part.slots.tolist(), part.generations.tolist(), done.tolist(), writes, strict=True)
-            for slot, generation, is_done, write in sessions:
-                told = part.told.get(slot, [])
+        for each in checkpoint.sessions:
+            writes = checkpoint.writes[at : at + len(each.slots)]
+            is_stored = np.array(accepted[at : at + len(each.slots)], np.bool_)
+            at += len(each.slots)
+            each.record(is_stored, self._clock())
+            places = zip(each.slots.tolist(), each.generations.tolist(), strict=True)
+            for (slot, generation), is_done, write in zip(places, is_stored.tolist(), writes, strict=True):
+                waiting = each.waiting.get(slot, [])
                 if is_done:
-                    _tell(told, None)
+                    _call(waiting, None)
                 else:
-                    row = write.key, write.epoch, write.record
-                    refused.append(Refused(part.engine, slot, generation, *row, told))
+                    session = SessionRef(each.engine, slot, generation)
+                    refused.append(Refused(session, write.key, write.epoch, write.record, waiting))
         return refused
 
+    def fail(self, checkpoint: Checkpoint, error: StreamcellError) -> None:
+        """Puts back what could not be written, for another time; callers who wait are told."""
+        self._others.extendleft(reversed(checkpoint.writes[: checkpoint.num_others]))
+        for each in checkpoint.sessions:
+            each.engine.sessions.durability.mark_changed(each.slots[each.are_live()])
+            for callers in each.waiting.values():
+                _call(callers, error)
+
+    # -- Sessions whose write was refused --------------------------------------------------------------
+
     def regain(self, refused: Refused, epoch: int) -> None:
-        """Takes note that a session's row is this server's again; it is written anew."""
-        engine, slot, generation = refused.engine.whereabouts(refused.slot, refused.generation)
-        if engine.sessions.generation[slot] != generation:
-            _tell(refused.told, errors.session_ended(engine.sessions.end_in(slot)))
+        """Records that a session's row is this server's again; the session is written anew."""
+        session = refused.session.current
+        if not session.is_live:
+            _call(refused.waiting, _ended(session))
             return
-        engine.sessions.epoch[slot] = epoch
-        engine.sessions.is_changed[slot] = True
-        for told in refused.told:
-            self.wait(engine, slot, told)
+        session.engine.sessions.durability.set_epoch(session.slot, epoch)
+        for on_stored in refused.waiting:
+            self.wait(session, on_stored)
 
     def put_back(self, refused: Refused, error: StreamcellError) -> None:
-        """Has a session written another time; those who wait are told."""
-        engine, slot, generation = refused.engine.whereabouts(refused.slot, refused.generation)
-        if engine.sessions.generation[slot] == generation:
-            engine.sessions.is_changed[slot] = True
-        _tell(refused.told, error)
+        """Marks a session for another write; callers who wait are told."""
+        session = refused.session.current
+        if session.is_live:
+            session.engine.sessions.durability.mark_changed(np.array([session.slot], np.int64))
+        _call(refused.waiting, error)
 
     def lose(self, refused: Refused) -> None:
         """Drops a session that another server has taken over."""
-        engine, slot, generation = refused.engine.whereabouts(refused.slot, refused.generation)
-        if engine.sessions.generation[slot] == generation:
-            engine.fence(slot)
-        _tell(refused.told, errors.session_ended(errors.Reason.SESSION_FENCED))
+        session = refused.session.current
+        if session.is_live:
+            session.engine.residents.fence(session.slot)
+        _call(refused.waiting, errors.session_ended(errors.Reason.SESSION_FENCED))
 
-    def fail(self, checkpoint: Checkpoint, error: StreamcellError) -> None:
-        """Puts back what could not be written, for another time; those who wait are told."""
-        self._others.extendleft(reversed(checkpoint.writes[: checkpoint.num_others]))
-        for part in checkpoint.parts:
-            part.engine.sessions.is_changed[part.slots[part.living()]] = True
-            for told in part.told.values():
-                _tell(told, error)
+    # -- What a checkpoint holds ---------------------------------------------------------------------
 
     def _chosen(self, engine: Engine, everything: bool, room: int) -> Int64s:
-        """Returns the slots of an engine's sessions to write, those that are waited for first."""
+        """Returns the slots of an engine's sessions to write, those that somebody waits for first."""
         self.follow(engine)
-        sessions, waited = engine.sessions, self._waiting.get(engine, {})
-        slots = np.array([slot for slot, _ in waited], np.int64)
+        slots = np.array([slot for slot, _ in self._waiting.get(engine, {})], np.int64)
         if everything:
             due = self._due.pop(engine, slots[:0])
-            due = due[sessions.is_changed[due] & ~np.isin(due, slots)]
+            due = due[engine.sessions.durability.is_changed[due] & ~np.isin(due, slots)]
             self._due[engine] = due[max(0, room - len(slots)) :]
             slots = np.concatenate([slots, due])
         return slots[:room]
 
-    def _told_of(self, engine: Engine, slots: Int64s) -> dict[int, list[Told]]:
-        """Takes out those who wait for sessions."""
-        waited = self._waiting.get(engine, {})
+    def _take_waiting(self, engine: Engine, slots: Int64s) -> dict[int, list[OnStored]]:
+        """Takes out the callers who wait for sessions, by slot."""
+        waiting = self._waiting.get(engine, {})
         sessions = zip(slots.tolist(), engine.sessions.generation[slots].tolist(), strict=True)
-        told = {each[0]: waited.pop(each) for each in sessions if each in waited}
-        if not waited:
+        taken = {each[0]: waiting.pop(each) for each in sessions if each in waiting}
+        if not waiting:
             self._waiting.pop(engine, None)
-        return told
+        return taken
 
     def _capture(self, checkpoint: Checkpoint, engine: Engine, slots: Int64s, kind: Kind) -> None:
-        sessions, now = engine.sessions, self._clock()
-        told = self._told_of(engine, slots)
-        records, next_steps = engine.checkpoint(slots)
-        part = _Part(engine, slots, sessions.generation[slots], sessions.restarts[slots], next_steps, told)
-        checkpoint.parts.append(part)
-        wall = self._wall(now)
-        idle = (now - sessions.last_used[slots]) * 1e-9
-        checkpoint.writes.extend(
-            Write(kind, sessions.key(slot), epoch, record, wall - seconds)
-            for slot, epoch, record, seconds in zip(
-                slots.tolist(),
-                sessions.epoch[slots].tolist(),
-                records,
-                idle.tolist(),
-                strict=True,
+        """Adds sessions, as they are now, to a checkpoint."""
+        sessions, durability, now = engine.sessions, engine.sessions.durability, self._clock()
+        records, next_steps = engine.residents.export(slots)
+        checkpoint.sessions.append(
+            _EngineSessions(
+                engine=engine,
+                slots=slots,
+                generations=sessions.generation[slots],
+                restarts=durability.restarts[slots],
+                next_steps=next_steps,
+                waiting=self._take_waiting(engine, slots),
             )
         )
-        sessions.is_changed[slots] = False
+        idle_seconds = ((now - sessions.last_used[slots]) * 1e-9).tolist()
+        rows = zip(slots.tolist(), durability.epoch[slots].tolist(), records, idle_seconds, strict=True)
+        checkpoint.writes.extend(
+            Write(kind, sessions.key(slot), epoch, record, self._wall(now) - seconds)
+            for slot, epoch, record, seconds in rows
+        )
+        durability.mark_taken(slots)
 
 
-def _tell(told: Iterable[Told], error: StreamcellError | None) -> None:
-    for function in told:
-        function(error)
+def _ended(session: SessionRef) -> StreamcellError:
+    return errors.session_ended(session.engine.sessions.endings.in_slot(session.slot))
+
+
+def _call(waiting: Iterable[OnStored], error: StreamcellError | None) -> None:
+    for on_stored in waiting:
+        on_stored(error)

@@ -1,8 +1,8 @@
-"""Speaks with the store, in one task, so that its calls keep their order.
+"""The calls to the store, made by one task so that they keep their order.
 
-Claims go as they come, what somebody waits for at once, all other changes every checkpoint interval; while
-the store is gone it is looked for, and what was not written waits. Does not know which sessions come or go,
-nor why.
+Claims go as they come, and what somebody waits for goes at once. All other changes go every checkpoint
+interval. While the store is away, the task probes for it and changes wait. Does not know which sessions come
+or go, nor why.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from service import errors
+from service.background import BackgroundTask
 from service.config import Config
 from service.engine.engine import Engine
 from service.errors import ConfigError, Reason, StreamcellError
@@ -34,8 +35,13 @@ class WriteBehind:
     """The calls to one store.
 
     Args:
-        engines: those there are now.
-        clock, wall: monotonic nanoseconds, and Unix seconds at the start: a clock set later is not seen.
+        store: where sessions are written.
+        engines: returns the engines that there are now.
+        settings: intervals and bounds.
+        metrics: the store's instruments.
+        count_fault: called with the task's name when one of its turns raised.
+        clock: monotonic nanoseconds.
+        wall: Unix seconds, asked once: a clock that is set later changes nothing.
     """
 
     def __init__(
@@ -44,6 +50,8 @@ class WriteBehind:
         engines: Callable[[], Sequence[Engine]],
         settings: Config,
         metrics: StoreMetrics,
+        *,
+        count_fault: Callable[[str], None],
         clock: Callable[[], int] = time.monotonic_ns,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -63,8 +71,8 @@ class WriteBehind:
         self._incarnation = ""
         self._has_lost = False  # the store runs anew, and not everything is written again yet
         self._stored_ns = self._began_ns  # all changes before this instant are in the store
-        self._task: asyncio.Task[None] | None = None
-        self._is_ending = False
+        self._due_ns = self._began_ns  # when everything that changed is written next
+        self._task = BackgroundTask("write_behind", self._turn, count_fault)
 
     async def start(self) -> None:
         """Opens the store and begins.
@@ -78,13 +86,14 @@ class WriteBehind:
         except StoreError as error:
             raise ConfigError(f"--store: {error}") from None
         self._metrics.is_up.set(1)
-        self._task = asyncio.create_task(self._run())
+        self._due_ns = self._clock() + self._interval_ns
+        self._task.start()
 
     async def stop(self, seconds: float = _STOP_SECONDS) -> bool:
-        """Writes all sessions and leaves them to whoever claims them; tells whether there was time for it."""
+        """Writes all sessions and gives up their rows; returns whether there was time for it."""
         await self._end_task()
         for engine in self._engines():
-            engine.sessions.is_changed[engine.sessions.all_slots()] = True
+            engine.sessions.durability.mark_changed(engine.sessions.all_slots())
         is_written = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(seconds, _LEAST_STOP_SECONDS)):
@@ -97,23 +106,16 @@ class WriteBehind:
         return is_written
 
     async def abandon(self) -> None:
-        """Ends at once; what was not written is lost to whoever claims it."""
+        """Ends at once. What was not written is lost to whoever claims the row."""
         await self._end_task()
         await self._store.close()
 
     async def _end_task(self) -> None:
-        self._is_ending = True
-        if self._task is not None:
-            # It is lost where it meets a store's answer: Redis' client uses asyncio.wait_for, which does that
-            # before Python 3.12.
-            self._task.cancel()
-            await asyncio.wait([self._task])  # to await it takes the caller's cancellation for its
-            if not self._task.cancelled():
-                self._task.result()  # raises what it ended with
+        await self._task.stop()
         self._refuse_claims(errors.draining())
 
     async def claim(self, claim: Claim) -> Claimed:
-        """Returns what comes of a claim. If the caller goes away, the row is this server's, and left at that.
+        """Returns the outcome of a claim. If the caller goes away meanwhile, the row stays this server's.
 
         Raises:
             StreamcellError: STORE_UNAVAILABLE.
@@ -131,8 +133,8 @@ class WriteBehind:
         return self._trouble
 
     def end_of(self, key: str) -> Reason | None:
-        """Returns why there is no session of a key, where that is remembered."""
-        ends = (engine.sessions.end_of(key) for engine in self._engines())
+        """Returns why the last session of a key ended, if that is remembered."""
+        ends = (engine.sessions.endings.of(key) for engine in self._engines())
         return next((end for end in ends if end is not None), None)
 
     def instant_of(self, used_at: float) -> int:
@@ -140,36 +142,36 @@ class WriteBehind:
         return round((used_at - self._wall_offset) * 1e9)
 
     def wake(self) -> None:
-        """Has what somebody waits for written now."""
+        """Writes now what somebody waits for."""
         self._wake.set()
 
-    async def _run(self) -> None:
-        due_ns = self._clock() + self._interval_ns
-        while not self._is_ending:
-            await self._until(due_ns)
-            await self._serve_claims()
-            now = self._clock()
-            is_due = now >= due_ns or self.changes.num_changed >= self._max_changed
-            if is_due:
-                await self._sweep()
-            if await self._write(everything=is_due) and is_due:
-                self._stored_ns, self._has_lost = now, False
-            if is_due:
-                due_ns = self._clock() + self._interval_ns
-            self._measure()
-            if self._trouble:
-                await asyncio.sleep(_PROBE_SECONDS)
-                await self._probe()
+    async def _turn(self) -> None:
+        """Waits until something is to be done, and does it."""
+        await self._until(self._due_ns)
+        await self._serve_claims()
+        now = self._clock()
+        is_due = now >= self._due_ns or self.changes.num_changed >= self._max_changed
+        if is_due:
+            self._due_ns = now + self._interval_ns
+            await self._sweep()
+        if await self._write(everything=is_due) and is_due:
+            self._stored_ns, self._has_lost = now, False
+        if is_due:
+            self._due_ns = self._clock() + self._interval_ns
+        self._measure()
+        if self._trouble:
+            await asyncio.sleep(_PROBE_SECONDS)
+            await self._probe()
 
     async def _until(self, due_ns: int) -> None:
-        """Returns when something is to be done: at once where somebody waits, else at an instant."""
+        """Returns when something is to be done: at once when somebody waits, otherwise at an instant."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout((due_ns - self._clock()) * 1e-9):
                 await self._wake.wait()
         self._wake.clear()
 
     async def _write(self, *, everything: bool, kind: Kind = Kind.SAVE) -> bool:
-        """Writes what is waited for, or everything that changed by now too; tells whether it could."""
+        """Writes what somebody waits for, or everything that changed by now; returns whether it could."""
         if everything:
             self.changes.begin()
         while (checkpoint := self.changes.take(_MAX_WRITES, everything=everything, kind=kind)) is not None:
@@ -191,15 +193,15 @@ class WriteBehind:
             raise
         self._metrics.write_seconds.observe((self._clock() - started) * 1e-9)
         self._metrics.rows_written.inc(len(checkpoint.writes))
-        refused = self.changes.settle(checkpoint, accepted)
-        return not refused or await self._settle(refused)
+        refused = self.changes.complete(checkpoint, accepted)
+        return not refused or await self._resolve(refused)
 
     # -- A store that lost something ---------------------------------------------------------------
 
-    async def _settle(self, refused: list[Refused]) -> bool:
-        """Deals with sessions that may not be written; tells whether it could.
+    async def _resolve(self, refused: list[Refused]) -> bool:
+        """Drops or regains sessions whose writes were refused; returns whether the store could be asked.
 
-        Another server has taken them over, unless the store runs anew and may have lost their rows.
+        Another server has taken them over, unless the store restarted and may have lost their rows.
         """
         try:
             await self._notice_loss()
@@ -217,19 +219,19 @@ class WriteBehind:
         return True
 
     async def _notice_loss(self) -> None:
-        """Has every session written again where the store runs anew, as it may have lost some."""
+        """Marks every session to be written again if the store restarted: it may have lost some."""
         found = await self._asked(self._store.incarnation())
         if found == self._incarnation:
             return
         log.warning("store_restarted", effect="every session in memory is written again")
         self._incarnation, self._has_lost = found, True
         for engine in self._engines():
-            engine.sessions.is_changed[engine.sessions.all_slots()] = True
+            engine.sessions.durability.mark_changed(engine.sessions.all_slots())
 
     async def _reclaim(self, refused: list[Refused]) -> list[Claimed | None]:
-        """Claims rows that the store may have lost; None for those that are newer than what this server has.
+        """Claims rows that the store may have lost; returns None for a row that is newer than this server's.
 
-        A row that is gone is made anew. One at an older epoch than this server had is from before.
+        A row that is gone is made anew. A row at an older epoch than this server's is from before the loss.
         """
         found = await self._asked(self._store.claim([_claim_of(each) for each in refused]))
         outcomes: list[Claimed | None] = []
@@ -266,7 +268,7 @@ class WriteBehind:
         self._claims = []
 
     async def _sweep(self) -> None:
-        """Looks after the store: a loss; sessions that are used and seem idle; rows of those that are.
+        """Looks for a loss, writes sessions that seem idle in the store and are not, and expires idle rows.
 
         Nothing is removed before this server has run for as long as a session may be idle: a clock that was
         set while it was down, or a long outage, takes nobody's session before they could come back.
@@ -281,19 +283,19 @@ class WriteBehind:
     async def _expire(self) -> None:
         now, ttl_ns = self._clock(), round(self._ttl_seconds * 1e9)
         for engine in self._engines():
-            slots = engine.sessions.all_slots()
-            stale = slots[engine.sessions.written[slots] < now - ttl_ns // 2]
-            engine.sessions.is_changed[stale] = True
+            durability = engine.sessions.durability
+            stale = durability.written_before(engine.sessions.all_slots(), now - ttl_ns // 2)
+            durability.mark_changed(stale)
         if now - self._began_ns < ttl_ns:
             return
         with contextlib.suppress(StoreError):  # the next write tells of it
             gone = await self._asked(self._store.expire(self._wall(now) - self._ttl_seconds, _SWEEP_ROWS))
             for key in gone:
-                self._engines()[0].sessions.remember(key, Reason.SESSION_EXPIRED)
+                self._engines()[0].sessions.endings.remember(key, Reason.SESSION_EXPIRED)
 
     @staticmethod
     async def _asked(call: Awaitable[_Answer]) -> _Answer:
-        """Returns what the store answers; a fault of ours within is as if the store were gone, for a moment.
+        """Returns the store's answer; a fault of the server's own counts as a store that is away.
 
         Raises:
             StoreError: the store cannot be used.
@@ -328,7 +330,7 @@ class WriteBehind:
         self._trouble = why
         self._metrics.is_up.set(not why)
         for engine in self._engines():
-            engine.sessions.store_trouble = why
+            engine.sessions.durability.set_trouble(why)
 
     def _measure(self) -> None:
         num_changed = self.changes.num_changed

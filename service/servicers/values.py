@@ -12,7 +12,7 @@ import numpy as np
 from service import errors
 from service.arrays import Float32s, Int64s
 from service.engine.engine import Engine
-from service.engine.session_table import MAX_TIME_NS
+from service.engine.progress import MAX_TIME_NS
 from service.errors import StreamcellError
 from service.runtime.manifest import Variable
 

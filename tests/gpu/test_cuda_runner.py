@@ -212,4 +212,4 @@ async def test_a_server_takes_cuda_where_it_is(caplog):
         server = Server(Config(models=ARTIFACTS, listen=anywhere, metrics_listen=anywhere, max_batch_steps=8))
     assert {line.levelname for line in caplog.records} == {"INFO"}
     assert {line.fields["device"] for line in caplog.records} == {"cuda"}
-    assert len(server.catalog.engines) == len(caplog.records)
+    assert len(server.catalog.versions.engines) == len(caplog.records)

@@ -102,7 +102,7 @@ def check_mixture(name, mixtures, max_batch, max_piece):
     size = 4 * len(model.manifest.outputs)
     for session, first, last, found in replies:
         assert found() == wanted[session][first * size : last * size], (session, first, last)
-    assert rig.engine.sessions.next_step[slots].tolist() == at
+    assert rig.engine.sessions.progress.next_step[slots].tolist() == at
 
 
 @given(mixtures=MIXTURES, max_batch=st.sampled_from([1, 3, 5, 64]), max_piece=st.sampled_from([1, 2, 5, 32]))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from model.artifact import save_artifact
 from model.export import reference
 from service.config import Config
-from service.engine.session_table import TIME_ABSENT
+from service.engine.progress import TIME_ABSENT
 from service.runtime import artifact
 from service.runtime.runner import Runner
 from tests.fakes import CPU, Alone, Rig, bits
@@ -114,7 +114,7 @@ class Run:
         for slot in others:
             self.rig.step(slot, self.series.x[slot, 0], time=START_NS)
         for slot in self.draw.permutation(others)[:count].tolist():
-            self.rig.control(slot, self.rig.engine.close)
+            self.rig.control(slot, self.rig.engine.residents.close)
         self.rig.run()
         assert all(work.error is None for work in self.rig.done)
         return self.rig.open(*(f"s{at}" for at in range(count)))
@@ -164,7 +164,9 @@ class Run:
         for session in self.sessions:
             alone = self.series.alone[session.number]
             for t in range(max(0, session.at - self.rig.settings.replies_kept), session.at):
-                assert self.rig.engine.sessions.kept(session.slot, t)[1].tobytes() == alone[t], (session, t)
+                assert (
+                    self.rig.engine.sessions.progress.remembered(session.slot, t)[1].tobytes() == alone[t]
+                ), (session, t)
         self.check_repeats([one for one in self.sessions if one.at][:40])
 
     def check_repeats(self, sessions: list[Session]) -> None:

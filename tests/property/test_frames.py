@@ -71,7 +71,7 @@ def test_each_entry_fares_as_it_would_alone(rounds, max_batch):
         for work, told in asked[len(steps) :]:
             for entry, (_, _, wanted) in enumerate(told):
                 check(work.errors.get(entry), work.y[entry], wanted)
-    assert rig.engine.sessions.next_step[slots].tolist() == [one.alone.num_steps for one in sessions]
+    assert rig.engine.sessions.progress.next_step[slots].tolist() == [one.alone.num_steps for one in sessions]
 
 
 def check(error, y, wanted):

@@ -46,7 +46,7 @@ class Held:
         if kind == "frame":
             work = self.rig.block([slot], [[x]])
         elif kind == "control":
-            work = self.rig.control(slot, lambda at: int(self.rig.engine.sessions.next_step[at]))
+            work = self.rig.control(slot, lambda at: int(self.rig.engine.sessions.progress.next_step[at]))
         else:
             work = self.rig.step(slot, x, may_be_held=kind == "held")
         if is_first:

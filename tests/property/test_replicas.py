@@ -151,7 +151,7 @@ class Replicas(RuleBasedStateMachine):
         if slot is None or row is None:
             return False
         owner = self.servers[number].store.owner
-        return (owner, engine.sessions.epoch[slot]) != (row.owner, row.epoch)
+        return (owner, engine.sessions.durability.epoch[slot]) != (row.owner, row.epoch)
 
     def check(self, number, name, index, reply):
         """Compares an answer with the session alone; one of an outdated server does not count."""

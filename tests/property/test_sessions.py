@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.engine.session_table import Sessions
 from service.errors import Reason
+from tests.fakes import applied, session_table
 
 CAPACITY, KEPT = 4, 3
 KEYS = st.sampled_from("abcdef")
@@ -30,7 +30,7 @@ class SessionsMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.sessions = Sessions(CAPACITY, 1, 1, KEPT)
+        self.sessions = session_table(CAPACITY, 1, 1, KEPT)
         self.plain = {}
         self.expired = set()
         self.closes = [0] * CAPACITY
@@ -60,7 +60,7 @@ class SessionsMachine(RuleBasedStateMachine):
         times = np.array(data.draw(draw)).reshape(shape)
         self.now += 1
         slots = np.array([self.plain[key].slot for key in keys])
-        self.sessions.apply(slots, np.array(lengths), x, times, times + 7, x * 2, self.now)
+        self.sessions.apply(applied(slots, lengths, x, times, times + 7, x * 2), self.now)
         for at, (key, length) in enumerate(zip(keys, lengths, strict=True)):
             one = self.plain[key]
             one.steps += [(float(x[at, t, 0]), int(times[at, t])) for t in range(length)]
@@ -72,7 +72,7 @@ class SessionsMachine(RuleBasedStateMachine):
     def restart(self, data):
         """A session goes back to its start."""
         one = self.plain[data.draw(st.sampled_from(sorted(self.plain)))]
-        self.sessions.restart(one.slot)
+        self.sessions.progress.restart(one.slot)
         one.steps, one.last_time = [], 0
 
     @precondition(lambda self: self.plain)
@@ -102,11 +102,11 @@ class SessionsMachine(RuleBasedStateMachine):
         for key in "abcdef":
             one = self.plain.get(key)
             assert self.sessions.find(key) == (one and one.slot)
-            assert (self.sessions.end_of(key) is not None) == (key in self.expired)
+            assert (self.sessions.endings.of(key) is not None) == (key in self.expired)
         for key, one in self.plain.items():
             assert self.sessions.key(one.slot) == key
-            assert self.sessions.next_step[one.slot] == len(one.steps)
-            assert self.sessions.last_time[one.slot] == one.last_time
+            assert self.sessions.progress.next_step[one.slot] == len(one.steps)
+            assert self.sessions.progress.last_time[one.slot] == one.last_time
             assert self.sessions.last_used[one.slot] == one.used
 
     @invariant()
@@ -114,11 +114,11 @@ class SessionsMachine(RuleBasedStateMachine):
         """Of every session the last few replies, each with the print of its input; no others."""
         for one in self.plain.values():
             for index, (x, time) in enumerate(one.steps):
-                kept = self.sessions.kept(one.slot, index)
+                kept = self.sessions.progress.remembered(one.slot, index)
                 assert (kept is not None) == (index >= len(one.steps) - KEPT)
                 if kept is not None:
                     row = np.array([[x]], np.float32)
-                    assert kept[0] == int(self.sessions.fingerprints(row, np.array([time]))[0])
+                    assert kept[0] == int(self.sessions.progress.fingerprints(row, np.array([time]))[0])
                     assert kept[1].tolist() == [2 * x]
 
 

@@ -122,7 +122,7 @@ def test_every_index_is_applied_once(requests):
     for request, work, wanted in expected:
         check(request, work, wanted)
     for slot, reference in zip(slots, references, strict=True):
-        assert rig.engine.sessions.next_step[slot] == len(reference.applied)
+        assert rig.engine.sessions.progress.next_step[slot] == len(reference.applied)
 
 
 @given(
@@ -146,7 +146,7 @@ def test_a_client_that_retries_until_it_is_answered_gets_every_prediction(num_st
         if not next(lost, False):
             got += [bits(row) for row in work.y]
     assert b"".join(got) == Alone(MODEL).fold(x)
-    assert rig.engine.sessions.next_step[slot] == num_steps
+    assert rig.engine.sessions.progress.next_step[slot] == num_steps
 
 
 @given(data=st.data())
@@ -166,4 +166,4 @@ def test_withdrawn_steps_are_applied_or_not_but_never_twice(data):
         final = rig.step(slot, [index, 1], index)
         rig.run()
         assert bits(final.y) == wanted
-    assert rig.engine.sessions.next_step[slot] == alone.num_steps
+    assert rig.engine.sessions.progress.next_step[slot] == alone.num_steps

@@ -75,13 +75,13 @@ class About:
         try:
             return choose(self._catalog, name, version, "name")
         except NotLoaded:
-            await self._catalog.load(f"{name}/{version}")
+            await self._catalog.versions.load(f"{name}/{version}")
             return choose(self._catalog, name, version, "name")
 
     async def model_metadata(self, request: pb.ModelMetadataRequest, call: Call) -> pb.ModelMetadataResponse:
         """Answers ModelMetadata."""
         engine = await self._chosen(request.name, request.version)
-        versions = [each.version for each in self._catalog.engines if each.name == engine.name]
+        versions = [each.version for each in self._catalog.versions.engines if each.name == engine.name]
         return pb.ModelMetadataResponse(
             name=engine.name,
             versions=[engine.version] if request.version else versions,
@@ -136,7 +136,7 @@ class About:
             state, reason = "UNAVAILABLE", draining().message
         models = [
             _Index(name=engine.name, version=engine.version, state=state, reason=reason)
-            for engine in self._catalog.engines
+            for engine in self._catalog.versions.engines
         ]
         return pb.RepositoryIndexResponse(models=models)
 
@@ -144,7 +144,7 @@ class About:
         self, request: pb.ModelStatisticsRequest, call: Call
     ) -> pb.ModelStatisticsResponse:
         """Answers ModelStatistics."""
-        engines = self._catalog.engines
+        engines = self._catalog.versions.engines
         if request.name:
             engines = [engine for engine in engines if engine.name == request.name]
         if request.version:

@@ -29,7 +29,7 @@ class Inference:
         self._sequences = Sequences(catalog)
         self._heads = Heads()
         self._metrics = metrics
-        catalog.when_changed.append(self._forget)
+        catalog.versions.on_change.append(self._forget)
 
     def read(self, request: pb.ModelInferRequest, call: Call, on_done: "Callable[[Run], None]") -> Run:
         """Returns the run that a request asks for; `on_done` is called when it is done.
@@ -63,7 +63,7 @@ class Inference:
         """Returns an ask that names no version for the one that its sequence is on, if that is in memory."""
         engine, key = ask.engine, ask.key
         if key and not ask.version and engine.sessions.find(key) is None:
-            for other in self._catalog.engines:
+            for other in self._catalog.versions.engines:
                 if other.name == engine.name and other.sessions.find(key) is not None:
                     return ask._replace(engine=other)
         return ask
@@ -73,20 +73,20 @@ class Inference:
         if not ask.key or ask.version:
             return False
         catalog = self._catalog
-        is_one_of_many = sum(each.name == ask.engine.name for each in catalog.engines) > 1
-        return is_one_of_many or (catalog.keeper is not None and not ask.is_start)
+        is_one_of_many = sum(each.name == ask.engine.name for each in catalog.versions.engines) > 1
+        return is_one_of_many or (catalog.persistence.has_store and not ask.is_start)
 
     def _engine_of(self, request: pb.ModelInferRequest) -> Engine:
         try:
             return inference_request.choose(self._catalog, request.model_name, request.model_version)
         except NotLoaded:
             # The sequence that such a request goes on with has moved to the version that leads.
-            leader, parameters = self._catalog.get(request.model_name), request.parameters
+            leader, parameters = self._catalog.versions.get(request.model_name), request.parameters
             goes_on = "sequence_id" in parameters and not (
                 "sequence_start" in parameters and parameters["sequence_start"].bool_param
             )
             model = f"{request.model_name}/{request.model_version}"
-            if goes_on and leader is not None and self._catalog.goes_on(model, leader):
+            if goes_on and leader is not None and self._catalog.versions.goes_on(model, leader):
                 return leader
             raise
 
@@ -111,7 +111,7 @@ class Inference:
 
     async def load(self, request: pb.ModelInferRequest) -> None:
         """Has the model of a request in memory, if its version has left and can come back."""
-        await self._catalog.load(f"{request.model_name}/{request.model_version}")
+        await self._catalog.versions.load(f"{request.model_name}/{request.model_version}")
 
     def submit(self, run: Run) -> None:
         """Has a run done.

@@ -42,7 +42,7 @@ class _Replies:
         self._name, self._version = engine.name, engine.version
         self._num_outputs = engine.model.num_outputs
         self._values = struct.Struct(f"<{self._num_outputs}f")
-        is_stored = engine.sessions.is_stored
+        is_stored = engine.sessions.durability.is_enabled
         self._row = _Row(self._response([1, self._num_outputs]))
         self._row_of_sequence = _RowOfSequence(self._response([1, self._num_outputs]), is_stored)
 
@@ -61,7 +61,7 @@ class _Replies:
         if run.key:
             set_sequence(response.parameters["sequence_id"], run.ask.sequence)
             response.parameters["step_index"].int64_param = run.step_index
-            if run.engine.sessions.is_stored:
+            if run.engine.sessions.durability.is_enabled:
                 response.parameters[_NUM_DURABLE].int64_param = _num_durable(run)
         return whole
 
@@ -115,9 +115,8 @@ class _RowOfSequence(_Row):
 
 
 def _num_durable(run: Run) -> int:
-    """Returns how many steps of a run's session are in the store, wherever the session is now."""
-    engine, slot = run.place
-    return engine.sessions.num_durable.item(slot)
+    """Returns how many steps of a run's session are in the store, on whichever version it is now."""
+    return 0 if run.session is None else run.session.current.num_durable_steps
 
 
 def refusal(

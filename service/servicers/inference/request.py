@@ -5,7 +5,6 @@ Knows the protocol's parameters; not which sequences are live, nor when anything
 
 import functools
 import hashlib
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,15 +12,16 @@ import numpy as np
 from streamcell.inference import open_inference_pb2 as pb
 
 from service import errors
-from service.catalog.catalog import Catalog, key_of
+from service.catalog.catalog import Catalog
 from service.engine.engine import Engine
-from service.engine.session_table import TIME_ABSENT
+from service.engine.progress import TIME_ABSENT
+from service.engine.session_key import is_session_id, key_of
+from service.engine.session_ref import SessionRef
 from service.engine.work import INDEX_NEXT, Block, Step
 from service.servicers import values
 from service.servicers.inference import tensors
 from service.servicers.inference.tensors import Rows
 
-_ID = re.compile(r"[!-~]{1,128}")
 _NUMBERS = ("int64_param", "uint64_param")
 _KINDS: Mapping[str, tuple[str, ...]] = {
     "sequence_id": (*_NUMBERS, "string_param"),
@@ -77,9 +77,9 @@ def choose(catalog: Catalog, name: str, version: str, field: str = "model_name")
     if not name:
         raise errors.invalid_argument(field, "is required: the name of a model")
     asked = f"{name}/{version}" if version else name
-    engine = catalog.choose(asked)
+    engine = catalog.versions.choose(asked)
     if engine.name != name:  # the version was given in the name
-        served = ", ".join(f"{each.name}/{each.version}" for each in catalog.engines)
+        served = ", ".join(str(each.model) for each in catalog.versions.engines)
         raise errors.model_not_found(asked, served)
     return engine
 
@@ -124,24 +124,23 @@ def rows_of(ask: Ask, request: pb.ModelInferRequest, max_steps: int, engine: Eng
 def step_of(
     ask: Ask,
     rows: Rows,
-    engine: Engine,
-    slot: int,
-    generation: int,
+    session: SessionRef,
+    *,
     arrived_ns: int,
     on_done: "Callable[[Any], None]",
 ) -> Step | Block:
     """Returns the work that a request asks for, on the session that stands for its sequence."""
     if rows.x is None:
         time = TIME_ABSENT if rows.times is None else int(rows.times[0])
-        return Step(slot, generation, rows.row, time, ask.first_index, arrived_ns, on_done)
+        return Step(session.slot, session.generation, rows.row, time, ask.first_index, arrived_ns, on_done)
     block = Block(
-        np.array([slot], np.int64),
-        np.array([generation], np.int64),
+        np.array([session.slot], np.int64),
+        np.array([session.generation], np.int64),
         np.array([rows.num_steps], np.int64),
         rows.x,
         rows.times,
         np.array([ask.first_index], np.int64),
-        engine.model.num_outputs,
+        session.engine.model.num_outputs,
         wants_replies=True,
         arrived_ns=arrived_ns,
         on_done=on_done,
@@ -160,7 +159,7 @@ def session_id_of(name: str, version: str, sequence: int | str) -> str:
     kind = "int" if isinstance(sequence, int) else "str"
     model = f"{name}/{version}" if version else name
     plain = f"inference:{model}:{kind}:{sequence}"
-    if _ID.fullmatch(plain) and ":" not in name + version:
+    if is_session_id(plain) and ":" not in name + version:
         return plain
     parts = "\0".join((name, version, kind, str(sequence)))
     return f"inference:sha256:{hashlib.sha256(parts.encode()).hexdigest()}"

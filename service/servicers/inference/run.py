@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from service.arrays import Float32s
 from service.engine.engine import Engine
+from service.engine.session_ref import SessionRef
 from service.engine.work import Block, Step
 from service.errors import StreamcellError
 from service.servicers.inference.request import Ask
@@ -28,8 +29,8 @@ class Run:
     read: "Callable[[Engine], Rows] | None" = None
     """Reads its rows, where that is left until its sequence is found."""
     timer: asyncio.TimerHandle | None = None
-    slot = generation = -1
-    """Its session on `engine`, once that is found."""
+    session: SessionRef | None = None
+    """The session that stands for its sequence, once it is found."""
     may_be_held = False
     """Whether its step may wait a moment for others to join."""
     is_opened = False
@@ -50,7 +51,6 @@ class Run:
         on_done: "Callable[[Run], None]",
     ) -> None:
         self.ask = ask
-        self.engine = ask.engine
         self.rows = rows
         self.name = name
         self.principal = principal
@@ -60,9 +60,9 @@ class Run:
         """Names its sequence among those of all callers; empty for steps on their own."""
 
     @property
-    def place(self) -> tuple[Engine, int]:
-        """Engine and slot of its session, wherever that is now."""
-        return self.engine.whereabouts(self.slot, self.generation)[:2]
+    def engine(self) -> Engine:
+        """The engine that the run is on; before its session is found, the one that its rows were read for."""
+        return self.ask.engine if self.session is None else self.session.engine
 
     @property
     def step_index(self) -> int:

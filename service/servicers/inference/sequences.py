@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from service import errors
-from service.catalog.catalog import UNUSABLE, Catalog, NotResident, Reach, is_missing
+from service.catalog.catalog import UNUSABLE, Catalog, NotResident, TakeOver, is_missing
 from service.catalog.versions import NotLoaded
 from service.engine.engine import Engine
+from service.engine.session_ref import SessionRef
 from service.engine.work import Block, Phase
 from service.errors import Reason, StreamcellError
 from service.servicers.inference import tensors
@@ -55,32 +56,31 @@ class Sequences:
 
     # -- Sessions ----------------------------------------------------------------------------------
 
-    def _place_of(self, run: Run) -> tuple[Engine, int]:
-        """Returns engine and slot of a run's session, which is opened if it may be and there is no store.
+    def _session_of(self, run: Run) -> SessionRef:
+        """Returns a run's session; opens it if the run may and there is no store.
 
         Raises:
-            NotResident: `_bring` makes it so.
+            NotResident: `_bring` fetches it.
             StreamcellError: there is none, or it runs on another model.
         """
         ask, catalog = run.ask, self._catalog
         if not ask.session_id:
-            engine = self._leader_of(run)
-            slot = catalog.lend(engine)
+            session = catalog.open_ephemeral(self._leader_of(run))
             run.is_opened = True
-            return engine, slot
+            return session
         try:
-            engine, slot = catalog.find(run.principal, ask.session_id)
+            session = catalog.find(run.principal, ask.session_id)
         except NotResident:
             raise
         except StreamcellError as error:
             if not (is_missing(error) and ask.is_start):
                 raise
             self._leader_of(run)
-            engine, slot = catalog.open(run.principal, ask.session_id, ask.asked)
+            session = catalog.open(run.principal, ask.session_id, ask.asked)
             run.is_opened = True
-            return engine, slot
-        self._fit(run, engine)
-        return engine, slot
+            return session
+        self._fit(run, session.engine)
+        return session
 
     def _leader_of(self, run: Run) -> Engine:
         """Returns the engine on which a run begins its session.
@@ -90,16 +90,16 @@ class Sequences:
             StreamcellError: there is none, or it does not take the run's rows.
         """
         ask, engine = run.ask, run.ask.engine
-        if engine.is_retiring or not ask.version:
+        if engine.succession.is_retiring or not ask.version:
             try:
-                engine = self._catalog.choose(ask.asked)
+                engine = self._catalog.versions.choose(ask.asked)
             except NotLoaded:
                 raise NotResident([ask.session_id]) from None
         self._fit(run, engine)
         return engine
 
     def _fit(self, run: Run, engine: Engine) -> None:
-        """Has a run's rows be such as an engine takes, which may be another than the one they were read by.
+        """Re-validates a run's rows for the version that its sequence runs on.
 
         Raises:
             StreamcellError: MODEL_CHANGED; INVALID_ARGUMENT, the engine does not take its rows; OVERLOADED.
@@ -136,13 +136,13 @@ class Sequences:
         seems, which a step's index shows.
         """
         ask, catalog = run.ask, self._catalog
-        if run.ask.engine.is_retiring:
-            await catalog.load(ask.asked)
+        if run.ask.engine.succession.is_retiring:
+            await catalog.versions.load(ask.asked)
         if not ask.session_id:
-            await catalog.make_room(self._leader_of(run))
+            await catalog.persistence.make_room(self._leader_of(run))
         elif not ask.is_start:
-            reach = Reach.INDEXED if ask.first_index >= 0 else Reach.OWN
-            await catalog.fetch(run.principal, ask.session_id, reach)
+            take_over = TakeOver.IF_INDEXED if ask.first_index >= 0 else TakeOver.NEVER
+            await catalog.fetch(run.principal, ask.session_id, take_over)
         else:
             while not (await self._create(run) or await self._take_over(run)):
                 pass  # it was closed, or opened, between the two
@@ -150,62 +150,61 @@ class Sequences:
     async def _create(self, run: Run) -> bool:
         """Opens a run's session in the store, if there is none; tells whether it did."""
         try:
-            engine, slot = await self._catalog.create(run.principal, run.ask.session_id, run.ask.asked)
+            session = await self._catalog.create(run.principal, run.ask.session_id, run.ask.asked)
         except StreamcellError as error:
             if error.reason is not Reason.SESSION_EXISTS:
                 raise
             return False
         run.is_opened = True
-        run.engine, run.slot, run.generation = engine, slot, engine.sessions.generation.item(slot)
-        self._fit(run, engine)
+        run.session = session
+        self._fit(run, session.engine)
         return True
 
     async def _take_over(self, run: Run) -> bool:
         """Brings the session that stands where a run is to begin its sequence; tells whether there is one."""
         principal, session_id = run.principal, run.ask.session_id
         try:
-            await self._catalog.fetch(principal, session_id, Reach.OPEN)
+            await self._catalog.fetch(principal, session_id, TakeOver.ALWAYS)
         except StreamcellError as error:
             if is_missing(error):
                 return False
             if error.reason not in UNUSABLE or run.ask.first_index >= 0:
                 raise
-            await self._catalog.forget(principal, session_id)  # nothing of it is needed
+            await self._catalog.discard(principal, session_id)  # nothing of it is needed
             return False
         return True
 
     @staticmethod
     def _close(run: Run) -> None:
         """Ends a run's session, if it has not ended."""
-        engine, slot, generation = run.engine.whereabouts(run.slot, run.generation)
-        if engine.sessions.generation[slot] == generation:
-            engine.close(slot)
+        if run.session is not None and (session := run.session.current).is_live:
+            session.engine.residents.close(session.slot)
 
     # -- A run's life ------------------------------------------------------------------------------
 
     def _begin(self, run: Run) -> None:
         ask, engine = run.ask, run.ask.engine
         slot = engine.sessions.find(run.key)  # as nearly always; "" names none
-        is_sure = run.read is None and not (engine.is_retiring or self._catalog.is_draining)
-        if slot is None or not is_sure:
+        is_sure = run.read is None and not (engine.succession.is_retiring or self._catalog.is_draining)
+        if slot is not None and is_sure:
+            session = SessionRef.at(engine, slot)
+        else:
             try:
                 engine.check_room(run.rows.num_steps)  # before a session is opened for it
-                engine, slot = self._place_of(run)
+                session = self._session_of(run)
             except NotResident:
                 self._begin_to_bring(run)
                 return
             except StreamcellError as error:
                 raise worded(error, ask) from None
-        run.engine, run.slot, run.generation = engine, slot, engine.sessions.generation.item(slot)
-        work = step_of(
-            ask, run.rows, engine, slot, run.generation, run.arrived_ns, lambda _: self._finish(run)
-        )
+        run.session = session
+        work = step_of(ask, run.rows, session, arrived_ns=run.arrived_ns, on_done=lambda _: self._finish(run))
         # With an index, the start of a live sequence is a retry, or a conflict: the step protocol tells.
         work.restarts = ask.is_start and not run.is_opened and ask.first_index < 0
         work.may_be_held = run.may_be_held
-        engine.submit(work)
+        session.engine.submit(work)
         run.work = work
-        if ask.is_end or (work.restarts and engine.sessions.is_stored):
+        if ask.is_end or (work.restarts and session.engine.sessions.durability.is_enabled):
             self._hold(run)
 
     def _begin_to_bring(self, run: Run) -> None:

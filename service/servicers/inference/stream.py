@@ -139,8 +139,7 @@ class InferStream(Turns):
 
 
 def _is_durable(run: Run) -> bool:
-    engine, slot = run.place
-    return engine.sessions.is_durable.item(slot)
+    return run.session is not None and run.session.current.is_durable
 
 
 def _sequence_of(request: pb.ModelInferRequest) -> int | str | None:

@@ -7,11 +7,19 @@ import numpy as np
 
 from service import errors
 from service.arrays import Int64s
-from service.catalog import migration as moves
+from service.catalog import migration
 from service.catalog.catalog import Catalog, NotResident
 from service.engine.engine import Engine
+from service.engine.session_ref import SessionRef
 from service.errors import StreamcellError
-from service.servicers.streamcell.selections import Part, Selection, Split, check_once, living, split
+from service.servicers.streamcell.selections import (
+    EngineEntries,
+    Selection,
+    Split,
+    check_once,
+    select_live,
+    split,
+)
 
 _NOTHING: Mapping[str, StreamcellError] = {}
 
@@ -23,7 +31,7 @@ class Bindings:
         self._catalog = catalog
         self._principal = principal
         self._max_sessions = max_sessions
-        self._bound: list[tuple[Engine, int, int]] = []  # engine, slot, generation by number
+        self._bound: list[SessionRef] = []  # by number
         self._ids: list[str] = []
         self._epochs: list[int] = []
         self._slots: Int64s = np.zeros(0, np.int64)
@@ -35,7 +43,9 @@ class Bindings:
     def __len__(self) -> int:
         return len(self._bound)
 
-    def bind(self, session_ids: list[str]) -> list[tuple[Engine, int]]:
+    # -- Single sessions -------------------------------------------------------------------------------
+
+    def bind(self, session_ids: list[str]) -> list[SessionRef]:
         """Gives sessions the next numbers, in order.
 
         Raises:
@@ -46,21 +56,119 @@ class Bindings:
                 "session_ids", f"a stream binds {self._max_sessions} sessions at most"
             )
         found = self._find_all(session_ids)
-        slots = np.array([slot for _, slot in found], np.int64)
-        generations = np.array([engine.sessions.generation[slot] for engine, slot in found], np.int64)
-        self._bound += [
-            (engine, slot, generation)
-            for (engine, slot), generation in zip(found, generations.tolist(), strict=True)
-        ]
+        self._bound += found
         self._ids += session_ids
-        self._epochs += [int(engine.sessions.epoch[slot]) for engine, slot in found]
-        self._engines.update(engine for engine, _ in found)
+        self._epochs += [session.epoch for session in found]
+        self._engines.update(session.engine for session in found)
         self._split_of_all = None
+        slots = np.array([session.slot for session in found], np.int64)
+        generations = np.array([session.generation for session in found], np.int64)
         self._slots = np.concatenate([self._slots, slots])
         self._generations = np.concatenate([self._generations, generations])
         return found
 
-    def _find_all(self, session_ids: list[str]) -> list[tuple[Engine, int]]:
+    def id_of(self, number: int) -> str:
+        """Returns the id of a bound session, "" where the number is not bound."""
+        return self._ids[number] if number < len(self._ids) else ""
+
+    def ids_of(self, numbers: bytes) -> list[str]:
+        """Returns the ids of bound sessions by number, packed as in a frame; all if `numbers` is empty."""
+        if not numbers:
+            return self._ids
+        whole = numbers[: len(numbers) // 4 * 4]
+        return [self.id_of(number) for number in np.frombuffer(whole, "<u4").tolist()]
+
+    def one(self, number: int) -> SessionRef:
+        """Returns a bound session.
+
+        Raises:
+            NotResident: it may be in the store, or is to move to another version first.
+            StreamcellError: no session has this number; it has ended, and its model has left.
+        """
+        try:
+            session = self._bound[number]
+        except IndexError:
+            raise _not_bound("session", number, len(self)) from None
+        engine = session.engine
+        if not (engine.succession.has_begun or engine.sessions.durability.is_enabled):
+            return session
+        if engine.succession.successor is not None or not session.is_live:
+            self._bind_again(number)
+            session = self._bound[number]
+        if session.engine.succession.has_left:
+            raise errors.session_ended(session.engine.sessions.endings.in_slot(session.slot))
+        return session
+
+    # -- The sessions of a frame -----------------------------------------------------------------------
+
+    def all(self, failed: Mapping[str, StreamcellError] = _NOTHING) -> Selection:
+        """Returns every bound session, in order; `failed` could not be fetched from the store, by id.
+
+        Raises:
+            NotResident: some may be in the store, or are to move to another version first.
+            StreamcellError: none is bound, one is bound twice, or they run on several models.
+        """
+        if self._may_be_elsewhere:
+            self._look_again(np.arange(len(self)), failed, len(self))
+        if self._split_of_all is None:
+            self._split_of_all = split([session.engine for session in self._bound], "session_raw")
+            self._is_each_once = all(
+                len(np.unique(self._slots[at])) == len(at) for _, at in self._split_of_all
+            )
+        return select_live(self._split_of_all, self._slots, self._generations, self._is_each_once)
+
+    def numbered(self, numbers: Int64s, failed: Mapping[str, StreamcellError] = _NOTHING) -> Selection:
+        """Returns bound sessions by number; `failed` could not be fetched from the store, by id.
+
+        Raises:
+            NotResident: some may be in the store, or are to move to another version first.
+            StreamcellError: a number is not bound, stands twice, or the sessions run on several models.
+        """
+        if len(numbers) and int(numbers.max()) >= len(self):
+            raise _not_bound("session_raw", int(numbers.max()), len(self))
+        if self._may_be_elsewhere:
+            self._look_again(numbers, failed, len(numbers))
+        parts = split([self._bound[number].engine for number in numbers.tolist()], "session_raw")
+        return select_live(parts, self._slots[numbers], self._generations[numbers], is_each_once=False)
+
+    def named(self, session_ids: list[str], failed: Mapping[str, StreamcellError] = _NOTHING) -> Selection:
+        """Returns sessions by id; those that cannot be found stand in `missing`.
+
+        Args:
+            session_ids: the sessions.
+            failed: those that could not be fetched from the store, and why.
+
+        Raises:
+            NotResident: some may be in the store.
+            StreamcellError: an id stands twice, the sessions run on several models, or none is found.
+        """
+        found: dict[int, SessionRef] = {}
+        absent: list[str] = []
+        missing: dict[int, StreamcellError] = {}
+        for at, session_id in enumerate(session_ids):
+            try:
+                found[at] = self._catalog.find(self._principal, session_id)
+            except NotResident as error:
+                if session_id in failed:
+                    missing[at] = failed[session_id]
+                else:
+                    absent += error.session_ids
+            except StreamcellError as error:
+                missing[at] = error
+        if absent:
+            raise self._absent(absent, len(session_ids), "session_ids")
+        if not found:
+            raise missing[0]
+        positions = np.array(list(found), np.int64)
+        slots = np.array([session.slot for session in found.values()], np.int64)
+        generations = np.array([session.generation for session in found.values()], np.int64)
+        parts = []
+        for engine, its in split([session.engine for session in found.values()], "session_ids"):
+            check_once(slots[its], "session_ids")
+            parts.append(EngineEntries(engine, positions[its], slots[its], generations[its]))
+        return Selection(len(session_ids), parts, missing)
+
+    def _find_all(self, session_ids: list[str]) -> list[SessionRef]:
         found, absent = [], []
         for session_id in session_ids:
             try:
@@ -72,86 +180,59 @@ class Bindings:
         return found
 
     def _absent(self, absent: list[str], count: int, field: str) -> StreamcellError:
-        """Returns what a message of `count` sessions is told of which some may be in the store.
+        """Returns the error for a message of `count` sessions, some of which may be in the store.
 
-        All of them must be in memory at a time: else those that come would send the others away for ever.
+        All of them must be in memory at a time: otherwise those that come would evict the others for ever.
         """
-        most = max(engine.max_sessions for engine in self._catalog.engines)
+        most = max(engine.residents.max_sessions for engine in self._catalog.versions.engines)
         if count <= most:
             return NotResident(absent)
         return errors.invalid_argument(
             field, f"{count} sessions in one message, of which {most} have room in memory: name fewer"
         )
 
-    def id_of(self, number: int) -> str:
-        """Returns the id of a bound session, "" where the number is not bound."""
-        return self._ids[number] if number < len(self._ids) else ""
-
-    def ids_of(self, numbers: bytes) -> list[str]:
-        """Returns the ids of bound sessions by number, packed as in a frame; of all where it is empty."""
-        if not numbers:
-            return self._ids
-        whole = numbers[: len(numbers) // 4 * 4]
-        return [self.id_of(number) for number in np.frombuffer(whole, "<u4").tolist()]
-
-    def one(self, number: int) -> tuple[Engine, int, int]:
-        """Returns engine, slot and generation of a bound session.
-
-        Raises:
-            NotResident: it may be in the store, or is to be moved to another version.
-            StreamcellError: no session has this number; it has ended, and its model has left.
-        """
-        try:
-            engine, slot, generation = self._bound[number]
-        except IndexError:
-            raise _not_bound("session", number, len(self)) from None
-        if not (engine.was_superseded or engine.sessions.is_stored):
-            return engine, slot, generation
-        if engine.successor is not None or engine.sessions.generation.item(slot) != generation:
-            self._bind_again(number)
-            engine, slot, generation = self._bound[number]
-        if engine.has_left:
-            raise errors.session_ended(engine.sessions.end_in(slot))
-        return engine, slot, generation
+    # -- Sessions that are not where they were bound ---------------------------------------------------
 
     def _bind_again(self, number: int) -> None:
-        """Looks up a session that has left its slot, or is to; one that ended stays bound to what it was.
+        """Looks up a session that has left its slot, or is to; a session that ended stays bound as it was.
 
         Raises:
-            NotResident: it may be in the store, or is to be moved to another version.
+            NotResident: it may be in the store, or is to move to another version first.
         """
-        engine, slot, generation = self._bound[number]
-        engine, slot, generation = engine.whereabouts(slot, generation)
-        if engine.sessions.generation.item(slot) == generation:
-            arrived = moves.arrive(engine, slot)
+        session = self._bound[number].current
+        if session.is_live:
+            arrived = migration.migrate_if_due(session)
             if arrived is None:
                 raise NotResident([self._ids[number]])
-            self._put(number, *arrived)
-        elif engine.sessions.is_stored:
-            engine, slot = self._catalog.find(self._principal, self._ids[number])
-            if engine.sessions.epoch.item(slot) > self._epochs[number]:  # else another session of the same id
-                self._put(number, engine, slot)
+            self._put(number, arrived)
+        elif session.engine.sessions.durability.is_enabled:
+            found = self._catalog.find(self._principal, self._ids[number])
+            if found.epoch > self._epochs[number]:  # otherwise it is another session of the same id
+                self._put(number, found)
 
-    def _put(self, number: int, engine: Engine, slot: int) -> None:
-        generation = engine.sessions.generation.item(slot)
-        self._bound[number] = engine, slot, generation
-        self._slots[number], self._generations[number] = slot, generation
-        self._epochs[number] = engine.sessions.epoch.item(slot)
-        self._engines.add(engine)
+    def _put(self, number: int, session: SessionRef) -> None:
+        self._bound[number] = session
+        self._slots[number], self._generations[number] = session.slot, session.generation
+        self._epochs[number] = session.epoch
+        self._engines.add(session.engine)
         self._split_of_all = None
 
     @property
     def _may_be_elsewhere(self) -> bool:
-        return self._catalog.keeper is not None or any(engine.was_superseded for engine in self._engines)
+        return self._catalog.persistence.has_store or any(
+            engine.succession.has_begun for engine in self._engines
+        )
 
     def _look_again(self, numbers: Int64s, failed: Mapping[str, StreamcellError], count: int) -> None:
         """Binds those of the numbers again whose sessions have left their slots, or are to.
 
         Args:
+            numbers: the sessions.
+            failed: those that could not be fetched from the store, by id.
             count: how many sessions the frame has.
 
         Raises:
-            NotResident: some may be in the store, or are to be moved to another version.
+            NotResident: some may be in the store, or are to move to another version first.
             StreamcellError: the frame has too many.
         """
         gone = [number for number in self._gone(numbers).tolist() if self._ids[number] not in failed]
@@ -170,11 +251,10 @@ class Bindings:
         """Moves the sessions that are to move and have no work under way; each alone would take longer."""
         to_move: dict[Engine, dict[int, None]] = {}
         for number in numbers:
-            engine, slot, generation = self._bound[number]
-            engine, slot, generation = engine.whereabouts(slot, generation)
-            lives = engine.sessions.generation.item(slot) == generation
-            if engine.successor is not None and lives and not engine.is_busy(slot):
-                to_move.setdefault(engine, {})[slot] = None
+            session = self._bound[number].current
+            is_due = session.engine.succession.successor is not None
+            if is_due and session.is_live and not session.is_busy:
+                to_move.setdefault(session.engine, {})[session.slot] = None
         for engine, slots in to_move.items():
             engine.move(list(slots))
 
@@ -182,91 +262,17 @@ class Bindings:
         """Returns those of the numbers whose sessions have left their slots, or are to."""
         if self._split_of_all is not None and len(self._split_of_all) == 1:
             ((engine, _),) = self._split_of_all
-            if engine.successor is not None:
+            if engine.succession.successor is not None:
                 return numbers
             gone = engine.sessions.generation[self._slots[numbers]] != self._generations[numbers]
         else:
             bound = (self._bound[number] for number in numbers.tolist())
             gone = np.array(
-                [
-                    engine.successor is not None or engine.sessions.generation.item(slot) != generation
-                    for engine, slot, generation in bound
-                ],
+                [session.engine.succession.successor is not None or not session.is_live for session in bound],
                 np.bool_,
             )
         found: Int64s = numbers[gone]
         return found
-
-    def all(self, failed: Mapping[str, StreamcellError] = _NOTHING) -> Selection:
-        """Returns every bound session, in order; `failed` could not be brought from the store, by id.
-
-        Raises:
-            NotResident: some may be in the store, or are to be moved to another version.
-            StreamcellError: none is bound, one is bound twice, or they run on several models.
-        """
-        if self._may_be_elsewhere:
-            self._look_again(np.arange(len(self)), failed, len(self))
-        if self._split_of_all is None:
-            self._split_of_all = split([engine for engine, _, _ in self._bound], "session_raw")
-            self._is_each_once = all(
-                len(np.unique(self._slots[at])) == len(at) for _, at in self._split_of_all
-            )
-        return living(self._split_of_all, self._slots, self._generations, self._is_each_once)
-
-    def numbered(self, numbers: Int64s, failed: Mapping[str, StreamcellError] = _NOTHING) -> Selection:
-        """Returns bound sessions by number; `failed` could not be brought from the store, by id.
-
-        Raises:
-            NotResident: some may be in the store, or are to be moved to another version.
-            StreamcellError: a number is not bound, stands twice, or the sessions run on several models.
-        """
-        if len(numbers) and int(numbers.max()) >= len(self):
-            raise _not_bound("session_raw", int(numbers.max()), len(self))
-        if self._may_be_elsewhere:
-            self._look_again(numbers, failed, len(numbers))
-        parts = split([self._bound[number][0] for number in numbers.tolist()], "session_raw")
-        return living(parts, self._slots[numbers], self._generations[numbers], is_each_once=False)
-
-    def named(self, session_ids: list[str], failed: Mapping[str, StreamcellError] = _NOTHING) -> Selection:
-        """Returns sessions by id; those that cannot be found are told in `missing`.
-
-        Args:
-            failed: those that could not be brought from the store, and why.
-
-        Raises:
-            NotResident: some may be in the store.
-            StreamcellError: an id stands twice, the sessions run on several models, or none is found.
-        """
-        engines: list[Engine] = []
-        found: list[int] = []
-        slots: list[int] = []
-        absent: list[str] = []
-        missing: dict[int, StreamcellError] = {}
-        for at, session_id in enumerate(session_ids):
-            try:
-                engine, slot = self._catalog.find(self._principal, session_id)
-            except NotResident as error:
-                if session_id in failed:
-                    missing[at] = failed[session_id]
-                else:
-                    absent += error.session_ids
-                continue
-            except StreamcellError as error:
-                missing[at] = error
-                continue
-            engines.append(engine)
-            found.append(at)
-            slots.append(slot)
-        if absent:
-            raise self._absent(absent, len(session_ids), "session_ids")
-        if not found:
-            raise missing[0]
-        column, places = np.array(slots, np.int64), np.array(found, np.int64)
-        parts = []
-        for engine, its in split(engines, "session_ids"):
-            check_once(column[its], "session_ids")
-            parts.append(Part(engine, places[its], column[its], engine.sessions.generation[column[its]]))
-        return Selection(len(session_ids), parts, missing)
 
 
 def _not_bound(field: str, number: int, count: int) -> StreamcellError:

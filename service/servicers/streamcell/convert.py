@@ -1,6 +1,5 @@
 """Between the API's messages and the engine's work: checks every value and names the field at fault."""
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -8,32 +7,25 @@ from streamcell.v1 import streamcell_pb2 as pb
 
 from service import errors
 from service.arrays import Float32s, Int64s
-from service.catalog.catalog import session_id_of
 from service.engine.admission import first_time_missing
 from service.engine.engine import Engine
-from service.engine.session_table import TIME_ABSENT
+from service.engine.progress import TIME_ABSENT
+from service.engine.session_ref import SessionRef
 from service.engine.work import INDEX_NEXT, Block, Step
 from service.errors import StreamcellError
 from service.runtime.manifest import Variable
 from service.servicers import values
 
 
-def step(
-    engine: Engine,
-    slot: int,
-    generation: int,
-    request: pb.StepRequest,
-    x: bytes,
-    on_done: Callable[[Step], None],
-) -> Step:
-    """Returns the work that a step request asks for; `x` is its row, checked by `row`."""
+def step(session: SessionRef, request: pb.StepRequest, x: bytes, on_done: Callable[[Step], None]) -> Step:
+    """Returns the work that a step request asks for; `x` is its row, checked by `values.row`."""
     return Step(
-        slot,
-        generation,
+        session.slot,
+        session.generation,
         x,
         values.time(request.time_ns) if request.HasField("time_ns") else TIME_ABSENT,
         request.step_index if request.HasField("step_index") else INDEX_NEXT,
-        engine.now(),
+        session.engine.now(),
         on_done,
     )
 
@@ -48,30 +40,19 @@ def check_first_time(engine: Engine, request: pb.StepRequest) -> None:
         raise first_time_missing("time_ns")
 
 
-def response_of(engine: Engine, work: Step) -> pb.StepResponse:
+def response_of(session: SessionRef, work: Step) -> pb.StepResponse:
     """Returns the response to a step that was applied, now or before."""
     return pb.StepResponse(
-        step_index=work.step_index, y=work.y, num_durable_steps=num_durable_of(engine, work)
+        step_index=work.step_index, y=work.y, num_durable_steps=session.current.num_durable_steps
     )
 
 
-def num_durable(engine: Engine, slot: int) -> int:
-    """Returns how many steps of a session are in the store; 0 where there is none."""
-    return engine.sessions.num_durable.item(slot) if engine.sessions.is_stored else 0
-
-
-def num_durable_of(engine: Engine, work: Step) -> int:
-    """Returns how many steps of a step's session are in the store, wherever the session is now."""
-    engine, slot, _ = engine.whereabouts(work.slot, work.generation)
-    return num_durable(engine, slot)
-
-
-def num_durable_now(engine: Engine, slots: Int64s, generations: Int64s) -> list[int]:
-    """Returns how many steps of each of these sessions are in the store, wherever they are now."""
-    if not engine.was_superseded:
-        return [num_durable(engine, slot) for slot in slots.tolist()]
+def num_durable_steps(engine: Engine, slots: Int64s, generations: Int64s) -> Int64s:
+    """Returns how many steps of sessions [N] are in the store, on whichever version the sessions are now."""
+    if not engine.succession.has_begun:
+        return engine.sessions.durability.num_durable[slots]
     sessions = zip(slots.tolist(), generations.tolist(), strict=True)
-    return [num_durable(there, at) for there, at, _ in itertools.starmap(engine.whereabouts, sessions)]
+    return np.array([SessionRef(engine, *each).current.num_durable_steps for each in sessions], np.int64)
 
 
 class StepReply:
@@ -120,18 +101,19 @@ def rows(engine: Engine, field: str, raw: bytes, listed: Sequence[float], max_ro
 
 
 def prime_block(
-    engine: Engine, slot: int, request: pb.PrimeRequest, max_steps: int, on_done: Callable[[Block], None]
+    session: SessionRef, request: pb.PrimeRequest, max_steps: int, on_done: Callable[[Block], None]
 ) -> Block:
     """Returns the work that a prime request asks for: one entry, of which the last reply is wanted.
 
     Raises:
         StreamcellError: INVALID_ARGUMENT or TOO_MANY_STEPS.
     """
+    engine = session.engine
     x = rows(engine, "x", request.x_raw, request.x, max_steps)
     index = min(request.step_index, values.LARGEST_INDEX) if request.HasField("step_index") else INDEX_NEXT
     return Block(
-        np.array([slot], np.int64),
-        engine.sessions.generation[[slot]],
+        np.array([session.slot], np.int64),
+        np.array([session.generation], np.int64),
         np.array([len(x)], np.int64),
         x,
         values.times("time_raw", request.time_raw, request.time_ns, len(x)),
@@ -161,18 +143,18 @@ def future_rows(engine: Engine, request: pb.ForecastRequest, max_horizon: int) -
     return future
 
 
-def session(engine: Engine, slot: int, ttl_seconds: float) -> pb.Session:
+def session(ref: SessionRef, ttl_seconds: float) -> pb.Session:
     """Returns a session as it stands."""
     return pb.Session(
-        session_id=session_id_of(engine, slot),
-        model_name=engine.name,
-        model_version=engine.version,
-        next_step_index=int(engine.sessions.next_step[slot]),
-        last_time_ns=int(engine.sessions.last_time[slot]),
+        session_id=ref.session_id,
+        model_name=ref.engine.name,
+        model_version=ref.engine.version,
+        next_step_index=ref.next_step_index,
+        last_time_ns=ref.last_time_ns,
         ttl_seconds=ttl_seconds,
-        num_durable_steps=num_durable(engine, slot),
-        durable=bool(engine.sessions.is_durable[slot]),
-        epoch=int(engine.sessions.epoch[slot]) if engine.sessions.is_stored else 1,
+        num_durable_steps=ref.num_durable_steps,
+        durable=ref.is_durable,
+        epoch=ref.epoch,
     )
 
 
@@ -191,7 +173,7 @@ def model(engine: Engine) -> pb.Model:
         state_bytes=4 * about.state_size,
         manifest_json=about.text,
         num_sessions=len(engine.sessions),
-        status=pb.MODEL_STATUS_RETIRING if engine.is_retiring else pb.MODEL_STATUS_SERVING,
+        status=pb.MODEL_STATUS_RETIRING if engine.succession.is_retiring else pb.MODEL_STATUS_SERVING,
     )
 
 

@@ -49,23 +49,25 @@ class FrameWork:
         parts, count = self.selection.parts, self.selection.count
         num_rows = int(self._counts.sum())
         for part in parts:
-            check_room(part.engine, int(self._counts[part.found].sum()))
+            check_room(part.engine, int(self._counts[part.positions].sum()))
         x = _inputs(frame, parts[0].engine, num_rows)
         times = values.times("time_raw", frame.time_raw, (), num_rows)
         indexes = _indexes(frame, count)
         self._rows: list[Int64s | slice] = [slice(None)]
-        if len(parts[0].found) < count:
-            self._rows = [np.flatnonzero(np.repeat(_mask(part.found, count), self._counts)) for part in parts]
+        if len(parts[0].positions) < count:
+            self._rows = [
+                np.flatnonzero(np.repeat(_mask(part.positions, count), self._counts)) for part in parts
+            ]
         self.blocks = [
             (
                 part.engine,
                 Block(
                     part.slots,
                     part.generations,
-                    self._counts[part.found],
+                    self._counts[part.positions],
                     x[rows],
                     None if times is None else times[rows],
-                    indexes[part.found],
+                    indexes[part.positions],
                     len(part.engine.manifest.outputs),
                     wants_replies=True,
                     arrived_ns=part.engine.now(),
@@ -94,7 +96,7 @@ class FrameWork:
         indexes = np.zeros(count, np.int64)
         for part, rows, (_, block) in zip(self.selection.parts, self._rows, self.blocks, strict=True):
             y[rows] = block.y
-            indexes[part.found] = block.step_indexes
+            indexes[part.positions] = block.step_indexes
         failed = self._errors(y)
         return pb.FrameResponse(
             y_raw=y.tobytes(),
@@ -105,14 +107,11 @@ class FrameWork:
 
     def _num_durable(self) -> bytes:
         """Returns how many steps of each session are in the store, packed; nothing where there is none."""
-        if not self.blocks[0][0].sessions.is_stored:
+        if not self.blocks[0][0].sessions.durability.is_enabled:
             return b""
         column = np.zeros(self.selection.count, np.int64)
         for part in self.selection.parts:
-            if part.engine.was_superseded:
-                column[part.found] = convert.num_durable_now(part.engine, part.slots, part.generations)
-            else:
-                column[part.found] = part.engine.sessions.num_durable[part.slots]
+            column[part.positions] = convert.num_durable_steps(part.engine, part.slots, part.generations)
         return column.tobytes()
 
     def _errors(self, y: Float32s) -> list[pb.FrameError]:
@@ -120,7 +119,7 @@ class FrameWork:
         failed = {at: (error, 0) for at, error in self.selection.missing.items()}
         for part, (_, block) in zip(self.selection.parts, self.blocks, strict=True):
             for entry, error in block.errors.items():
-                failed[int(part.found[entry])] = (error, int(block.num_applied[entry]))
+                failed[int(part.positions[entry])] = (error, int(block.num_applied[entry]))
         ends = np.cumsum(self._counts)
         for at in failed:
             y[ends[at] - self._counts[at] : ends[at]] = np.nan
@@ -173,7 +172,7 @@ def _indexes(frame: pb.Frame, count: int) -> Int64s:
     return values.column("step_index_raw", frame.step_index_raw, "<u8", count)
 
 
-def _mask(found: Int64s, count: int) -> Flags:
+def _mask(positions: Int64s, count: int) -> Flags:
     mask = np.zeros(count, np.bool_)
-    mask[found] = True
+    mask[positions] = True
     return mask

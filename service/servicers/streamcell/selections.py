@@ -14,27 +14,27 @@ Split = list[tuple[Engine, Int64s]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Part:
-    """The sessions of a frame that run on one engine.
+class EngineEntries:
+    """The entries of a frame whose sessions run on one engine.
 
-    `found` [k] are the positions, among the frame's entries, of the sessions in the columns.
+    `positions` [k] are the entries' places in the frame; slots and generations [k] are their sessions.
     """
 
     engine: Engine
-    found: Int64s
+    positions: Int64s
     slots: Int64s
     generations: Int64s
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Selection:
-    """The sessions of a frame of `count` entries: a part for each version of the model that some run on.
+    """The sessions of a frame of `count` entries, by the versions of the model that they run on.
 
-    `missing`: what is wrong with those that are in no part, by position.
+    `missing`: what is wrong with the sessions that are on no engine, by position.
     """
 
     count: int
-    parts: list[Part]
+    parts: list[EngineEntries]
     missing: dict[int, StreamcellError]
 
 
@@ -51,7 +51,7 @@ def split(engines: list[Engine], field: str) -> Split:
     if len(different) == 1:
         return [(different[0], np.arange(len(engines)))]
     if len({(each.name, len(each.manifest.inputs), len(each.manifest.outputs)) for each in different}) > 1:
-        names = ", ".join(sorted(f"{engine.name}/{engine.version}" for engine in different))
+        names = ", ".join(sorted(str(engine.model) for engine in different))
         raise errors.invalid_argument(field, f"the sessions run on {names}: one model a frame")
     return [
         (engine, np.array([at for at, each in enumerate(engines) if each is engine])) for engine in different
@@ -68,19 +68,19 @@ def check_once(slots: Int64s, field: str) -> None:
         raise errors.invalid_argument(field, "a session stands twice: give its steps in one entry")
 
 
-def living(split: Split, slots: Int64s, generations: Int64s, is_each_once: bool) -> Selection:
-    """Selects the sessions that have not ended since they were bound."""
-    parts: list[Part] = []
+def select_live(split: Split, slots: Int64s, generations: Int64s, is_each_once: bool) -> Selection:
+    """Selects the sessions [N] that have not ended since they were bound; the others are missing."""
+    parts: list[EngineEntries] = []
     missing: dict[int, StreamcellError] = {}
     for engine, at in split:
-        part = Part(engine, at, slots, generations)
+        part = EngineEntries(engine, at, slots, generations)
         if len(split) > 1:
-            part = Part(engine, at, slots[at], generations[at])
+            part = EngineEntries(engine, at, slots[at], generations[at])
         ended = engine.sessions.generation[part.slots] != part.generations
         if ended.any():
             missing.update({each: errors.session_ended(None) for each in at[ended].tolist()})
-            part = Part(engine, at[~ended], part.slots[~ended], part.generations[~ended])
-        if not len(part.found):
+            part = EngineEntries(engine, at[~ended], part.slots[~ended], part.generations[~ended])
+        if not len(part.positions):
             continue
         if not is_each_once:
             check_once(part.slots, "session_raw")

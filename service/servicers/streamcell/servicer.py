@@ -9,16 +9,16 @@ from google.protobuf.message import Message
 from streamcell.v1 import streamcell_pb2 as pb
 
 from service import errors
-from service.catalog.catalog import UNUSABLE, Catalog, NotResident, Reach, is_missing
+from service.catalog.catalog import UNUSABLE, Catalog, NotResident, TakeOver, is_missing
 from service.config import Config
 from service.engine import snapshot
-from service.engine.engine import Engine
+from service.engine.session_ref import SessionRef
 from service.engine.snapshot import Snapshot, SnapshotError
 from service.engine.work import AnyWork, Block, Control, Step
 from service.errors import Reason, StreamcellError
 from service.rpc.router import Call, Stream, Streaming, Unary
 from service.servicers.streamcell import convert
-from service.servicers.streamcell.steps import bring, reach_of, step_work
+from service.servicers.streamcell.steps import fetch, step_work, take_over_of
 from service.servicers.streamcell.stream import StepStream
 
 SERVICE = pb.DESCRIPTOR.services_by_name["StreamcellService"].full_name
@@ -61,16 +61,18 @@ class StreamcellServicer:
 
     async def list_models(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         """Answers ListModels."""
-        return pb.ListModelsResponse(models=[convert.model(engine) for engine in self._catalog.engines])
+        return pb.ListModelsResponse(
+            models=[convert.model(engine) for engine in self._catalog.versions.engines]
+        )
 
     async def open_session(self, request: pb.OpenSessionRequest, call: Call) -> pb.OpenSessionResponse:
         """Answers OpenSession."""
-        if request.durable and self._catalog.keeper is None:
+        if request.durable and not self._catalog.persistence.has_store:
             raise errors.invalid_argument("durable", "this server has no store; leave it out")
         existing = await self._existing(request, call)
         if existing is None:
             try:
-                engine, slot = await self._catalog.create(
+                opened = await self._catalog.create(
                     call.principal, request.session_id, request.model, is_durable=request.durable
                 )
             except StreamcellError as error:
@@ -79,21 +81,21 @@ class StreamcellServicer:
                     raise
                 return await self.open_session(request, call)
             # Nothing has been asked of it yet, so it need not wait in the queue, which may be full.
-            session = convert.session(engine, slot, self._settings.session_ttl_seconds)
+            session = self._shown(opened)
         else:
-            engine, slot = existing
-            self._catalog.check_model(engine, request.session_id, request.model)
-            engine.sessions.is_durable[slot] |= request.durable
-            session = await self._stand(engine, slot)
+            self._catalog.check_model(existing.engine, request.session_id, request.model)
+            if request.durable:
+                existing.engine.sessions.durability.make_durable(existing.slot)
+            session = await self._look(existing)
         return pb.OpenSessionResponse(session=session, created=existing is None, limits=self._limits)
 
-    async def _existing(self, request: pb.OpenSessionRequest, call: Call) -> tuple[Engine, int] | None:
+    async def _existing(self, request: pb.OpenSessionRequest, call: Call) -> SessionRef | None:
         """Returns the session that an open request finds, None where it is to open one."""
         may_open = request.mode != pb.OPEN_MODE_RESUME
         if request.mode == pb.OPEN_MODE_CREATE or (may_open and not request.session_id):
             return None
         try:
-            return await self._catalog.fetch(call.principal, request.session_id, Reach.OPEN)
+            return await self._catalog.fetch(call.principal, request.session_id, TakeOver.ALWAYS)
         except StreamcellError as error:
             if may_open and is_missing(error):
                 return None
@@ -101,27 +103,28 @@ class StreamcellServicer:
 
     async def get_session(self, request: pb.GetSessionRequest, call: Call) -> pb.GetSessionResponse:
         """Answers GetSession."""
-        engine, slot = await self._catalog.fetch(call.principal, request.session_id)
-        return pb.GetSessionResponse(session=await self._stand(engine, slot))
+        session = await self._catalog.fetch(call.principal, request.session_id)
+        return pb.GetSessionResponse(session=await self._look(session))
 
     async def reset_session(self, request: pb.ResetSessionRequest, call: Call) -> pb.ResetSessionResponse:
         """Answers ResetSession."""
-        engine, slot = await self._catalog.fetch(call.principal, request.session_id)
-        await self._control(engine, slot, engine.reset)
-        # Else a crash could bring back steps that were to be forgotten.
-        await self._catalog.stored(*await self._catalog.fetch(call.principal, request.session_id))
-        # It may have moved while it waited.
-        engine, slot = await self._catalog.fetch(call.principal, request.session_id)
-        return pb.ResetSessionResponse(session=await self._stand(engine, slot))
+        session = await self._catalog.fetch(call.principal, request.session_id)
+        await self._control(session, session.engine.residents.reset)
+        # Stored before the answer: otherwise a crash could bring back steps that were to be forgotten.
+        session = await self._catalog.fetch(call.principal, request.session_id)
+        await self._catalog.persistence.wait_until_stored(session)
+        # The session may have moved meanwhile.
+        session = await self._catalog.fetch(call.principal, request.session_id)
+        return pb.ResetSessionResponse(session=await self._look(session))
 
     async def close_session(self, request: pb.CloseSessionRequest, call: Call) -> pb.CloseSessionResponse:
         """Answers CloseSession."""
         try:
-            engine, slot = await self._catalog.fetch(call.principal, request.session_id, Reach.OPEN)
-            num_steps = await self._control(engine, slot, engine.close)
+            session = await self._catalog.fetch(call.principal, request.session_id, TakeOver.ALWAYS)
+            num_steps = await self._control(session, session.engine.residents.close)
         except StreamcellError as error:
-            if error.reason in UNUSABLE:  # it is removed unseen
-                await self._catalog.forget(call.principal, request.session_id)
+            if error.reason in UNUSABLE:  # the row is removed unseen
+                await self._catalog.discard(call.principal, request.session_id)
                 return pb.CloseSessionResponse()
             if request.allow_missing and is_missing(error):
                 return pb.CloseSessionResponse()
@@ -133,39 +136,37 @@ class StreamcellServicer:
         done = asyncio.get_running_loop().create_future()
         while True:
             try:
-                engine, work = step_work(self._catalog, call, request, _settle(done))
+                session, work = step_work(self._catalog, call, request, _resolves(done))
                 break
             except NotResident:
-                await bring(self._catalog, call, request)
+                await fetch(self._catalog, call, request)
         work.may_be_held = True
-        return convert.response_of(engine, await _finished(engine, work, done))
+        return convert.response_of(session, await _finished(session, work, done))
 
     async def prime(self, request: pb.PrimeRequest, call: Call) -> pb.PrimeResponse:
         """Answers Prime."""
-        engine, slot = await self._catalog.fetch(call.principal, request.session_id, reach_of(request))
+        session = await self._catalog.fetch(call.principal, request.session_id, take_over_of(request))
         done = asyncio.get_running_loop().create_future()
-        block = convert.prime_block(engine, slot, request, self._settings.max_message_steps, _settle(done))
-        await _finished(engine, block, done)
+        block = convert.prime_block(session, request, self._settings.max_message_steps, _resolves(done))
+        await _finished(session, block, done)
         if block.errors:
             error = block.errors[0]
             applied = {"num_applied": str(int(block.num_applied[0]))}
             raise StreamcellError(error.reason, error.message, metadata=error.metadata | applied)
         last = int(block.step_indexes[0]) + len(block.x) - 1
-        (num_durable,) = convert.num_durable_now(engine, block.slots, block.generations)
+        num_durable = session.current.num_durable_steps
         return pb.PrimeResponse(step_index=last, y=block.y[-1].tolist(), num_durable_steps=num_durable)
 
     async def forecast(self, request: pb.ForecastRequest, call: Call) -> pb.ForecastResponse:
         """Answers Forecast."""
-        engine, slot = await self._catalog.fetch(call.principal, request.session_id)
-        future = convert.future_rows(engine, request, self._settings.max_horizon_steps)
+        session = await self._catalog.fetch(call.principal, request.session_id)
+        future = convert.future_rows(session.engine, request, self._settings.max_horizon_steps)
 
         def forecast(slot: int) -> pb.ForecastResponse:
-            y = engine.forecast(slot, request.horizon_steps, future)
-            return pb.ForecastResponse(
-                next_step_index=int(engine.sessions.next_step[slot]), y=y.reshape(-1).tolist()
-            )
+            y = session.engine.forecast(slot, request.horizon_steps, future)
+            return pb.ForecastResponse(next_step_index=session.next_step_index, y=y.reshape(-1).tolist())
 
-        response: pb.ForecastResponse = await self._control(engine, slot, forecast)
+        response: pb.ForecastResponse = await self._control(session, forecast)
         return response
 
     async def fork_session(self, request: pb.ForkSessionRequest, call: Call) -> pb.ForkSessionResponse:
@@ -195,54 +196,56 @@ class StreamcellServicer:
         return pb.RestoreSessionResponse(session=await self._restore(session, session_id, call))
 
     async def _snapshot(self, session_id: str, call: Call) -> tuple[pb.Session, bytes]:
-        engine, slot = await self._catalog.fetch(call.principal, session_id)
+        session = await self._catalog.fetch(call.principal, session_id)
 
-        def take(slot: int) -> tuple[pb.Session, bytes]:
-            session = convert.session(engine, slot, self._settings.session_ttl_seconds)
-            return session, engine.export(np.array([slot], np.int64))[0]
+        def export(slot: int) -> tuple[pb.Session, bytes]:
+            ((record,), _) = session.engine.residents.export(np.array([slot], np.int64))
+            return self._shown(session), record
 
-        taken: tuple[pb.Session, bytes] = await self._control(engine, slot, take)
-        return taken
+        exported: tuple[pb.Session, bytes] = await self._control(session, export)
+        return exported
 
     async def _restore(self, session: Snapshot, session_id: str, call: Call) -> pb.Session:
-        engine, slot = await self._catalog.restore(call.principal, session_id, session)
-        return convert.session(engine, slot, self._settings.session_ttl_seconds)
+        return self._shown(await self._catalog.restore(call.principal, session_id, session))
 
     def stream(self, stream: Stream, call: Call) -> StepStream:
         """Begins a Stream."""
         return StepStream(stream, call, self._catalog, self._settings)
 
-    async def _stand(self, engine: Engine, slot: int) -> pb.Session:
+    async def _look(self, session: SessionRef) -> pb.Session:
         """Returns a session as it stands after everything asked of it before."""
 
-        def look(slot: int) -> pb.Session:
-            return convert.session(engine, slot, self._settings.session_ttl_seconds)
+        def look(_: int) -> pb.Session:
+            return self._shown(session)
 
-        session: pb.Session = await self._control(engine, slot, look)
-        return session
+        shown: pb.Session = await self._control(session, look)
+        return shown
 
-    async def _control(self, engine: Engine, slot: int, action: Callable[[int], Any]) -> Any:
+    def _shown(self, session: SessionRef) -> pb.Session:
+        return convert.session(session, self._settings.session_ttl_seconds)
+
+    async def _control(self, session: SessionRef, action: Callable[[int], Any]) -> Any:
         """Runs an action on a session once the work before it is done, and returns its result."""
         done = asyncio.get_running_loop().create_future()
-        generation = int(engine.sessions.generation[slot])
-        control = Control(slot, generation, action, engine.now(), _settle(done))
-        return (await _finished(engine, control, done)).result
+        now = session.engine.now()
+        control = Control(session.slot, session.generation, action, now, _resolves(done))
+        return (await _finished(session, control, done)).result
 
 
-async def _finished(engine: Engine, work: _Work, done: "asyncio.Future[None]") -> _Work:
+async def _finished(session: SessionRef, work: _Work, done: "asyncio.Future[None]") -> _Work:
     """Submits work and returns it when it is done; withdraws it if the caller goes away before it begins."""
-    engine.submit(work)
+    session.engine.submit(work)
     try:
         await done
     except asyncio.CancelledError:
-        engine.withdraw(work)
+        session.engine.withdraw(work)
         raise
     if work.error is not None:
         raise work.error
     return work
 
 
-def _settle(done: "asyncio.Future[None]") -> _Done:
+def _resolves(done: "asyncio.Future[None]") -> _Done:
     def on_done(_: AnyWork) -> None:
         if not done.done():
             done.set_result(None)

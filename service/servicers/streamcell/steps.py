@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 from streamcell.v1 import streamcell_pb2 as pb
 
-from service.catalog.catalog import Catalog, NotResident, Reach, is_missing
+from service.catalog.catalog import Catalog, NotResident, TakeOver, is_missing
 from service.catalog.versions import NotLoaded
 from service.engine.engine import Engine
+from service.engine.session_ref import SessionRef
 from service.engine.work import Step
 from service.errors import Reason, StreamcellError
 from service.rpc.router import Call
@@ -16,45 +17,45 @@ from service.servicers.streamcell import convert
 
 def step_work(
     catalog: Catalog, call: Call, request: pb.StepRequest, on_done: Callable[[Step], None]
-) -> tuple[Engine, Step]:
-    """Returns the work that a step asks for, and its engine; opens the session where there is no store.
+) -> tuple[SessionRef, Step]:
+    """Returns the session of a step and the work; opens the session where there is no store.
 
     Raises:
         NotResident: the session may be in the store, or is to be opened there, or to move to another version,
-            or its model is to be loaded: `bring`, and try again.
+            or its model is to be loaded: `fetch`, and try again.
         StreamcellError: there is no such session and the step does not open one, the model is another, or a
             value is wrong; nothing is opened then.
     """
     try:
-        engine, slot = catalog.find(call.principal, request.session_id)
+        session = catalog.find(call.principal, request.session_id)
     except NotResident:
         raise
     except StreamcellError as error:
         if not _may_open(request, error):
             raise
         try:
-            engine, x = _first_row(catalog, request)
+            _, x = _first_row(catalog, request)
         except NotLoaded:
             raise NotResident([request.session_id]) from None
-        engine, slot = catalog.open(call.principal, request.session_id, request.model)
+        session = catalog.open(call.principal, request.session_id, request.model)
     else:
-        catalog.check_model(engine, request.session_id, request.model)
-        x = values.row(engine, request.x)
-    return engine, convert.step(engine, slot, engine.sessions.generation.item(slot), request, x, on_done)
+        catalog.check_model(session.engine, request.session_id, request.model)
+        x = values.row(session.engine, request.x)
+    return session, convert.step(session, request, x, on_done)
 
 
-async def bring(catalog: Catalog, call: Call, request: pb.StepRequest) -> None:
-    """Has a step's session in memory: from the store, or opened there if the step may open it.
+async def fetch(catalog: Catalog, call: Call, request: pb.StepRequest) -> None:
+    """Brings a step's session into memory from the store, or opens it there if the step may open it.
 
     Raises:
         StreamcellError: as `step_work`, or the store cannot give it.
     """
     try:
-        await catalog.fetch(call.principal, request.session_id, reach_of(request))
+        await catalog.fetch(call.principal, request.session_id, take_over_of(request))
     except StreamcellError as error:
         if not _may_open(request, error):
             raise
-        await catalog.load(request.model)
+        await catalog.versions.load(request.model)
         _first_row(catalog, request)
         # One that another request has opened meanwhile is found when the step is tried again.
         try:
@@ -64,9 +65,9 @@ async def bring(catalog: Catalog, call: Call, request: pb.StepRequest) -> None:
                 raise
 
 
-def reach_of(request: "pb.StepRequest | pb.PrimeRequest") -> Reach:
-    """Returns how far a request goes for its session."""
-    return Reach.INDEXED if request.HasField("step_index") else Reach.OWN
+def take_over_of(request: "pb.StepRequest | pb.PrimeRequest") -> TakeOver:
+    """Returns when a request takes its session over from another server."""
+    return TakeOver.IF_INDEXED if request.HasField("step_index") else TakeOver.NEVER
 
 
 def _may_open(request: pb.StepRequest, error: StreamcellError) -> bool:
@@ -75,7 +76,7 @@ def _may_open(request: pb.StepRequest, error: StreamcellError) -> bool:
 
 def _first_row(catalog: Catalog, request: pb.StepRequest) -> tuple[Engine, bytes]:
     """Returns the engine and the row of a step that is to open its session, all checked."""
-    engine = catalog.choose(request.model)
+    engine = catalog.versions.choose(request.model)
     x = values.row(engine, request.x)
     convert.check_first_time(engine, request)
     return engine, x

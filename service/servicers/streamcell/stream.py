@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from streamcell.v1 import streamcell_pb2 as pb
 
 from service import errors
-from service.catalog.catalog import Catalog, NotResident, Reach
+from service.catalog.catalog import Catalog, NotResident, TakeOver
 from service.config import Config
 from service.engine.engine import Engine
+from service.engine.session_ref import SessionRef
 from service.engine.work import AnyWork, Block, Step
 from service.errors import StreamcellError
 from service.rpc.router import Call, Stream, parse
@@ -19,7 +20,7 @@ from service.servicers.streamcell import convert
 from service.servicers.streamcell.bindings import Bindings
 from service.servicers.streamcell.frames import FrameWork
 from service.servicers.streamcell.pending import Held, Waiting
-from service.servicers.streamcell.steps import bring, step_work
+from service.servicers.streamcell.steps import fetch, step_work
 from service.telemetry import faults
 
 _NOTHING: Mapping[str, StreamcellError] = {}
@@ -106,12 +107,12 @@ class StepStream(Turns):
     async def _bring_one(self, request: pb.StreamRequest, session_id: str) -> None:
         kind = request.WhichOneof("request")
         if kind == "step" and request.step.session_id:
-            await bring(self._catalog, self._call, request.step)
+            await fetch(self._catalog, self._call, request.step)
             return
         # A stream's configuration is answered with where the sessions stand.
         has_index = request.step.HasField("step_index") if kind == "step" else request.frame.step_index_raw
-        reach = Reach.INDEXED if kind == "config" or has_index else Reach.OWN
-        await self._catalog.fetch(self._call.principal, session_id, reach)
+        take_over = TakeOver.IF_INDEXED if kind == "config" or has_index else TakeOver.NEVER
+        await self._catalog.fetch(self._call.principal, session_id, take_over)
 
     # -- Requests ----------------------------------------------------------------------------------
 
@@ -122,7 +123,7 @@ class StepStream(Turns):
             raise error
         first = len(self._bindings)
         bound = self._bindings.bind(list(config.session_ids))
-        sessions = [convert.session(engine, slot, self._ttl_seconds) for engine, slot in bound]
+        sessions = [convert.session(session, self._ttl_seconds) for session in bound]
         return pb.StreamConfigured(first_session=first, sessions=sessions)
 
     def _take_step(self, request: pb.StreamRequest, failed: Mapping[str, StreamcellError]) -> None:
@@ -131,14 +132,15 @@ class StepStream(Turns):
         asked = request.step
         if asked.session_id:
             on_done = functools.partial(self._answer_step, request)
-            self._submit(*step_work(self._catalog, self._call, asked, on_done))
+            session, work = step_work(self._catalog, self._call, asked, on_done)
+            self._submit(session.engine, work)
             return
-        engine, slot, generation = self._bindings.one(asked.session)
+        session = self._bindings.one(asked.session)
         if asked.model:
-            self._catalog.check_model(engine, f"number {asked.session}", asked.model)
-        row = values.row(engine, asked.x)
+            self._catalog.check_model(session.engine, f"number {asked.session}", asked.model)
+        row = values.row(session.engine, asked.x)
         on_done = functools.partial(self._answer_step, request)
-        self._submit(engine, convert.step(engine, slot, generation, asked, row, on_done))
+        self._submit(session.engine, convert.step(session, asked, row, on_done))
 
     def _take_frame(self, request_id: int, request: pb.Frame, failed: Mapping[str, StreamcellError]) -> None:
         if self._catalog.is_draining:
@@ -175,8 +177,8 @@ class StepStream(Turns):
     def _answer_step(self, request: pb.StreamRequest, work: Step) -> None:
         if work.error is None:
             engine, num_durable = self._under_way[work], 0
-            if engine.sessions.is_stored:
-                num_durable = convert.num_durable_of(engine, work)
+            if engine.sessions.durability.is_enabled:
+                num_durable = SessionRef(engine, work.slot, work.generation).current.num_durable_steps
             self._stream.send(self._reply.encode(request, work, num_durable))
         else:
             self._refuse(request, work.error)

@@ -10,7 +10,8 @@ from streamcell.v1 import streamcell_pb2 as pb
 from torch import Tensor, nn
 
 from service.catalog.catalog import Catalog
-from service.engine.session_table import TIME_ABSENT
+from service.catalog.versions import Versions
+from service.engine.progress import TIME_ABSENT
 from service.engine.work import INDEX_NEXT, Phase, Step
 from service.errors import ConfigError, Reason
 from service.runtime import artifact, manifest
@@ -178,7 +179,7 @@ async def test_a_client_that_was_done_is_not_sent_elsewhere():
 async def test_the_field_at_fault_is_the_one_given():
     """A frame that names a session twice by number names session_raw."""
     rig = Rig()
-    house = Catalog([rig.engine])
+    house = Catalog(Versions([rig.engine]))
     house.open("", "a", "")
     bindings = Bindings(house, "", 5)
     bindings.bind(["a"])

@@ -2,7 +2,8 @@
 
 import pytest
 
-from service.catalog.catalog import Catalog, is_missing, session_id_of
+from service.catalog.catalog import Catalog, is_missing
+from service.catalog.versions import Versions
 from service.errors import Reason, StreamcellError
 from tests import fakes
 from tests.fakes import Rig, renamed
@@ -10,7 +11,8 @@ from tests.fakes import Rig, renamed
 
 def catalog(*models, **changes):
     """Returns a catalog of engines, one for each (name, version)."""
-    return Catalog([Rig(renamed(fakes.recurrence(), *model), **changes).engine for model in models])
+    engines = [Rig(renamed(fakes.recurrence(), *model), **changes).engine for model in models]
+    return Catalog(Versions(engines))
 
 
 def refusal(function, *args):
@@ -32,24 +34,30 @@ MANY = [("b", "2"), ("a", "9"), ("a", "10"), ("a", "beta"), ("a", "010x")]
 def test_versions_order_as_numbers_and_words_come_first(order):
     """10 is newer than 9, any number is newer than any word, whatever order they are found in."""
     house = catalog(*order)
-    assert [name_of(engine) for engine in house.engines] == ["a/010x", "a/beta", "a/9", "a/10", "b/2"]
-    assert name_of(house.choose("a")) == "a/10"
+    assert [name_of(engine) for engine in house.versions.engines] == [
+        "a/010x",
+        "a/beta",
+        "a/9",
+        "a/10",
+        "b/2",
+    ]
+    assert name_of(house.versions.choose("a")) == "a/10"
 
 
 @pytest.mark.parametrize("model", ["a/9", "a/beta", "b/2", "b"])
 def test_names_with_and_without_version(model):
     """NAME/VERSION is that very one, NAME its newest."""
-    assert name_of(catalog(*MANY).choose(model)).startswith(model)
+    assert name_of(catalog(*MANY).versions.choose(model)).startswith(model)
 
 
 def test_no_name_means_the_only_model():
     """Where one model is served, in however many versions, the name may be left out."""
-    assert name_of(catalog(("a", "1"), ("a", "2")).choose("")) == "a/2"
+    assert name_of(catalog(("a", "1"), ("a", "2")).versions.choose("")) == "a/2"
 
 
 def test_no_name_is_an_error_where_several_are_served():
     """The field and the names to choose from are told."""
-    error = refusal(catalog(*MANY).choose, "")
+    error = refusal(catalog(*MANY).versions.choose, "")
     assert (error.reason, error.metadata["field"]) == (Reason.INVALID_ARGUMENT, "model")
     assert "a, b" in error.message
 
@@ -57,7 +65,7 @@ def test_no_name_is_an_error_where_several_are_served():
 @pytest.mark.parametrize("model", ["c", "a/11", "a/", "/", "A"])
 def test_a_model_that_is_not_served(model):
     """It is named, with those that are."""
-    error = refusal(catalog(*MANY).choose, model)
+    error = refusal(catalog(*MANY).versions.choose, model)
     assert (error.reason, error.metadata) == (Reason.MODEL_NOT_FOUND, {"model": model})
     assert "a/10" in error.message
 
@@ -65,21 +73,21 @@ def test_a_model_that_is_not_served(model):
 def test_a_session_is_found_on_the_model_it_was_opened_on():
     """Each of several models has sessions of its own; ids are unique among all."""
     house = catalog(("a", "1"), ("b", "1"))
-    engine, slot = house.open("", "s", "b")
-    assert name_of(engine) == "b/1"
-    assert house.find("", "s") == (engine, slot)
-    assert session_id_of(engine, slot) == "s"
+    session = house.open("", "s", "b")
+    assert name_of(session.engine) == "b/1"
+    assert house.find("", "s") == session
+    assert session.session_id == "s"
     assert refusal(house.open, "", "s", "a").reason is Reason.SESSION_EXISTS
-    assert len(house.choose("a").sessions) == 0
+    assert len(house.versions.choose("a").sessions) == 0
 
 
 def test_principals_are_isolated():
     """The same id is another session to another principal, and one of theirs is not found."""
     house = catalog(("a", "1"))
-    engine, slot = house.open("alice", "s", "")
-    _, other = house.open("bob", "s", "")
-    assert slot != other
-    assert house.find("alice", "s") == (engine, slot)
+    session = house.open("alice", "s", "")
+    other = house.open("bob", "s", "")
+    assert session.slot != other.slot
+    assert house.find("alice", "s") == session
     house.open("alice", "hers", "")
     for principal in ("bob", "", "alice\0", "ali"):
         assert refusal(house.find, principal, "hers").reason is Reason.SESSION_NOT_FOUND
@@ -99,7 +107,7 @@ def test_ids_are_short_printable_ascii(session_id):
     house = catalog(("a", "1"))
     error = refusal(house.open, "", session_id, "")
     assert (error.reason, error.metadata["field"]) == (Reason.INVALID_ARGUMENT, "session_id")
-    assert len(house.engines[0].sessions) == 0
+    assert len(house.versions.engines[0].sessions) == 0
 
 
 def test_ids_at_their_bounds():
@@ -112,7 +120,7 @@ def test_ids_at_their_bounds():
 def test_an_empty_id_is_replaced_by_a_random_one():
     """Two sessions opened without an id have two."""
     house = catalog(("a", "1"))
-    ids = {session_id_of(*house.open("", "", "")) for _ in range(2)}
+    ids = {house.open("", "", "").session_id for _ in range(2)}
     assert len(ids) == 2
     for session_id in ids:
         house.find("", session_id)
@@ -122,9 +130,8 @@ def test_an_empty_id_is_replaced_by_a_random_one():
 def test_an_expired_session_is_told_apart_from_an_unknown_one():
     """To its own principal alone."""
     house = catalog(("a", "1"))
-    (engine,) = house.engines
-    _, slot = house.open("alice", "s", "")
-    engine.expire(slot)
+    (engine,) = house.versions.engines
+    engine.residents.expire(house.open("alice", "s", "").slot)
     assert refusal(house.find, "alice", "s").reason is Reason.SESSION_EXPIRED
     assert refusal(house.find, "bob", "s").reason is Reason.SESSION_NOT_FOUND
     assert is_missing(refusal(house.find, "alice", "s"))
@@ -144,7 +151,7 @@ def test_a_full_model_says_so():
 def test_a_request_may_name_the_model_its_session_runs_on():
     """With its version or without; another one is MODEL_CHANGED."""
     house = catalog(("a", "1"), ("a", "2"), ("b", "1"))
-    engine, _ = house.open("", "s", "a/1")
+    engine = house.open("", "s", "a/1").engine
     for model in ("", "a", "a/1"):
         house.check_model(engine, "s", model)
     for model in ("a/2", "b", "c"):

@@ -20,8 +20,8 @@ async def moved(house):
     """Has every session moved that is to move, and the old version gone."""
 
     def is_alone():
-        house.models.tend()
-        return len(house.catalog.engines) == 1
+        house.models.retire()
+        return len(house.catalog.versions.engines) == 1
 
     await until(is_alone)
 
@@ -60,7 +60,7 @@ async def test_a_stream_that_goes_on_keeps_nothing_of_the_model_it_began_on(serv
     bind = pb.StreamRequest(config=pb.StreamConfig(session_ids=["s", "closed"]))
     step = pb.StreamRequest(step=pb.StepRequest(x=X[0]))
     await talk(stream, bind, step)
-    gone = weakref.ref(house.catalog.get(f"{NAME}/1")._runner)
+    gone = weakref.ref(house.catalog.versions.get(f"{NAME}/1")._runner)
     await house.served.ask("CloseSession", pb.CloseSessionRequest(session_id="closed"))
     await house.notice("2")
     await moved(house)
@@ -91,7 +91,7 @@ async def test_a_state_laid_out_differently_stays(serve_folder):
     await house.step("s", 0)
     await house.notice("3")
     for _ in range(3):
-        house.models.tend()
+        house.models.retire()
     assert house.statuses() == {f"{NAME}/1": "RETIRING", f"{NAME}/3": "SERVING"}
     assert await house.version_of("s") == "1"
     await house.step("s", 1)
@@ -129,14 +129,14 @@ async def test_steps_under_way_end_on_the_old_version(serve_folder):
     house = await serve_folder(on_new_version="migrate")
     await house.served.open("s")
     await house.notice("2")
-    engine = house.catalog.get(f"{NAME}/1")
-    engine.successor = None  # not yet
+    engine = house.catalog.versions.get(f"{NAME}/1")
+    engine.succession.successor = None  # not yet
     stream = house.served.stream()
     await talk(stream, pb.StreamRequest(config=pb.StreamConfig(session_ids=["s"])))
     requests = [pb.StreamRequest(step=pb.StepRequest(session=0, x=X[row])) for row in range(6)]
     for request in requests[:3]:
         stream.receive(request.SerializeToString())
-    engine.supersede(house.catalog.get(NAME))
+    engine.supersede(house.catalog.versions.get(NAME))
     for request in requests[3:]:
         stream.receive(request.SerializeToString())
     replies = [bits((await answer(stream)).step.y) for _ in requests]
@@ -150,8 +150,8 @@ async def test_unary_calls_wait_as_well(serve_folder):
     house = await serve_folder(on_new_version="migrate")
     await house.served.open("s")
     await house.notice("2")
-    engine, successor = house.catalog.get(f"{NAME}/1"), house.catalog.get(NAME)
-    engine.successor = None
+    engine, successor = house.catalog.versions.get(f"{NAME}/1"), house.catalog.versions.get(NAME)
+    engine.succession.successor = None
     first = asyncio.create_task(house.step("s", 0))
     await fakes.turn()
     engine.supersede(successor)
@@ -180,13 +180,13 @@ async def test_frames_go_on_with_sessions_that_move(serve_folder, names):
     await house.notice("2")
     old = [house.alone("1") for _ in sessions]
     assert found.frame.y_raw == b"".join(each.step(X[row]) for row, each in enumerate(old))
-    engine, slot = house.catalog._resident("\0d")
-    engine.close(slot)
-    engine.move([house.catalog._resident("\0a")[1]])
-    successor, engine.successor = engine.successor, None
+    engine, slot, _ = house.catalog._resident("\0d")
+    engine.residents.close(slot)
+    engine.move([house.catalog._resident("\0a").slot])
+    successor, engine.succession.successor = engine.succession.successor, None
     under_way = asyncio.create_task(house.step("b", 4))
     await fakes.turn()
-    engine.successor = successor
+    engine.succession.successor = successor
     for at in range(2):
         frame = pb.Frame(x_raw=X[8 + 4 * at : 12 + 4 * at].tobytes(), **named)
         (found,) = await talk(stream, pb.StreamRequest(frame=frame))
@@ -227,7 +227,7 @@ async def test_who_finds_no_room_stays_until_there_is(serve_folder):
     await house.served.open("a", "b")
     await house.notice("2")
     await house.served.open("new")
-    house.models.tend()
+    house.models.retire()
     versions = [await house.version_of(each) for each in "ab"]
     assert sorted(versions) == ["1", "2"]
     for each in "ab":
@@ -259,7 +259,7 @@ async def test_migration_back_and_forth(serve_folder):
             assert bits(found.step.y) == alone.step(X[row])
             row += 1
         assert await house.version_of("s") == version
-        house.models.tend()
+        house.models.retire()
 
 
 async def test_at_the_start_the_newest_version_takes_over(serve_folder):
@@ -280,11 +280,11 @@ async def durable(house, session_id):
     await house.served.ask("OpenSession", pb.OpenSessionRequest(session_id=session_id, durable=True))
 
 
-async def spilled(house, session_id):
-    """Has a session in the store alone."""
-    engine, slot = house.catalog.find("", session_id)
-    await house.catalog.stored(engine, slot)
-    engine.spill(slot)
+async def evicted(house, session_id):
+    """Leaves a session in the store alone."""
+    session = house.catalog.find("", session_id)
+    await house.catalog.persistence.wait_until_stored(session)
+    session.engine.residents.evict(session.slot)
 
 
 async def test_a_session_in_the_store_brings_its_version_back(serve_folder):
@@ -294,13 +294,13 @@ async def test_a_session_in_the_store_brings_its_version_back(serve_folder):
     old = house.alone("1")
     assert await house.step("s", 0) == old.step(X[0])
     await house.notice("2")
-    await spilled(house, "s")
-    house.models.tend()
+    await evicted(house, "s")
+    house.models.retire()
     assert house.statuses() == {f"{NAME}/2": "SERVING"}
     assert await house.step("s", 1) == old.step(X[1])
     assert house.statuses()[f"{NAME}/1"] == "RETIRING"
-    await spilled(house, "s")
-    house.models.tend()
+    await evicted(house, "s")
+    house.models.retire()
     shutil.rmtree(house.path / NAME / "1")
     await house.models.look()
     refusal = await house.served.refused("Step", pb.StepRequest(session_id="s", x=X[2]))
@@ -317,9 +317,9 @@ async def test_a_session_in_the_store_goes_on_on_the_new_version(serve_folder):
     await house.step("s", 0)
     old.step(X[0])
     await house.notice("2")
-    house.models.tend()
-    await spilled(house, "s")
-    house.models.tend()
+    house.models.retire()
+    await evicted(house, "s")
+    house.models.retire()
     shutil.rmtree(house.path / NAME / "1")
     assert [await house.step("s", row) for row in (1, 2)] == after(house, old, (1, 2))
     row = house.store.rows["\0s"]
@@ -332,15 +332,15 @@ async def test_who_waits_for_the_store_is_told_where_the_session_is_then(serve_f
     await durable(house, "s")
     await durable(house, "t")
     await house.notice("2")
-    engine, successor = house.catalog.get(f"{NAME}/1"), house.catalog.get(NAME)
-    engine.successor, count = None, house.store.num_writes
+    engine, successor = house.catalog.versions.get(f"{NAME}/1"), house.catalog.versions.get(NAME)
+    engine.succession.successor, count = None, house.store.num_writes
     house.store.is_held = True
     request = pb.StepRequest(session_id="s", x=X[0])
     first = asyncio.create_task(house.served.ask("Step", request))
     await until(lambda: house.store.num_writes > count)  # it is being written
     request = pb.StepRequest(session_id="t", x=X[0])
     second = asyncio.create_task(house.served.ask("Step", request))
-    await until(lambda: engine.sessions.next_step[engine.sessions.find("\0t")] == 1)
+    await until(lambda: engine.sessions.progress.next_step[engine.sessions.find("\0t")] == 1)
     engine.supersede(successor)
     await moved(house)
     assert not first.done()
@@ -360,7 +360,7 @@ async def test_a_moved_session_that_another_server_took_is_fenced(serve_folder):
     await moved(house)
     store.rows["\0s"].owner, store.rows["\0s"].epoch = "another", 7
     store.is_held = False
-    await until(lambda: house.catalog.get(NAME).sessions.find("\0s") is None)
+    await until(lambda: house.catalog.versions.get(NAME).sessions.find("\0s") is None)
     refusal = await house.served.refused("Step", pb.StepRequest(session_id="s", x=X[1]))
     assert refusal.reason == "SESSION_FENCED"
 
@@ -371,9 +371,9 @@ async def test_a_version_stays_while_a_session_is_about_to_enter(serve_folder):
     house = await serve_folder(store=store)
     opening = asyncio.create_task(house.served.open("s"))
     await fakes.turn()
-    assert house.catalog.get(f"{NAME}/1").num_coming == 1
-    house.catalog.get(f"{NAME}/1").supersede(None)
-    house.models.tend()
+    assert house.catalog.versions.get(f"{NAME}/1").succession.num_arriving == 1
+    house.catalog.versions.get(f"{NAME}/1").supersede(None)
+    house.models.retire()
     assert f"{NAME}/1" in house.statuses()
     await opening
     assert await house.version_of("s") == "1"
@@ -385,13 +385,13 @@ async def test_a_new_version_knows_that_the_store_is_gone(serve_folder):
     house = await serve_folder(store=store, on_new_version="migrate")
     await durable(house, "s")
     store.trouble = "gone"
-    engine = house.catalog.get(NAME)
-    engine.sessions.is_changed[engine.sessions.find("\0s")] = True
-    await until(lambda: engine.sessions.store_trouble)
+    engine = house.catalog.versions.get(NAME)
+    engine.sessions.durability.is_changed[engine.sessions.find("\0s")] = True
+    await until(lambda: engine.sessions.durability.trouble)
     await house.notice("2")
     await moved(house)
     refusal = await house.served.refused("Step", pb.StepRequest(session_id="s", x=X[0]))
     assert refusal.reason == "STORE_UNAVAILABLE"
     store.trouble = ""
-    await until(lambda: not house.catalog.get(NAME).sessions.store_trouble)
+    await until(lambda: not house.catalog.versions.get(NAME).sessions.durability.trouble)
     assert await house.step("s", 0) == house.alone("2").step(X[0])

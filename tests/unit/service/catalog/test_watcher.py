@@ -170,9 +170,9 @@ async def test_an_old_version_leaves_with_its_last_session(serve_folder, told):
     house = await serve_folder()
     await house.served.open("s")
     await house.notice("2")
-    house.models.tend()
+    house.models.retire()
     assert f"{NAME}/1" in house.statuses()
-    gone = weakref.ref(house.catalog.get(f"{NAME}/1"))
+    gone = weakref.ref(house.catalog.versions.get(f"{NAME}/1"))
     await house.served.ask("CloseSession", pb.CloseSessionRequest(session_id="s"))
     await house.lets_go(gone)
     assert house.statuses() == {f"{NAME}/2": "SERVING"}
@@ -185,9 +185,9 @@ async def test_how_a_session_ended_is_known_after_its_version_left(serve_folder)
     house = await serve_folder()
     await house.served.open("s")
     await house.notice("2")
-    engine, slot = house.catalog.find("", "s")
-    engine.expire(slot)
-    house.models.tend()
+    session = house.catalog.find("", "s")
+    session.engine.residents.expire(session.slot)
+    house.models.retire()
     assert house.statuses() == {f"{NAME}/2": "SERVING"}
     refusal = await house.served.refused("Step", pb.StepRequest(session_id="s", x=X[0]))
     assert refusal.reason == "SESSION_EXPIRED"
@@ -197,16 +197,16 @@ async def test_a_version_that_left_comes_back_when_it_is_named(serve_folder):
     """By OpenSession, and by a step that opens its session, on either path; it leaves as before."""
     house = await serve_folder()
     await house.notice("2")
-    house.models.tend()
+    house.models.retire()
     model = f"{NAME}/1"
     assert model not in house.statuses()
     await house.served.open("s", model=model)
     assert house.statuses() == {model: "RETIRING", f"{NAME}/2": "SERVING"}
     for number, ask in enumerate((house.step, None)):
-        for engine in house.catalog.engines:
+        for engine in house.catalog.versions.engines:
             for slot in engine.sessions.all_slots().tolist():
-                engine.close(slot)
-        house.models.tend()
+                engine.residents.close(slot)
+        house.models.retire()
         assert model not in house.statuses()
         if ask is not None:
             assert await ask(f"n{number}", 0, step_index=0, model=model) == house.alone("1").step(X[0])
@@ -221,7 +221,7 @@ async def test_a_version_whose_folder_is_gone_does_not_come_back(serve_folder):
     """It is not found then, and what is served is named; nor do names reach out of the folder."""
     house = await serve_folder()
     await house.notice("2")
-    house.models.tend()
+    house.models.retire()
     shutil.rmtree(house.path / NAME / "1")
     await house.models.look()
     for model in (f"{NAME}/1", f"{NAME}/../{NAME}/2", "../x/1"):
@@ -251,7 +251,7 @@ async def test_the_last_version_of_a_name_stays(serve_folder):
     shutil.rmtree(house.path / NAME / "1")
     for _ in range(3):
         await house.models.look()
-        house.models.tend()
+        house.models.retire()
     assert house.statuses()[f"{NAME}/1"] == "SERVING"
 
 

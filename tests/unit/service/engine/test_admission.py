@@ -7,8 +7,8 @@ import pytest
 
 from service.engine import admission as admission_module
 from service.engine.admission import Admission
+from service.engine.progress import TIME_ABSENT
 from service.engine.scheduler import Piece
-from service.engine.session_table import TIME_ABSENT, Sessions
 from service.engine.work import INDEX_NEXT, Step
 from service.errors import Reason, StreamcellError
 from service.runtime.manifest import parse
@@ -24,7 +24,7 @@ class House:
     def __init__(self, uses_time=False):
         about = parse(json.dumps(manifest_of(uses_time=uses_time)))
         self.model = fakes.recurrence(uses_time)
-        self.sessions = Sessions(4, 2, 2, 3)
+        self.sessions = fakes.session_table(4, 2, 2, 3)
         self.sessions.open("k", SLOT, 0)
         self.admission = Admission(self.sessions, about)
 
@@ -34,7 +34,7 @@ class House:
         if self.admission.admit_step(work):
             row = np.array(x, np.float32).reshape(1, 1, 2)
             given, run = (np.array([[time]], np.int64) for time in (work.time, work.run_time))
-            self.sessions.apply(np.array([SLOT]), np.array([1]), row, given, run, -row, 0)
+            self.sessions.apply(fakes.applied([SLOT], [1], row, given, run, -row), 0)
         return work
 
     def refused(self, *args, **kwargs):
@@ -52,7 +52,7 @@ class House:
     @property
     def next_step(self):
         """Where the session stands."""
-        return int(self.sessions.next_step[SLOT])
+        return int(self.sessions.progress.next_step[SLOT])
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_a_session_that_ended_while_the_step_waited_is_not_found(house):
 
 def test_after_a_restart_earlier_replies_are_no_repeats(house):
     """Step 0 after a reset is the next step, not a repeat or conflict; later indexes are gaps."""
-    house.sessions.restart(SLOT)
+    house.sessions.progress.restart(SLOT)
     assert house.refused([3, 3], 3).reason is Reason.STEP_GAP
     work = house.step([7, 7], 0)
     assert (work.is_repeat, work.step_index) == (False, 0)
@@ -134,12 +134,12 @@ def test_times_are_ignored_by_models_without(house):
     work = house.step([9, 9], time=123)
     assert work.run_time == 0
     assert house.step([9, 9], 5, time=456).is_repeat
-    assert house.sessions.last_time[SLOT] == 0
+    assert house.sessions.progress.last_time[SLOT] == 0
 
 
 def test_a_time_left_out_follows_the_last_one(timed):
     """Without a time the step is one interval after the one before."""
-    assert timed.sessions.last_time[SLOT] == 51 * INTERVAL_NS
+    assert timed.sessions.progress.last_time[SLOT] == 51 * INTERVAL_NS
     work = timed.step([2, 2])
     assert work.run_time == 52 * INTERVAL_NS
 
@@ -147,7 +147,7 @@ def test_a_time_left_out_follows_the_last_one(timed):
 def test_a_time_given_is_taken(timed):
     """A given time counts, also one that does not follow."""
     assert timed.step([2, 2], time=7).run_time == 7
-    assert timed.sessions.last_time[SLOT] == 7
+    assert timed.sessions.progress.last_time[SLOT] == 7
 
 
 def test_the_first_step_must_give_its_time():

@@ -5,8 +5,8 @@ import pytest
 
 from service.engine import columns as columns_of
 from service.engine.admission import Admission
+from service.engine.progress import TIME_ABSENT
 from service.engine.scheduler import Piece
-from service.engine.session_table import TIME_ABSENT, Sessions
 from service.engine.work import INDEX_NEXT, Step
 from service.errors import Reason
 from service.runtime.manifest import parse
@@ -19,7 +19,7 @@ MODEL = fakes.recurrence(uses_time=True)
 @pytest.fixture
 def admission():
     """Four sessions at their start, on a model that uses time."""
-    return Admission(Sessions(8, 2, 2, 3), parse(MODEL.manifest.text))
+    return Admission(fakes.session_table(8, 2, 2, 3), parse(MODEL.manifest.text))
 
 
 def step(slot, x, time):
@@ -64,7 +64,7 @@ def test_single_steps_are_columns_one_step_wide(admission):
 
 def test_a_model_without_time_gets_none():
     """Whatever times the steps say, the model and the fingerprints get zeros; as with any one block."""
-    plain = Admission(Sessions(8, 2, 2, 3), parse(fakes.recurrence().manifest.text))
+    plain = Admission(fakes.session_table(8, 2, 2, 3), parse(fakes.recurrence().manifest.text))
     for steps, pieces in (
         ([step(3, [1, 2], 10), step(0, [3, 4], 20)], []),
         ([step(3, [1, 2], 10)], [piece(block([5], [rows(1)], times=[100]), [0], 0, 1)]),

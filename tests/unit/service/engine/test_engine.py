@@ -54,7 +54,7 @@ def test_batched_is_alone_is_replayed(rig):
         rig.run()
         assert [bits(work.y) for work in replayed] == wanted[2:]
         assert all(work.is_repeat for work in replayed)
-        assert rig.engine.sessions.next_step[slot] == 6
+        assert rig.engine.sessions.progress.next_step[slot] == 6
 
 
 def test_steps_frames_and_primes_give_the_same_bits(rig):
@@ -77,7 +77,7 @@ def test_a_reused_slot_starts_clean(rig):
     """A session in the slot of an earlier one predicts as if it were the first there ever was."""
     (slot,) = rig.open("old")
     rig.block([slot], [random_x(9)])
-    rig.control(slot, rig.engine.close)
+    rig.control(slot, rig.engine.residents.close)
     rig.run()
     (again,) = rig.open("new")
     assert again == slot
@@ -92,7 +92,7 @@ def test_a_reset_session_starts_clean(rig):
     """After a reset the session predicts as a new one, under the same slot."""
     (slot,) = rig.open("a")
     rig.block([slot], [random_x(9)])
-    rig.control(slot, rig.engine.reset)
+    rig.control(slot, rig.engine.residents.reset)
     step = rig.step(slot, [1, 2], index=0)
     rig.run()
     assert bits(step.y) == Alone(rig.model).step([1, 2])
@@ -107,7 +107,7 @@ def test_times_go_on_from_step_to_step():
     rig.block([slot], [random_x(6)])
     rig.step(slot, [1, 1])
     rig.run()
-    assert rig.engine.sessions.last_time[slot] == 107 * INTERVAL_NS
+    assert rig.engine.sessions.progress.last_time[slot] == 107 * INTERVAL_NS
     assert [work.error for work in rig.done] == [None] * 3
 
 
@@ -122,7 +122,7 @@ def test_a_cancelled_step_leaves_its_batchmates_served(rig):
     rig.run()
     assert rig.done == [steps[0], steps[2], steps[3]]
     assert all(bits(step.y) == Alone(rig.model).step([1, 1]) for step in rig.done)
-    assert rig.engine.sessions.next_step[slots].tolist() == [1, 0, 1, 1]
+    assert rig.engine.sessions.progress.next_step[slots].tolist() == [1, 0, 1, 1]
     assert rig.engine.is_idle
 
 
@@ -148,7 +148,7 @@ def test_a_caller_that_goes_while_its_batch_runs_disturbs_nobody(rig):
     rig.run()
     assert told == [(True, False)]
     assert rig.done == [other]
-    assert rig.engine.sessions.next_step[b] == rig.settings.max_piece_steps
+    assert rig.engine.sessions.progress.next_step[b] == rig.settings.max_piece_steps
     assert rig.engine.is_idle
     assert not rig.turns.due
 
@@ -173,7 +173,7 @@ def test_a_fault_in_the_cell_call_fails_that_batch_alone(rig, caplog):
     (record,) = caplog.records
     assert record.fields["error_id"] == bad.error.metadata["error_id"]
     assert FAULT_TEXT in str(record.exc_info[1])
-    assert rig.engine.sessions.next_step[[a, b, c]].tolist() == [1, 1, 0]
+    assert rig.engine.sessions.progress.next_step[[a, b, c]].tolist() == [1, 1, 0]
     later = [rig.step(a, [5, 5], index=1), rig.step(b, [3, 3], index=1)]
     rig.run()
     for step, first in zip(later, ([1, 1], [2, 2]), strict=True):
@@ -191,7 +191,7 @@ def test_a_fault_midway_ends_a_long_input_there(rig):
     rig.run()
     assert block.errors[0].reason is Reason.INTERNAL
     assert block.num_applied.tolist() == [8]
-    assert rig.engine.sessions.next_step[slot] == 8
+    assert rig.engine.sessions.progress.next_step[slot] == 8
     after = rig.step(slot, [1, 1])
     rig.run()
     alone = Alone(rig.model)
@@ -212,7 +212,7 @@ def test_overflow_in_one_session_never_reaches_another(rig):
     bad_steps = [work for work in rig.done if getattr(work, "slot", None) == bad]
     assert [work.error is None for work in bad_steps] == [True, False, False, False]
     assert bad_steps[1].error.metadata["field"] == "x"
-    assert rig.engine.sessions.next_step[[good, bad, framed]].tolist() == [4, 1, 4]
+    assert rig.engine.sessions.progress.next_step[[good, bad, framed]].tolist() == [4, 1, 4]
     on = rig.step(bad, [0, 0], index=1)
     rig.run()
     alone = Alone(rig.model)
@@ -231,7 +231,7 @@ def test_overflow_midway_ends_an_entry_and_leaves_the_others(rig):
     assert block.errors[0].metadata["field"] == "x_raw"
     assert (list(block.errors), block.num_applied.tolist()) == ([0], [4, 10])
     assert bits(block.y[10:]) == Alone(rig.model).fold(x)
-    assert rig.engine.sessions.next_step[[bad, good]].tolist() == [4, 10]
+    assert rig.engine.sessions.progress.next_step[[bad, good]].tolist() == [4, 10]
 
 
 def test_a_failing_caller_disturbs_nobody(rig, caplog):
@@ -283,7 +283,7 @@ def test_controls_keep_their_place_in_the_lane(rig):
     """A control sees every step asked before it and none asked after."""
     a, b = rig.open("a", "b")
     seen = []
-    look = lambda slot: seen.append((slot, int(rig.engine.sessions.next_step[slot])))  # noqa: E731
+    look = lambda slot: seen.append((slot, int(rig.engine.sessions.progress.next_step[slot])))  # noqa: E731
     rig.block([a], [random_x(10)])
     rig.control(a, look)
     rig.step(a, [1, 1])
@@ -316,8 +316,12 @@ def test_work_behind_a_close_finds_no_session(rig):
     """Whatever is queued behind a close is refused; the next owner of the slot is untouched."""
     (slot,) = rig.open("a")
     rig.step(slot, [1, 1])
-    closing = rig.control(slot, rig.engine.close)
-    behind = [rig.step(slot, [2, 2]), rig.block([slot], [[[3, 3]]]), rig.control(slot, rig.engine.close)]
+    closing = rig.control(slot, rig.engine.residents.close)
+    behind = [
+        rig.step(slot, [2, 2]),
+        rig.block([slot], [[[3, 3]]]),
+        rig.control(slot, rig.engine.residents.close),
+    ]
     turn(rig)
     turn(rig)
     assert closing.result == 1
@@ -325,7 +329,7 @@ def test_work_behind_a_close_finds_no_session(rig):
     rig.run()
     found = [behind[0].error, behind[1].errors[0], behind[2].error]
     assert [error.reason for error in found] == [Reason.SESSION_NOT_FOUND] * 3
-    assert rig.engine.sessions.next_step[slot] == 0
+    assert rig.engine.sessions.progress.next_step[slot] == 0
     assert len(rig.engine.sessions) == 1
 
 
@@ -482,7 +486,7 @@ def holding():
     for _ in range(511):  # only now and then does it try
         rig.step(slots[0], [0, 0], may_be_held=True)
         rig.run()
-    rig.control(slots[0], rig.engine.reset)
+    rig.control(slots[0], rig.engine.residents.reset)
     rig.run()
     rig.done.clear()
     return rig, slots
@@ -503,7 +507,7 @@ def test_a_held_step_can_be_withdrawn(holding):
     assert rig.engine.withdraw(steps[1])
     rig.run()
     assert rig.done == [steps[0], steps[2]]
-    assert rig.engine.sessions.next_step[slots].tolist() == [1, 0, 1, 0]
+    assert rig.engine.sessions.progress.next_step[slots].tolist() == [1, 0, 1, 0]
     assert rig.engine.is_idle
 
 
@@ -524,9 +528,9 @@ def test_a_control_ends_the_wait_and_keeps_its_place(holding):
     """A look sees the held step applied, a close ends the session behind it; both by the next tick."""
     rig, slots = holding
     (step,) = held(rig, slots[:1])
-    look = rig.control(slots[0], lambda slot: int(rig.engine.sessions.next_step[slot]))
-    close = rig.control(slots[0], rig.engine.close)
-    beside = rig.control(slots[1], rig.engine.close)
+    look = rig.control(slots[0], lambda slot: int(rig.engine.sessions.progress.next_step[slot]))
+    close = rig.control(slots[0], rig.engine.residents.close)
+    beside = rig.control(slots[1], rig.engine.residents.close)
     late = rig.step(slots[0], [1, 1], may_be_held=True)
     turn(rig)
     assert rig.done == [beside, step]
@@ -606,7 +610,7 @@ def test_a_full_queue_says_so_at_once():
     assert rig.done == steps
     rig.step(slots[3], [1, 1])
     rig.run()
-    assert rig.engine.sessions.next_step[slots].tolist() == [1, 1, 1, 1]
+    assert rig.engine.sessions.progress.next_step[slots].tolist() == [1, 1, 1, 1]
 
 
 def test_no_room_for_another_session_until_one_ends():
@@ -619,7 +623,7 @@ def test_no_room_for_another_session_until_one_ends():
         Reason.SESSIONS_FULL,
         {"max_resident_sessions": "2"},
     )
-    rig.control(a, rig.engine.close)
+    rig.control(a, rig.engine.residents.close)
     rig.run()
     assert rig.open("c") == [a]
 
@@ -638,7 +642,7 @@ def test_idle_sessions_expire_and_others_stay():
     assert [rig.engine.sessions.find(f"\0{name}") for name in ("idle", "stepped", "looked", "busy")] == [
         None, stepped, looked, busy,
     ]  # fmt: skip
-    assert rig.engine.sessions.end_of("\0idle") is Reason.SESSION_EXPIRED
+    assert rig.engine.sessions.endings.of("\0idle") is Reason.SESSION_EXPIRED
     assert rig.sample("streamcell_sessions_expired_total") == 1
     assert rig.sample("streamcell_sessions_open") == 3
     rig.run()
@@ -656,7 +660,7 @@ def test_a_step_for_an_expired_session_is_refused():
     late = rig.step(slot, [1, 1], generation=0)
     rig.run()
     assert late.error.reason is Reason.SESSION_NOT_FOUND
-    assert rig.engine.sessions.next_step[slot] == 0
+    assert rig.engine.sessions.progress.next_step[slot] == 0
 
 
 # -- Iterations and what is measured -----------------------------------------------------------------
@@ -728,15 +732,15 @@ def test_what_is_counted(rig):
 def test_what_is_left_of_a_long_input_moves_nobody_elses_session():
     """Its session was fenced in the middle of it, and another one has the slot now."""
     rig = Rig()
-    rig.engine.sessions.is_stored = True
+    rig.engine.sessions.durability.is_enabled = True
     (slot,) = rig.open("s")
     block = rig.block([slot], [np.ones((12, 2))])
     turn(rig)  # its first piece
-    rig.engine.fence(slot)
+    rig.engine.residents.fence(slot)
     assert rig.open("t") == [slot]
     rig.run()
     assert block.errors[0].reason == "SESSION_FENCED"
-    assert rig.engine.sessions.next_step[slot] == 0
+    assert rig.engine.sessions.progress.next_step[slot] == 0
     step = rig.step(slot, [1, 2])
     rig.run()
     assert bits(step.y) == Alone(rig.model).step([1, 2])

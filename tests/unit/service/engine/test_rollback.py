@@ -22,7 +22,7 @@ def rig():
 
 def stands(rig):
     """Checks that the session stands after its six steps, replies included."""
-    assert rig.engine.sessions.next_step[0] == 6
+    assert rig.engine.sessions.progress.next_step[0] == 6
     for index in (4, 5):
         repeat = rig.step(0, X[index], index)
         rig.run()
@@ -66,14 +66,14 @@ def test_a_restart_begins_anew(rig, num_steps):
     """Clean state, step 0; nothing is put back."""
     work = submit(rig, X[:num_steps], restarts=True)
     assert bits(work.y) == Alone(recurrence()).fold(X[:num_steps])
-    assert rig.engine.sessions.next_step[0] == num_steps
+    assert rig.engine.sessions.progress.next_step[0] == num_steps
 
 
 @pytest.mark.parametrize("num_steps", [1, 7])
 def test_a_session_that_ended_is_not_restarted(rig, num_steps):
     """Who has its slot now keeps all."""
     generation = int(rig.engine.sessions.generation[0])
-    rig.engine.close(0)
+    rig.engine.residents.close(0)
     (slot,) = rig.open("other")
     assert slot == 0
     other = rig.step(0, X[0])
@@ -87,5 +87,5 @@ def test_a_session_that_ended_is_not_restarted(rig, num_steps):
     work.restarts = True
     rig.run()
     assert work.error is not None or work.errors
-    assert rig.engine.sessions.next_step[0] == 1
+    assert rig.engine.sessions.progress.next_step[0] == 1
     assert bits(other.y) == Alone(recurrence()).step(X[0])

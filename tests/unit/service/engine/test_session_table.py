@@ -3,34 +3,39 @@
 import numpy as np
 import pytest
 
-from service.engine import session_table as sessions_module
-from service.engine.session_table import TIME_ABSENT, Sessions
+from service.engine import endings, progress
+from service.engine.progress import TIME_ABSENT
 from service.errors import Reason
+from tests.fakes import applied, session_table
 
 
 @pytest.fixture
 def sessions():
     """Eight slots for sessions of two inputs and two outputs that keep three replies."""
-    return Sessions(8, 2, 2, 3)
+    return session_table(8, 2, 2, 3)
 
 
 def apply(sessions, slots, lengths, x, times=None, now_ns=7):
     """Applies steps whose predictions are the inputs, negated."""
     x = np.asarray(x, np.float32)  # (B, T, F)
     given = np.zeros(x.shape[:2], np.int64) if times is None else np.asarray(times, np.int64)
-    sessions.apply(np.array(slots), np.array(lengths), x, given, given, -x, now_ns)
+    sessions.apply(applied(slots, lengths, x, given, given, -x), now_ns)
 
 
 def print_of(sessions, x, time=0):
     """Returns the print of one row."""
-    return int(sessions.fingerprints(np.array([x], np.float32), np.array([time], np.int64))[0])
+    return int(sessions.progress.fingerprints(np.array([x], np.float32), np.array([time], np.int64))[0])
 
 
 def test_a_session_opens_at_step_zero(sessions):
     """A new session is found by its key, stands at 0 and counts as used now."""
     sessions.open("k", 5, 99)
     assert (sessions.find("k"), sessions.key(5), len(sessions)) == (5, "k", 1)
-    assert (sessions.next_step[5], sessions.last_time[5], sessions.last_used[5]) == (0, 0, 99)
+    assert (sessions.progress.next_step[5], sessions.progress.last_time[5], sessions.last_used[5]) == (
+        0,
+        0,
+        99,
+    )
     assert sessions.find("other") is None
 
 
@@ -49,9 +54,13 @@ def test_a_reused_slot_starts_clean(sessions):
     apply(sessions, [2], [2], [[[1, 2], [3, 4]]], [[10, 20]])
     sessions.close(2)
     sessions.open("new", 2, 5)
-    assert (sessions.next_step[2], sessions.last_time[2], sessions.last_used[2]) == (0, 0, 5)
+    assert (sessions.progress.next_step[2], sessions.progress.last_time[2], sessions.last_used[2]) == (
+        0,
+        0,
+        5,
+    )
     apply(sessions, [2], [1], [[[9, 9]]])
-    assert sessions.kept(2, 0)[1].tolist() == [-9, -9]
+    assert sessions.progress.remembered(2, 0)[1].tolist() == [-9, -9]
 
 
 def test_steps_move_counters_times_and_use(sessions):
@@ -59,8 +68,8 @@ def test_steps_move_counters_times_and_use(sessions):
     for slot in (1, 4, 6):
         sessions.open(str(slot), slot, 0)
     apply(sessions, [6, 1], [1, 3], np.arange(12).reshape(2, 3, 2), [[5, 0, 0], [6, 7, 8]], now_ns=77)
-    assert sessions.next_step[[1, 4, 6]].tolist() == [3, 0, 1]
-    assert sessions.last_time[[1, 4, 6]].tolist() == [8, 0, 5]
+    assert sessions.progress.next_step[[1, 4, 6]].tolist() == [3, 0, 1]
+    assert sessions.progress.last_time[[1, 4, 6]].tolist() == [8, 0, 5]
     assert sessions.last_used[[1, 4, 6]].tolist() == [77, 0, 77]
 
 
@@ -69,9 +78,15 @@ def test_the_last_replies_are_kept_and_no_more(sessions):
     sessions.open("k", 0, 0)
     x = np.arange(10).reshape(1, 5, 2)
     apply(sessions, [0], [5], x, [[10, 11, 12, 13, 14]])
-    assert [sessions.kept(0, index) is None for index in range(5)] == [True, True, False, False, False]
+    assert [sessions.progress.remembered(0, index) is None for index in range(5)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     for index in (2, 3, 4):
-        fingerprint, y = sessions.kept(0, index)
+        fingerprint, y = sessions.progress.remembered(0, index)
         assert y.tolist() == [-2 * index, -2 * index - 1]
         assert fingerprint == print_of(sessions, x[0, index], 10 + index)
 
@@ -81,20 +96,20 @@ def test_kept_replies_survive_later_steps_of_the_session_and_of_others(sessions)
     sessions.open("a", 0, 0)
     sessions.open("b", 1, 0)
     apply(sessions, [0], [1], [[[1, 2]]])
-    first = sessions.kept(0, 0)[1]
+    first = sessions.progress.remembered(0, 0)[1]
     apply(sessions, [1, 0], [1, 1], [[[5, 5]], [[6, 6]]])
     apply(sessions, [0], [2], [[[7, 7], [8, 8]]])
     assert first.tolist() == [-1, -2]
-    assert sessions.kept(0, 0) is None
-    assert sessions.kept(0, 1)[1].tolist() == [-6, -6]
-    assert sessions.kept(1, 0)[1].tolist() == [-5, -5]
+    assert sessions.progress.remembered(0, 0) is None
+    assert sessions.progress.remembered(0, 1)[1].tolist() == [-6, -6]
+    assert sessions.progress.remembered(1, 0)[1].tolist() == [-5, -5]
 
 
 def test_a_batch_of_no_session_changes_nothing(sessions):
     """A batch of which nothing was applied is allowed."""
     sessions.open("k", 0, 1)
     apply(sessions, np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 2, 2)))
-    assert (sessions.next_step[0], sessions.last_used[0]) == (0, 1)
+    assert (sessions.progress.next_step[0], sessions.last_used[0]) == (0, 1)
 
 
 def test_a_restart_forgets_steps_and_keeps_the_session(sessions):
@@ -102,8 +117,8 @@ def test_a_restart_forgets_steps_and_keeps_the_session(sessions):
     sessions.open("k", 3, 0)
     apply(sessions, [3], [2], [[[1, 2], [3, 4]]], [[5, 6]])
     generation = int(sessions.generation[3])
-    sessions.restart(3)
-    assert (sessions.next_step[3], sessions.last_time[3], sessions.find("k")) == (0, 0, 3)
+    sessions.progress.restart(3)
+    assert (sessions.progress.next_step[3], sessions.progress.last_time[3], sessions.find("k")) == (0, 0, 3)
     assert sessions.generation[3] == generation
 
 
@@ -114,18 +129,22 @@ def test_expiry_is_remembered_until_the_session_is_opened_again(sessions):
     sessions.end(0, Reason.SESSION_EXPIRED)
     sessions.close(1)
     assert sessions.find("k") is None
-    assert [sessions.end_of(key) for key in ("k", "closed", "never")] == [Reason.SESSION_EXPIRED, None, None]
+    assert [sessions.endings.of(key) for key in ("k", "closed", "never")] == [
+        Reason.SESSION_EXPIRED,
+        None,
+        None,
+    ]
     sessions.open("k", 0, 0)
-    assert sessions.end_of("k") is None
+    assert sessions.endings.of("k") is None
 
 
 def test_the_memory_of_expired_keys_is_bounded(sessions, monkeypatch):
     """Only the latest expired keys are remembered."""
-    monkeypatch.setattr(sessions_module, "_MAX_REMEMBERED", 2)
+    monkeypatch.setattr(endings, "_MAX_REMEMBERED", 2)
     for key in "abc":
         sessions.open(key, 0, 0)
         sessions.end(0, Reason.SESSION_EXPIRED)
-    assert [sessions.end_of(key) is not None for key in "abc"] == [False, True, True]
+    assert [sessions.endings.of(key) is not None for key in "abc"] == [False, True, True]
 
 
 def test_idle_sessions_are_those_not_used_since(sessions):
@@ -135,7 +154,7 @@ def test_idle_sessions_are_those_not_used_since(sessions):
     sessions.close(6)
     assert sorted(sessions.idle_since(20)) == [0]
     assert sorted(sessions.idle_since(21)) == [0, 3]
-    assert Sessions(4, 1, 1, 1).idle_since(10) == []
+    assert session_table(4, 1, 1, 1).idle_since(10) == []
 
 
 def test_prints_tell_inputs_apart(sessions):
@@ -153,9 +172,9 @@ def test_prints_do_not_depend_on_the_batch_or_the_machine(sessions):
     """A row's print is the same alone, in a batch, and from a view; weights are splitmix64's, made odd."""
     x = np.random.default_rng(3).standard_normal((40, 2)).astype(np.float32)
     times = np.arange(40)
-    whole = sessions.fingerprints(x, times)
-    assert whole[::2].tolist() == sessions.fingerprints(x[::2], times[::2].copy()).tolist()
+    whole = sessions.progress.fingerprints(x, times)
+    assert whole[::2].tolist() == sessions.progress.fingerprints(x[::2], times[::2].copy()).tolist()
     assert [print_of(sessions, row, at) for at, row in enumerate(x)] == whole.tolist()
     # Steele et al. 2014: the first three outputs from seed 0.
     reference = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
-    assert sessions_module._weights(3).tolist() == [value | 1 for value in reference]
+    assert progress._weights(3).tolist() == [value | 1 for value in reference]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from service.engine import snapshot
-from service.engine.session_table import Standing
+from service.engine.progress import Progress
 from service.engine.snapshot import Model, Snapshot, SnapshotError
 
 MODEL = Model("tide-höhe", "12", b"d" * 16, b"l" * 16, state_size=5, num_outputs=2)
@@ -16,14 +16,14 @@ MODEL = Model("tide-höhe", "12", b"d" * 16, b"l" * 16, state_size=5, num_output
 def session(next_step=7, num_replies=3):
     """Returns a session with numbers of its own everywhere."""
     draw = np.random.default_rng(next_step)
-    standing = Standing(
+    progress = Progress(
         np.array([next_step]),
         np.array([-(10**18)]),
         np.array([max(0, next_step - 2)]),
         draw.standard_normal((1, num_replies, 2)).astype(np.float32),
         draw.integers(0, 2**63, (1, num_replies)).astype(np.uint64),
     )
-    return Snapshot("a-session", MODEL, True, standing, draw.standard_normal(5).astype(np.float32))
+    return Snapshot("a-session", MODEL, True, progress, draw.standard_normal(5).astype(np.float32))
 
 
 def assert_equal(found, wanted):
@@ -34,8 +34,8 @@ def assert_equal(found, wanted):
         wanted.is_durable,
     )
     assert found.state.tobytes() == wanted.state.tobytes()
-    for field in dataclasses.fields(Standing):
-        one, other = (getattr(each.standing, field.name) for each in (found, wanted))
+    for field in dataclasses.fields(Progress):
+        one, other = (getattr(each.progress, field.name) for each in (found, wanted))
         assert one.tobytes() == other.tobytes(), field.name
         assert one.shape == other.shape, field.name
 
@@ -48,15 +48,15 @@ def test_a_session_comes_back_as_it_was():
 def test_many_sessions_are_encoded_like_each_alone():
     """In one pass, the same bytes."""
     several = [dataclasses.replace(session(number), session_id=f"s{number}") for number in (1, 5, 9)]
-    standing = Standing(
+    progress = Progress(
         *(
-            np.concatenate([getattr(each.standing, field.name) for each in several])
-            for field in dataclasses.fields(Standing)
+            np.concatenate([getattr(each.progress, field.name) for each in several])
+            for field in dataclasses.fields(Progress)
         )
     )
     states = np.stack([each.state for each in several])
     found = snapshot.encode(
-        MODEL, [each.session_id for each in several], standing, states, np.array([True] * 3)
+        MODEL, [each.session_id for each in several], progress, states, np.array([True] * 3)
     )
     assert found == [snapshot.encode_one(each) for each in several]
 

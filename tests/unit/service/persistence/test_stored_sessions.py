@@ -36,7 +36,9 @@ async def stand(served, session_id="s", mode=pb.OPEN_MODE_RESUME):
 async def stored(served, session_id="s", num_steps=0):
     """Waits until so many steps of a session are in the store."""
     engine = served.engines[0]
-    await until(lambda: engine.sessions.num_durable[engine.sessions.find(f"\0{session_id}")] >= num_steps)
+    await until(
+        lambda: engine.sessions.durability.num_durable[engine.sessions.find(f"\0{session_id}")] >= num_steps
+    )
 
 
 # -- Written behind ----------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ async def test_a_store_that_misses_its_cancellation_holds_up_no_end(serve):
         assert await served.write_behind.stop()
     assert not bound.expired()
     row = served.store.rows["\0s"]
-    assert (row.owner, snapshot.decode(row.record).standing.next_step[0]) == ("", 1)
+    assert (row.owner, snapshot.decode(row.record).progress.next_step[0]) == ("", 1)
 
 
 async def test_who_waits_for_the_end_can_be_cancelled(serve):
@@ -167,7 +169,7 @@ async def test_without_its_store_a_server_serves_all_but_durable_sessions(serve)
     await served.ask("OpenSession", pb.OpenSessionRequest(session_id="d", durable=True))
     served.store.trouble = "gone"
     await served.ask("Step", step("s"))
-    await until(lambda: served.engines[0].sessions.store_trouble)
+    await until(lambda: served.engines[0].sessions.durability.trouble)
     assert (await served.refused("Step", step("d"))).reason == "STORE_UNAVAILABLE"
     assert (await served.refused("OpenSession", pb.OpenSessionRequest(session_id="n"))).code == 14
     assert (await served.refused("Step", step("elsewhere"))).reason == "STORE_UNAVAILABLE"
@@ -291,7 +293,7 @@ async def test_what_the_store_loses_its_server_has(serve, loss):
     for row in (1, 2):
         assert bits((await served.ask("Step", step(row=row))).y) == alone.step(X[row])
     await stored(served, num_steps=3)
-    assert snapshot.decode(served.store.rows["\0s"].record).standing.next_step[0] == 3
+    assert snapshot.decode(served.store.rows["\0s"].record).progress.next_step[0] == 3
     if loss == "another's":  # the one before does not win by it
         await old.ask("Step", step(row=0))
         await until(lambda: old.engines[0].sessions.find("\0s") is None)
@@ -522,7 +524,7 @@ async def test_a_store_that_runs_anew_is_told_all_that_is_in_memory(serve):
     served.store.rows.clear()
     served.store.run = "second"
     await until(lambda: "\0s" in served.store.rows)
-    assert snapshot.decode(served.store.rows["\0s"].record).standing.next_step[0] == 1
+    assert snapshot.decode(served.store.rows["\0s"].record).progress.next_step[0] == 1
 
 
 async def test_a_session_does_not_leave_while_its_write_is_under_way(serve):
@@ -534,14 +536,14 @@ async def test_a_session_does_not_leave_while_its_write_is_under_way(serve):
     changes.begin()
     under_way = changes.take(10, everything=True)
     served.store.is_held = True
-    room = asyncio.create_task(served.catalog.keeper.make_room(engine))
+    room = asyncio.create_task(served.catalog.persistence.make_room(engine))
     await until(lambda: served.store.num_writes)
     assert engine.sessions.find("\0s") is not None
     changes.fail(under_way, errors.store_unavailable("gone"))
     served.store.is_held = False
     await room
     assert engine.sessions.find("\0s") is None
-    assert snapshot.decode(served.store.rows["\0s"].record).standing.next_step[0] == 1
+    assert snapshot.decode(served.store.rows["\0s"].record).progress.next_step[0] == 1
 
 
 async def test_a_fault_in_the_store_is_got_over(serve):
@@ -572,7 +574,10 @@ async def test_a_checkpoint_ends_though_sessions_change_while_it_is_written(serv
         written += [write.key for write in checkpoint.writes]
         for name in "abc":
             await served.ask("Step", step(name, 1))
-        changes.settle(checkpoint, await served.store.write(checkpoint.writes))
+        changes.complete(checkpoint, await served.store.write(checkpoint.writes))
     assert sorted(written) == ["\0a", "\0b", "\0c"]
     assert changes.num_changed == 3
-    assert engine.sessions.num_durable[[engine.sessions.find(f"\0{name}") for name in "abc"]].min() >= 1
+    assert (
+        engine.sessions.durability.num_durable[[engine.sessions.find(f"\0{name}") for name in "abc"]].min()
+        >= 1
+    )

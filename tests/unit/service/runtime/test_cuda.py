@@ -90,7 +90,7 @@ async def test_auto_falls_back_to_the_cpu(settings, trouble, caplog):
     after = caplog.records[caplog.records.index(warnings[0]) + 1 :]
     loaded = [(line.message, line.fields["model"], line.fields["device"]) for line in after]
     assert loaded == [("model_loaded", "a/1", "cpu"), ("model_loaded", "b/1", "cpu")]
-    assert [engine.name for engine in server.catalog.engines] == ["a", "b"]
+    assert [engine.name for engine in server.catalog.versions.engines] == ["a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from streamcell.inference import open_inference_pb2 as pb
 from streamcell.v1 import streamcell_pb2 as api
 
 from service.catalog.catalog import Catalog
+from service.catalog.versions import Versions
 from service.engine.work import Control
 from service.rpc.statuses import RefusedError
 from service.servicers.inference import request as inference_request
@@ -242,7 +243,7 @@ async def test_time_runs_on_by_the_interval():
     await step(served, X[1])
     await served.ask(INFER, infer(X[None, 2:5], sequence_id=7))
     (slot,) = served.engines[0].sessions.idle_since(1 << 62)
-    assert served.engines[0].sessions.last_time[slot] == T0 + 4 * INTERVAL_NS
+    assert served.engines[0].sessions.progress.last_time[slot] == T0 + 4 * INTERVAL_NS
     await step(served, X[5], time=[[1 << 62]])
     assert (await refused(served, infer(X[:1], sequence_id=7))).metadata["field"] == "time"
     assert (await refused(served, infer(X[None, :3], sequence_id=7))).message.startswith("time: ")
@@ -265,7 +266,7 @@ class Held:
 
     def __init__(self):
         self.rig = Rig()
-        self.sequences = Sequences(Catalog([self.rig.engine]))
+        self.sequences = Sequences(Catalog(Versions([self.rig.engine])))
         self.runs = []
 
     def submit(self, request):
@@ -437,7 +438,7 @@ async def test_work_of_other_apis_keeps_its_place(served):
         Control(
             slot,
             int(engine.sessions.generation[slot]),
-            lambda slot: seen.append(int(engine.sessions.next_step[slot])),
+            lambda slot: seen.append(int(engine.sessions.progress.next_step[slot])),
             0,
             lambda _: None,
         )

@@ -45,12 +45,12 @@ async def until(condition):
 async def stored(served, num_steps, session_id=SESSION):
     """Waits until so many steps of a sequence are in the store."""
     sessions = served.engines[0].sessions
-    await until(lambda: sessions.num_durable[sessions.find(f"\0{session_id}")] == num_steps)
+    await until(lambda: sessions.durability.num_durable[sessions.find(f"\0{session_id}")] == num_steps)
 
 
 def standing(served, session_id=SESSION):
     """Returns how many steps of a sequence the store has."""
-    return int(snapshot.decode(served.store.rows[f"\0{session_id}"].record).standing.next_step[0])
+    return int(snapshot.decode(served.store.rows[f"\0{session_id}"].record).progress.next_step[0])
 
 
 async def talk(stream, *requests):
@@ -252,7 +252,7 @@ async def test_responses_tell_what_is_stored(serve):
         return response.parameters["num_durable_steps"].int64_param
 
     assert await told(X[:1], sequence_start=True) == 0
-    await served.catalog.stored(*served.catalog.find("", SESSION))
+    await served.catalog.persistence.wait_until_stored(served.catalog.find("", SESSION))
     assert await told(X[1:2]) == 1
     assert await told(X[None, 2:5]) == 1
     assert await told(X[:1], sequence_start=True) == 1  # a restart is in the store before it is answered
@@ -262,7 +262,7 @@ async def test_a_restart_is_stored_before_it_is_answered(serve):
     """Else a crash could bring back steps that were to be forgotten. What is behind it waits with it."""
     served = await serve(**NEVER)
     await served.ask(INFER, infer(X[None, :5], sequence_id=7, sequence_start=True))
-    await served.catalog.stored(*served.catalog.find("", SESSION))
+    await served.catalog.persistence.wait_until_stored(served.catalog.find("", SESSION))
     served.store.is_held = True
     stream = served.stream(STREAM)
     restart = infer(X[None, 5:14], sequence_id=7, sequence_start=True, request_id="0")
@@ -285,17 +285,17 @@ async def test_a_restart_waits_for_no_write_of_before_it(serve):
     """A write under way, of what the sequence was, says nothing of what it is."""
     served = await serve(**NEVER)
     await served.ask(INFER, infer(X[None, :5], sequence_id=7, sequence_start=True))
-    engine, slot = served.catalog.find("", SESSION)
+    session = served.catalog.find("", SESSION)
     served.store.is_held = True
-    before = asyncio.create_task(served.catalog.stored(engine, slot))
+    before = asyncio.create_task(served.catalog.persistence.wait_until_stored(session))
     await until(lambda: served.store.num_writes)
     restart = asyncio.create_task(served.ask(INFER, request(5, sequence_start=True)))
-    await until(lambda: engine.sessions.next_step[slot] == 1)
+    await until(lambda: session.next_step_index == 1)
     served.store.is_held = False
     await before
-    assert engine.sessions.num_durable[slot] <= 1
+    assert session.num_durable_steps <= 1
     await restart
-    assert (engine.sessions.num_durable[slot], standing(served)) == (1, 1)
+    assert (session.num_durable_steps, standing(served)) == (1, 1)
 
 
 @pytest.mark.parametrize("restarts", [True, False])
@@ -305,15 +305,15 @@ async def test_a_checkpoint_has_nothing_of_a_request_in_the_middle(serve, restar
     for row in range(3):
         await run(served, row, sequence_start=row == 0)
     alone.fold(X[:3])
-    engine, slot = served.catalog.find("", SESSION)
+    session = served.catalog.find("", SESSION)
     bad = [[X[0].tolist()] * 30 + [HUGE, HUGE]]
     task = asyncio.create_task(served.refused(INFER, infer(bad, sequence_id=7, sequence_start=restarts)))
-    await until(lambda: engine.sessions.next_step[slot] not in (0, 3))
-    await served.catalog.stored(engine, slot)
+    await until(lambda: session.next_step_index not in (0, 3))
+    await served.catalog.persistence.wait_until_stored(session)
     assert not task.done()
     assert standing(served) == 3
     assert (await task).code == 3
-    assert (engine.sessions.next_step[slot], engine.sessions.num_durable[slot]) == (3, 3)
+    assert (session.next_step_index, session.num_durable_steps) == (3, 3)
     assert await run(served, 3) == (3, alone.step(X[3]))
 
 
@@ -323,7 +323,7 @@ async def test_without_its_store_sequences_run_on(serve):
     assert await run(served, 0, sequence_start=True) == (0, alone.step(X[0]))
     served.store.trouble = "gone"
     assert await run(served, 1) == (1, alone.step(X[1]))
-    await until(lambda: served.engines[0].sessions.store_trouble)
+    await until(lambda: served.engines[0].sessions.durability.trouble)
     assert (await refused(served, 0, 8, sequence_start=True)).reason == "STORE_UNAVAILABLE"
     assert (await refused(served, 0, 9)).reason == "STORE_UNAVAILABLE"
     for x in (X[:1], X[None, :3]):
@@ -398,7 +398,7 @@ async def test_a_fault_of_the_store_is_told_with_an_id_alone(serve):
     async def fail(claims):
         raise RuntimeError("sealed words")
 
-    keeper = served.catalog.keeper
+    keeper = served.catalog.persistence
     fetch, keeper.fetch = keeper.fetch, lambda *_, **__: fail(())
     found = await refused(served, 0)
     assert found.reason == "INTERNAL"

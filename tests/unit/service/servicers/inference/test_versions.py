@@ -75,7 +75,7 @@ async def test_a_sequence_runs_on_on_the_version_on_which_it_began(serve_folder,
         assert told_by(await asks.ask(row, sequence=0)) == ("2", house.alone("2").step(X[row]))
     assert told_by(await asks.ask(0, sequence=8, sequence_start=True)) == ("2", new.step(X[0]))
     assert told_by(await asks.ask(3, sequence_end=True)) == ("1", old.step(X[3]))
-    house.models.tend()
+    house.models.retire()
     assert house.statuses() == {f"{NAME}/2": "SERVING"}
     assert told_by(await asks.ask(0, sequence_start=True)) == ("2", house.alone("2").step(X[0]))
     assert told_by(await asks.ask(1, sequence=8)) == ("2", new.step(X[1]))
@@ -92,7 +92,7 @@ async def test_sequences_migrate(serve_folder, way, version):
     await house.notice("2")
     new.state = old.state
     assert told_by(await asks.ask(1, version=version)) == ("2", new.step(X[1]))
-    house.models.tend()
+    house.models.retire()
     assert house.statuses() == {f"{NAME}/2": "SERVING"}
     assert told_by(await asks.ask(2, version=version)) == ("2", new.step(X[2]))
     assert told_by(await asks.ask(3, version=version, sequence_end=True)) == ("2", new.step(X[3]))
@@ -103,14 +103,14 @@ async def test_requests_under_way_when_a_sequence_moves(serve_folder):
     """Those that come later wait for them; order and indexes are as ever."""
     house = await serve_folder(on_new_version="migrate")
     await house.notice("2")
-    engine = house.catalog.get(f"{NAME}/1")
+    engine = house.catalog.versions.get(f"{NAME}/1")
     engine.resume()
-    house.catalog.lead(engine)
+    house.catalog.versions.lead(engine)
     stream = house.served.stream(f"{SERVICE}/ModelStreamInfer")
     requests = [request_of(row, sequence_start=row == 0, sequence_end=row == 5) for row in range(6)]
     for request in requests[:3]:
         stream.receive(request.SerializeToString())
-    house.catalog.lead(house.catalog.get(f"{NAME}/2"))
+    house.catalog.versions.lead(house.catalog.versions.get(f"{NAME}/2"))
     for request in requests[3:]:
         stream.receive(request.SerializeToString())
     found = [
@@ -128,7 +128,7 @@ async def test_a_version_that_left_comes_back_when_a_request_names_it(serve_fold
     """Ready, described, and run; what comes after it on the stream keeps its place."""
     house = await serve_folder()
     await house.notice("2")
-    house.models.tend()
+    house.models.retire()
     about = {"name": NAME, "version": "1"}
     assert (await house.served.ask(f"{SERVICE}/ModelReady", pb.ModelReadyRequest(**about))).ready
     assert house.statuses() == {f"{NAME}/2": "SERVING"}
@@ -136,10 +136,10 @@ async def test_a_version_that_left_comes_back_when_a_request_names_it(serve_fold
     alone = house.alone("1")
     assert told_by(await asks.ask(0, version="1", sequence_start=True)) == ("1", alone.step(X[0]))
     assert told_by(await asks.ask(1, version="1", sequence_end=True)) == ("1", alone.step(X[1]))
-    house.models.tend()
+    house.models.retire()
     found = await house.served.ask(f"{SERVICE}/ModelMetadata", pb.ModelMetadataRequest(**about))
     assert found.versions == ["1"]
-    house.models.tend()
+    house.models.retire()
     shutil.rmtree(house.path / NAME / "1")
     await house.models.look()
     refusal = await house.served.refused(INFER, request_of(0, version="1", sequence_start=True))
@@ -150,7 +150,7 @@ async def test_what_follows_a_request_that_waits_for_its_model_keeps_its_place(s
     """On its stream; a client that was done meanwhile hears all answers, one that went away none."""
     house = await serve_folder()
     await house.notice("2")
-    house.models.tend()
+    house.models.retire()
     for is_gone in (False, True):
         stream = house.served.stream(f"{SERVICE}/ModelStreamInfer")
         for row in range(3):
@@ -166,7 +166,7 @@ async def test_what_follows_a_request_that_waits_for_its_model_keeps_its_place(s
             response = pb.ModelStreamInferResponse.FromString(await next_message(stream)).infer_response
             assert told_by(response) == ("1", alone.step(X[row]))
         assert await next_message(stream) is None
-        house.models.tend()
+        house.models.retire()
         assert house.statuses() == {f"{NAME}/2": "SERVING"}
 
 
@@ -194,7 +194,7 @@ async def test_a_version_that_leaves_is_kept_by_nobody(serve_folder, way):
     await house.notice("2")
     for row in range(3, 6):
         assert (await asks.ask(row, sequence_end=row == 5)).model_version == "1"
-    gone = weakref.ref(house.catalog.get(f"{NAME}/1"))
+    gone = weakref.ref(house.catalog.versions.get(f"{NAME}/1"))
     await house.lets_go(gone)
 
 
@@ -205,7 +205,7 @@ async def test_another_artifact_of_a_version_that_left(serve_folder, way):
     first = await asks.ask(0, version="1", sequence_start=True, sequence_end=True)
     assert told_by(first) == ("1", house.alone("1").step(X[0]))
     await house.notice("2")
-    house.models.tend()
+    house.models.retire()
     shutil.rmtree(house.path / NAME / "1")
     await house.models.look()
     house.put("1", "more outputs")
@@ -221,14 +221,14 @@ async def test_answers_of_a_durable_sequence_that_moves_keep_their_order(serve_f
     opened = api.OpenSessionRequest(session_id=f"inference:{NAME}:int:7", model=NAME, durable=True)
     await house.served.ask("OpenSession", opened)
     told = []
-    old = house.catalog.get(NAME)
-    old.when_stored = lambda slots, then: told.append(then)
+    old = house.catalog.versions.get(NAME)
+    old.answers.when_stored = lambda slots, then: told.append(then)
     stream = house.served.stream(f"{SERVICE}/ModelStreamInfer")
     for row in range(2):
         stream.receive(request_of(row).SerializeToString())
     await until(lambda: len(told) == 2)
     await house.notice("2")
-    house.models.tend()
+    house.models.retire()
     assert not len(old.sessions)
     for then in reversed(told):
         then(None)
@@ -291,10 +291,10 @@ async def test_a_sequence_in_the_store_is_of_a_version_of_another_width(serve_fo
     old = house.alone("1")
     assert told_by(await asks.ask(0, sequence_start=True)) == ("1", old.step(X[0]))
     await house.notice("2", "more inputs")
-    engine, slot = house.catalog.find("", f"inference:{NAME}:int:7")
-    await house.catalog.stored(engine, slot)
-    engine.spill(slot)
-    house.models.tend()
+    session = house.catalog.find("", f"inference:{NAME}:int:7")
+    await house.catalog.persistence.wait_until_stored(session)
+    session.engine.residents.evict(session.slot)
+    house.models.retire()
     assert house.statuses() == {f"{NAME}/2": "SERVING"}
     for row in (1, 2):
         assert told_by(await asks.ask(row)) == ("1", old.step(X[row]))
@@ -313,7 +313,7 @@ async def test_what_fits_no_version_leaves_nothing(serve_folder, is_stored):
     for x in (np.ones((1, 4)), np.ones((1, 9, 4))):
         refusal = await house.served.refused(INFER, infer(x, sequence_id=7, sequence_start=True))
         assert (refusal.reason, refusal.metadata["field"]) == ("INVALID_ARGUMENT", "x")
-    assert not [each for each in house.catalog.engines if len(each.sessions)]
+    assert not [each for each in house.catalog.versions.engines if len(each.sessions)]
     assert (await house.served.refused(INFER, infer(x, sequence_id=7))).reason == "SESSION_NOT_FOUND"
     await until(lambda: store is None or not store.rows)
 

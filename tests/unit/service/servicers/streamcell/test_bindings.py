@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from service.catalog.catalog import Catalog
+from service.catalog.versions import Versions
 from service.errors import Reason, StreamcellError
 from service.servicers.streamcell.bindings import Bindings
 from tests import fakes
@@ -15,7 +16,7 @@ class House:
 
     def __init__(self):
         rigs = [Rig(renamed(fakes.recurrence(), name, "1")) for name in ("first", "second")]
-        self.catalog = Catalog(rig.engine for rig in rigs)
+        self.catalog = Catalog(Versions(rig.engine for rig in rigs))
         for session_id in "abc":
             self.catalog.open("me", session_id, "first")
         self.catalog.open("me", "z", "second")
@@ -75,7 +76,7 @@ def test_a_session_that_ended_is_known_by_its_generation(house):
     """Its number stays bound to what it was; the slot's next session is not reached by it."""
     house.bindings.bind(["a"])
     engine, slot, generation = house.bindings.one(0)
-    engine.close(slot)
+    engine.residents.close(slot)
     house.catalog.open("me", "d", "first")
     assert house.bindings.one(0) == (engine, slot, generation)
     assert engine.sessions.generation[slot] != generation
@@ -128,7 +129,7 @@ def chosen(selection):
     return (
         part.engine.name,
         selection.count,
-        part.found.tolist(),
+        part.positions.tolist(),
         part.slots.tolist(),
         part.generations.tolist(),
         {at: error.reason for at, error in selection.missing.items()},
@@ -138,7 +139,7 @@ def chosen(selection):
 def places(house, *session_ids):
     """Returns slots and generations of sessions as they are now."""
     found = [house.catalog.find("me", session_id) for session_id in session_ids]
-    return [slot for _, slot in found], [int(engine.sessions.generation[slot]) for engine, slot in found]
+    return [session.slot for session in found], [session.generation for session in found]
 
 
 def test_all_that_are_bound_are_what_their_numbers_say(house):
@@ -180,7 +181,7 @@ def test_all_are_on_one_model(house):
         error = refusal(house.bindings.all)
         assert error.metadata == {"field": "session_raw"}
         assert "first/1, second/1" in error.message
-    assert house.bindings.one(1)[0].name == "second"
+    assert house.bindings.one(1).engine.name == "second"
 
 
 def test_all_of_none(house):
@@ -197,14 +198,14 @@ def test_those_that_ended_are_told_beside_the_living(house):
     """Also where they were found before they ended; with none alive the frame is refused."""
     house.bindings.bind(["a", "b", "c"])
     house.bindings.all()
-    engine = house.bindings.one(0)[0]
+    engine = house.bindings.one(0).engine
     slots, generations = places(house, "a", "b", "c")
-    engine.close(slots[1])
+    engine.residents.close(slots[1])
     ended = Reason.SESSION_NOT_FOUND
     wanted = ("first", 3, [0, 2], [slots[0], slots[2]], [generations[0], generations[2]], {1: ended})
     assert [chosen(house.bindings.all()) for _ in range(2)] == [wanted] * 2
-    engine.close(slots[0])
-    engine.close(slots[2])
+    engine.residents.close(slots[0])
+    engine.residents.close(slots[2])
     assert refusal(house.bindings.all).reason is ended
 
 
@@ -213,11 +214,11 @@ def test_a_slot_used_again_and_bound_again(house):
     house.bindings.bind(["a", "b"])
     house.bindings.all()
     engine, slot, generation = house.bindings.one(0)
-    engine.close(slot)
+    engine.residents.close(slot)
     house.catalog.open("me", "d", "first")
     assert places(house, "d") == ([slot], [generation + 1])
     ended = Reason.SESSION_NOT_FOUND
-    b = house.bindings.one(1)[1]
+    b = house.bindings.one(1).slot
     assert chosen(house.bindings.all()) == ("first", 2, [1], [b], [0], {0: ended})
     house.bindings.bind(["d"])
     wanted = ("first", 3, [1, 2], [b, slot], [0, generation + 1], {0: ended})

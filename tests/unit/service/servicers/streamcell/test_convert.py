@@ -5,7 +5,8 @@ import struct
 import pytest
 from streamcell.v1 import streamcell_pb2 as pb
 
-from service.engine.session_table import TIME_ABSENT
+from service.engine.progress import TIME_ABSENT
+from service.engine.session_ref import SessionRef
 from service.engine.work import INDEX_NEXT
 from service.errors import Reason, StreamcellError, overloaded, step_gap
 from service.servicers.streamcell import convert
@@ -39,7 +40,7 @@ def ints(*values):
 
 def test_a_step_says_what_was_given_and_what_was_not():
     """Absent time and index are told apart from zero."""
-    bare = convert.step(ENGINE, 3, 0, pb.StepRequest(), b"x", print)
+    bare = convert.step(SessionRef(ENGINE, 3, 0), pb.StepRequest(), b"x", print)
     assert (bare.slot, bare.generation, bare.x, bare.time, bare.index) == (
         3,
         0,
@@ -47,7 +48,7 @@ def test_a_step_says_what_was_given_and_what_was_not():
         TIME_ABSENT,
         INDEX_NEXT,
     )
-    given = convert.step(ENGINE, 3, 0, pb.StepRequest(time_ns=0, step_index=0), b"x", print)
+    given = convert.step(SessionRef(ENGINE, 3, 0), pb.StepRequest(time_ns=0, step_index=0), b"x", print)
     assert (given.time, given.index, given.arrived_ns) == (0, 0, ENGINE.now())
 
 
@@ -98,18 +99,20 @@ def test_rows_are_bounded(raw, listed):
 def test_a_prime_is_a_block_of_one_entry():
     """Rows, times and index arrive; its last reply is the one wanted."""
     request = pb.PrimeRequest(x_raw=floats(1, 2, 3, 4), time_ns=[5, 6], step_index=7)
-    block = convert.prime_block(TIMED, 3, request, 10, print)
+    block = convert.prime_block(SessionRef(TIMED, 3, 0), request, 10, print)
     assert (block.slots.tolist(), block.totals.tolist(), block.indexes.tolist()) == ([3], [2], [7])
     assert block.x.tolist() == [[1, 2], [3, 4]]
     assert block.times.tolist() == [5, 6]
     assert not block.wants_replies
-    bare = convert.prime_block(ENGINE, 3, pb.PrimeRequest(x=[1, 2]), 10, print)
+    bare = convert.prime_block(SessionRef(ENGINE, 3, 0), pb.PrimeRequest(x=[1, 2]), 10, print)
     assert (bare.indexes.tolist(), bare.times) == ([INDEX_NEXT], None)
 
 
 def test_an_index_beyond_all_is_a_number_all_the_same():
     """The largest uint64 does not turn negative on its way."""
-    block = convert.prime_block(ENGINE, 3, pb.PrimeRequest(x=[1, 2], step_index=2**64 - 1), 10, print)
+    block = convert.prime_block(
+        SessionRef(ENGINE, 3, 0), pb.PrimeRequest(x=[1, 2], step_index=2**64 - 1), 10, print
+    )
     assert block.indexes.tolist() == [2**63 - 1]
 
 
@@ -153,7 +156,7 @@ def test_a_session_as_it_stands():
     (slot,) = rig.open("me")
     rig.step(slot, [1, 1], time=77)
     rig.run()
-    assert convert.session(rig.engine, slot, 5.5) == pb.Session(
+    assert convert.session(SessionRef.at(rig.engine, slot), 5.5) == pb.Session(
         session_id="me", model_name="recurrence", model_version="1", next_step_index=1, last_time_ns=77,
         ttl_seconds=5.5, epoch=1,
     )  # fmt: skip

@@ -331,7 +331,7 @@ async def test_a_drain_finishes_what_is_in_flight(served):
     assert [one.step.step_index for one in found] == list(range(40))
     assert await next_message(stream) is None
     assert (await ending(stream)).reason == "DRAINING"
-    assert served.engines[0].sessions.next_step[0] == 40
+    assert served.engines[0].sessions.progress.next_step[0] == 40
     assert served.engines[0].is_idle
 
 
@@ -487,7 +487,7 @@ async def test_a_frame_that_cannot_be_is_refused_whole(served, field, request_):
     stream = await bound(served, *"abc")
     (found,) = await talk(stream, request_)
     assert found.error.metadata == {"field": field}
-    assert served.engines[0].sessions.next_step[:3].tolist() == [0, 0, 0]
+    assert served.engines[0].sessions.progress.next_step[:3].tolist() == [0, 0, 0]
     (after,) = await talk(stream, step(1))
     assert after.step.step_index == 0
 

@@ -1,0 +1,76 @@
+"""How finished work is answered: at once, or once the store has it.
+
+Does not know the store, nor who asked.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from service.engine.session_table import SessionTable
+from service.engine.work import AnyWork, Block, Phase, Step
+from service.errors import StreamcellError
+from service.telemetry import faults
+
+OnStored = Callable[[StreamcellError | None], None]
+WhenStored = Callable[[list[int], OnStored], None]
+
+
+class Answers:
+    """Calls the `on_done` of finished work; for durable sessions after the write that holds their steps."""
+
+    def __init__(self, sessions: SessionTable) -> None:
+        self._sessions = sessions
+        self.when_stored: WhenStored | None = None
+        """Calls a function once the sessions in these slots are stored as they are now, or cannot be."""
+
+    def answer(self, work: AnyWork) -> None:
+        """Answers work at once."""
+        work.phase = Phase.DONE
+        try:
+            work.on_done(work)
+        except Exception as exception:  # one caller's trouble is nobody else's
+            faults.report(exception)
+
+    def answer_steps(self, steps: list[Step]) -> None:
+        """Answers single steps, each at once or when the store has it."""
+        for step in steps:
+            if self.when_stored is not None and self._waits_for_store(step):
+                self._answer_once_stored(self.when_stored, [step.slot], step)
+            else:
+                self.answer(step)
+
+    def answer_block(self, block: Block) -> None:
+        """Answers a block, at once or when the store has the steps of its durable sessions."""
+        if self.when_stored is not None and (slots := self._unstored_slots(block)):
+            self._answer_once_stored(self.when_stored, slots, block)
+        else:
+            self.answer(block)
+
+    def _waits_for_store(self, step: Step) -> bool:
+        """Returns whether the store lacks a step of a durable session, or the first one after a restart."""
+        durability = self._sessions.durability
+        if step.error is not None or not (durability.is_durable.item(step.slot) or step.restarts):
+            return False
+        return step.step_index >= durability.num_durable.item(step.slot)
+
+    def _unstored_slots(self, block: Block) -> list[int]:
+        """Returns the slots of a block's durable or restarted sessions that the store may lack steps of."""
+        sessions, slots = self._sessions, block.slots
+        durability, next_step = sessions.durability, sessions.progress.next_step
+        lives = sessions.generation[slots] == block.generations
+        is_asked = durability.is_durable[slots] | (block.restarts and not block.errors)
+        waits = is_asked & (durability.num_durable[slots] < next_step[slots])
+        found: list[int] = slots[lives & waits].tolist()
+        return found
+
+    def _answer_once_stored(self, when_stored: WhenStored, slots: list[int], work: Step | Block) -> None:
+        def on_stored(error: StreamcellError | None) -> None:
+            if error is not None and isinstance(work, Block):
+                for entry in np.flatnonzero(np.isin(work.slots, slots)).tolist():
+                    work.errors.setdefault(entry, error)
+            elif error is not None:
+                work.error = error
+            self.answer(work)
+
+        when_stored(slots, on_stored)
