@@ -13,7 +13,7 @@ from streamcell.connection import Connection
 from streamcell.convert import History
 from streamcell.errors import SessionNotFound, StreamcellError
 from streamcell.pieces import in_pieces
-from streamcell.place import Place
+from streamcell.position import Place
 from streamcell.retry import Backoff, is_curable, is_reopenable
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.values import SessionInfo

@@ -23,9 +23,9 @@ from streamcell.errors import (
     Unavailable,
     invalid,
 )
-from streamcell.link import Link
 from streamcell.pieces import in_pieces
-from streamcell.place import Place
+from streamcell.position import Place
+from streamcell.session_calls import Link
 from streamcell.stream import StepStream, step_request
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.values import OpenMode, Prediction, SessionInfo

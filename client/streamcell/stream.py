@@ -14,9 +14,9 @@ import grpc
 from streamcell import convert, errors
 from streamcell.connection import StreamCall
 from streamcell.errors import ConnectionLost, StreamcellError, StreamInterrupted
-from streamcell.link import Link
-from streamcell.place import Place
+from streamcell.position import Place
 from streamcell.retry import Backoff, is_curable
+from streamcell.session_calls import Link
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.values import Prediction
 from streamcell.window import NumberedStep, Window

@@ -12,7 +12,7 @@ from typing import TypeVar
 from streamcell import convert
 from streamcell.connection import Connection
 from streamcell.errors import StepGap, StreamcellError
-from streamcell.place import Place
+from streamcell.position import Place
 from streamcell.recovery import Recovery
 from streamcell.retry import Backoff, is_curable
 from streamcell.v1 import streamcell_pb2 as pb
