@@ -13,7 +13,7 @@ from streamcell.connection import Connection
 from streamcell.convert import History
 from streamcell.errors import SessionNotFound, StreamcellError
 from streamcell.pieces import in_pieces
-from streamcell.position import Place
+from streamcell.position import SessionPosition
 from streamcell.retry import Backoff, is_curable, is_reopenable
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.values import SessionInfo
@@ -22,9 +22,9 @@ from streamcell.values import SessionInfo
 class Recovery:
     """Recovers one session."""
 
-    def __init__(self, connection: Connection, place: Place) -> None:
+    def __init__(self, connection: Connection, position: SessionPosition) -> None:
         self._connection = connection
-        self._place = place
+        self._position = position
         # A stream and a call beside it may find out at once that their server is gone.
         self._one_at_a_time = asyncio.Lock()
 
@@ -47,7 +47,7 @@ class Recovery:
                 except StreamcellError as error:
                     await backoff.pause(error, is_reopenable)
                     continue
-                self._place.check_covered(info)
+                self._position.check_covered(info)
                 try:
                     await self._send_again(info)
                 except StreamcellError as error:
@@ -57,66 +57,66 @@ class Recovery:
 
     async def _open_again(self) -> SessionInfo:
         """Takes the session over and returns where it stands."""
-        place = self._place
-        request = pb.OpenSessionRequest(session_id=place.session_id, mode=pb.OPEN_MODE_RESUME)
+        position = self._position
+        request = pb.OpenSessionRequest(session_id=position.session_id, mode=pb.OPEN_MODE_RESUME)
         try:
             info = await self._open(request)
         except SessionNotFound:
-            if not place.reaches_start:
+            if not position.reaches_start:
                 raise
             info = await self._create_anew()
         return info
 
     async def _open(self, request: pb.OpenSessionRequest) -> SessionInfo:
-        reply = await self._connection.unary_again(lambda stub: stub.OpenSession, request)
+        reply = await self._connection.unary_reconnecting(lambda stub: stub.OpenSession, request)
         info = convert.to_session_info(reply.session)
-        self._place.check_model(info)
-        self._place.limits = convert.to_limits(self._connection.limits, reply.limits)
+        self._position.check_model(info)
+        self._position.limits = convert.to_limits(self._connection.limits, reply.limits)
         return info
 
     async def _create_anew(self) -> SessionInfo:
         """Opens a session that its server lost before any of it was stored."""
-        place = self._place
+        position = self._position
         info = await self._open(
             pb.OpenSessionRequest(
-                session_id=place.session_id,
-                model=place.model,
+                session_id=position.session_id,
+                model=position.model,
                 mode=pb.OPEN_MODE_CREATE,
-                durable=place.durable,
+                durable=position.durable,
             )
         )
-        place.created_anew()
+        position.created_anew()
         return info
 
     async def _reset_again(self) -> SessionInfo:
         """Repeats a reset that another owner may not know of."""
-        place = self._place
-        request = pb.ResetSessionRequest(session_id=place.session_id)
+        position = self._position
+        request = pb.ResetSessionRequest(session_id=position.session_id)
         reply = await self._connection.unary(lambda stub: stub.ResetSession, request)
         info = convert.to_session_info(reply.session)
-        place.end_reset(info)
+        position.end_reset(info)
         return info
 
     async def _send_again(self, info: SessionInfo) -> None:
         """Sends the steps that a server lacks of those that were answered."""
-        place = self._place
-        if place.must_reset(info):
+        position = self._position
+        if position.must_reset(info):
             info = await self._reset_again()
-        place.learn_durable(info.num_durable_steps)
+        position.learn_durable(info.num_durable_steps)
         step_index = info.next_step_index
-        for history in place.tail.histories(step_index, place.next_step_index):
+        for history in position.tail.histories(step_index, position.next_step_index):
             await self._prime(step_index, history)
             step_index += history.num_steps
 
     async def _prime(self, step_index: int, history: History) -> None:
-        place = self._place
+        position = self._position
 
         async def send(start: int, stop: int) -> None:
             x_raw, time_raw = history.between(start, stop).packed()
             request = pb.PrimeRequest(
-                session_id=place.session_id, x_raw=x_raw, time_raw=time_raw, step_index=step_index + start
+                session_id=position.session_id, x_raw=x_raw, time_raw=time_raw, step_index=step_index + start
             )
             reply = await self._connection.unary(lambda stub: stub.Prime, request)
-            place.learn_durable(reply.num_durable_steps)
+            position.learn_durable(reply.num_durable_steps)
 
-        await in_pieces(history, place.limits, send)
+        await in_pieces(history, position.limits, send)

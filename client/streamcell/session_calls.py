@@ -1,7 +1,8 @@
-"""A session's place on the server, seen over one connection: the order of calls, doubt, and repetition.
+"""The calls of one session over one connection: their order, what an unknown outcome means, repetition.
 
-Knows one rule above all: every step that was answered is on the server before the next one is, or the caller
-gets an error; a session that cannot be brought back is never begun anew.
+The rule behind all of it: every step that was answered is on the server before the next step is, or the
+caller gets an error. A session that cannot be brought back is never started again from zero. Knows nothing
+of what the calls ask for.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from typing import TypeVar
 from streamcell import convert
 from streamcell.connection import Connection
 from streamcell.errors import StepGap, StreamcellError
-from streamcell.position import Place
+from streamcell.position import SessionPosition
 from streamcell.recovery import Recovery
 from streamcell.retry import Backoff, is_curable
 from streamcell.v1 import streamcell_pb2 as pb
@@ -21,31 +22,38 @@ from streamcell.values import SessionInfo
 Reply = TypeVar("Reply")
 
 
-class Link:
-    """One open session, seen over one connection."""
+class SessionCalls:
+    """Orders and repeats the calls of one open session.
 
-    def __init__(self, connection: Connection, place: Place) -> None:
+    async with calls.changing("step()"):
+        reply = await calls.attempt(send_the_step)
+    """
+
+    def __init__(self, connection: Connection, position: SessionPosition) -> None:
         self.connection = connection
-        self.place = place
-        self._recovery = Recovery(connection, place)
-        # A call that moves the session was begun and has not ended well: the server may stand elsewhere.
+        self.position = position
+        self._recovery = Recovery(connection, position)
+        # A call that changes the session began and did not end well: the server may or may not have applied
+        # it.
         self._in_doubt = False
-        # Calls that move the session hold this, one after another in the order they were made.
+        # Calls that change the session take this lock, one after another in the order they were made.
         self._order = asyncio.Lock()
-        # Ends the stream that is open on the session, if one is; takes the name of the call that does so.
+        # Ends the stream that is open on the session, if there is one; takes the name of the call that
+        # ends it.
         self.end_stream: Callable[[str], Awaitable[None]] | None = None
 
     @contextlib.asynccontextmanager
-    async def moving(self, call: str, *, settle: bool = True) -> AsyncIterator[None]:
-        """Holds the session for a call that moves it.
+    async def changing(self, call: str, *, locate_first: bool = True) -> AsyncIterator[None]:
+        """Reserves the session for a call that changes it.
 
-        Ends a stream that is open, waits for earlier calls, ends doubt. The session is in doubt again
-        unless the body ends well.
+        Ends a stream that is open and waits for earlier calls. If the outcome of an earlier call is unknown,
+        asks the server first where the session stands; a call that does not depend on that passes
+        `locate_first=False`. Unless the body ends well, its own outcome counts as unknown.
         """
         if self.end_stream is not None:
             await self.end_stream(call)
         async with self._order:
-            if settle and self._in_doubt:
+            if locate_first and self._in_doubt:
                 # Before the next step gets its number.
                 self._adopt(await self.attempt(self._locate))
             self._in_doubt = True
@@ -54,7 +62,7 @@ class Link:
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
-        """Lets a call that moves nothing wait for the calls before it; a stream is not waited for."""
+        """Runs a call that changes nothing after the calls before it, or beside a stream that is open."""
         if self.end_stream is not None:
             yield
             return
@@ -64,8 +72,8 @@ class Link:
     async def attempt(self, call: Callable[[], Awaitable[Reply]]) -> Reply:
         """Makes a call that is safe to repeat, until it succeeds or the retry policy ends.
 
-        Between attempts the session is recovered, so that a repetition never meets another session
-        under the same id, nor the same one without steps that were answered.
+        Recovers the session between attempts, so that a repetition never meets another session under the
+        same id, nor the same session without steps that were answered.
         """
         backoff = self.connection.backoff()
         while True:
@@ -76,7 +84,7 @@ class Link:
             await self.recover(backoff)
 
     async def recover(self, backoff: Backoff) -> None:
-        """Finds the session again and brings it to where it was answered.
+        """Finds the session again and brings the server up to the last step that was answered.
 
         Raises:
             StreamcellError: as in `Recovery.recover`.
@@ -84,26 +92,26 @@ class Link:
         await self._recovery.recover(backoff)
 
     async def refresh(self) -> SessionInfo:
-        """Asks where the session stands, and takes the server's word for it unless a stream is open."""
+        """Asks where the session stands, and goes on from there unless a stream is open."""
         try:
             info = await self.attempt(self._locate)
-        except StepGap:  # beyond recovery
+        except StepGap:  # the steps that the server lacks cannot be sent again
             info = await self._get()
         if self.end_stream is None:
             self._adopt(info)
         return info
 
     async def _locate(self) -> SessionInfo:
-        """Returns where the session stands; StepGap if that is behind what was answered."""
+        """Returns where the session stands; raises StepGap if steps that were answered are missing."""
         info = await self._get()
-        self.place.check(info)
+        self.position.check(info)
         return info
 
     async def _get(self) -> SessionInfo:
-        request = pb.GetSessionRequest(session_id=self.place.session_id)
+        request = pb.GetSessionRequest(session_id=self.position.session_id)
         reply = await self.connection.unary(lambda stub: stub.GetSession, request)
         return convert.to_session_info(reply.session)
 
     def _adopt(self, info: SessionInfo) -> None:
-        self.place.adopt(info)
+        self.position.adopt(info)
         self._in_doubt = False

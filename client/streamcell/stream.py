@@ -14,9 +14,9 @@ import grpc
 from streamcell import convert, errors
 from streamcell.connection import StreamCall
 from streamcell.errors import ConnectionLost, StreamcellError, StreamInterrupted
-from streamcell.position import Place
+from streamcell.position import SessionPosition
 from streamcell.retry import Backoff, is_curable
-from streamcell.session_calls import Link
+from streamcell.session_calls import SessionCalls
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.values import Prediction
 from streamcell.window import NumberedStep, Window
@@ -54,8 +54,8 @@ class StepStream:
     finds out where it stands.
     """
 
-    def __init__(self, link: Link, rows: convert.Rows) -> None:
-        self._link = link
+    def __init__(self, calls: SessionCalls, rows: convert.Rows) -> None:
+        self._calls = calls
         self._rows = rows
         self._rows_ended = False
         self._rows_error: Exception | None = None
@@ -97,12 +97,12 @@ class StepStream:
     async def _run(self) -> None:
         """Owns the session until every row is answered or something fails."""
         try:
-            async with self._link.moving("another stream"):
-                self._link.end_stream = self._interrupt
+            async with self._calls.changing("another stream"):
+                self._calls.end_stream = self._interrupt
                 try:
                     await self._answer_rows()
                 finally:
-                    self._link.end_stream = None
+                    self._calls.end_stream = None
             self._failure = self._rows_error
         except Exception as error:  # raised to the caller by __anext__
             self._failure = error
@@ -111,8 +111,8 @@ class StepStream:
             self._bell.ring()
 
     async def _answer_rows(self) -> None:
-        place = self._link.place
-        self._window = Window(place.next_step_index, place.limits.window_steps)
+        position = self._calls.position
+        self._window = Window(position.next_step_index, position.limits.window_steps)
         feeder = asyncio.create_task(self._take_rows())
         try:
             await self._converse_until_answered()
@@ -136,7 +136,7 @@ class StepStream:
             bell.ring()
 
     async def _converse_until_answered(self) -> None:
-        backoff = self._link.connection.backoff()
+        backoff = self._calls.connection.backoff()
         is_broken = False
         while True:
             if not self._window.has_unanswered:
@@ -146,7 +146,7 @@ class StepStream:
             if self._is_finished():
                 return
             if is_broken:
-                await self._link.recover(backoff)
+                await self._calls.recover(backoff)
             try:
                 await self._converse(backoff)
             except StreamcellError as error:
@@ -162,7 +162,7 @@ class StepStream:
         Raises:
             StreamcellError: a step failed, or the call broke.
         """
-        async with self._link.connection.stream() as call:
+        async with self._calls.connection.stream() as call:
             writer = asyncio.create_task(self._write(call))
             try:
                 while isinstance(message := await call.read(), pb.StreamResponse):
@@ -175,7 +175,7 @@ class StepStream:
                 await asyncio.wait([writer])
 
     async def _write(self, call: StreamCall) -> None:
-        window, place = self._window, self._link.place
+        window, position = self._window, self._calls.position
         try:
             while True:
                 await self._bell.until(lambda: window.has_unsent or self._rows_ended)
@@ -183,8 +183,8 @@ class StepStream:
                     await call.done_writing()
                     return
                 step = window.send_next()
-                place.sending(step.step_index, convert.to_single(step.x, step.time_ns))
-                request = step_request(place, step)
+                position.sending(step.step_index, convert.to_single(step.x, step.time_ns))
+                request = step_request(position, step)
                 await call.write(pb.StreamRequest(request_id=step.step_index, step=request))
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             return  # the call has ended; whoever reads learns why
@@ -196,18 +196,18 @@ class StepStream:
         if kind != "step":
             return  # nothing that was asked for
         self._window.answer(convert.to_prediction(message.step))
-        self._link.place.answered(message.step)
+        self._calls.position.answered(message.step)
         self._bell.ring()
 
     def _is_finished(self) -> bool:
         return self._rows_ended and not self._window.has_unanswered
 
 
-def step_request(place: Place, step: NumberedStep) -> pb.StepRequest:
+def step_request(position: SessionPosition, step: NumberedStep) -> pb.StepRequest:
     """Returns the message for one numbered step."""
     request = pb.StepRequest(
-        session_id=place.session_id, x=step.x, step_index=step.step_index, time_ns=step.time_ns
+        session_id=position.session_id, x=step.x, step_index=step.step_index, time_ns=step.time_ns
     )
     if step.step_index == 0:  # would open a session that is gone by now: then on the same model
-        request.model = place.model
+        request.model = position.model
     return request

@@ -122,7 +122,7 @@ async def test_what_is_durable_is_not_held(connect, server):
     server.after = at_steps([9, 19, 29], server.crash)
     async with connect(limits=Limits(tail_steps=11)) as client, client.session(session_id="mine") as session:
         assert await values(session.stream(ROWS)) == expected(ROWS)
-        assert session._link.place.tail.first_step_index == 28
+        assert session._calls.position.tail.first_step_index == 28
 
 
 async def test_a_server_without_a_store_gets_everything_again(client, server):
