@@ -43,7 +43,8 @@ class TargetChannel:
 class Connection:
     """Makes calls to one of several targets, all with the same metadata, time limits and TLS settings.
 
-    reply = await connection.unary(lambda stub: stub.GetSession, request)
+    Example:
+        reply = await connection.unary(lambda stub: stub.GetSession, request)
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Connection:
         self.limits = limits
         self._targets = split_targets(target)
         self._tls = tls
-        self._options = channel_options(timeout, limits, retry, tls)
+        self._options = channel_options(timeout=timeout, limits=limits, retry=retry, tls=tls)
         self._retry = retry
         self._sources = sources
         self._metadata: Metadata = tuple(metadata.items())

@@ -1,7 +1,7 @@
-"""Lines of text from a file descriptor, as they come: a file, a pipe or a terminal.
+"""Reads lines of text from a file, a pipe or a terminal, each as soon as it is complete.
 
-Reads in threads of its own that nobody waits for, so that a terminal on which nothing is typed does not
-hold up the end of the program. Knows nothing of CSV.
+Reads in daemon threads, so that the program can end while a terminal waits for somebody to type. Knows
+nothing of CSV.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ async def _read(descriptor: int) -> bytes:
 
     def deliver(chunk: bytes, error: OSError | None) -> None:
         if future.done():
-            return  # nobody waits any more
+            return  # the reader was cancelled
         if error is not None:
             future.set_exception(error)
         else:
@@ -50,7 +50,7 @@ async def _read(descriptor: int) -> bytes:
             chunk = os.read(descriptor, _CHUNK_BYTES)
         except OSError as error:
             failure = error
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+        with contextlib.suppress(RuntimeError):  # the event loop has ended meanwhile
             loop.call_soon_threadsafe(deliver, chunk, failure)
 
     threading.Thread(target=read, daemon=True, name="streamcell-read").start()

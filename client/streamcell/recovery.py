@@ -1,9 +1,9 @@
-"""How a session is found again after its server was lost, and brought to where it was answered.
+"""Finds a session again after its server was lost, and brings the server up to the last step answered.
 
-OpenSession takes it over wherever it is. A server that stands behind gets the steps that it lacks by Prime,
-up to the last one answered: their predictions were handed out, and those of later steps are still wanted.
-A server that never heard of it gets all of it, if all of it is held. Knows nothing of the calls that
-were interrupted.
+OpenSession takes the session over from any server. If the server lacks steps that were answered, Prime sends
+them again, up to the last one answered: the caller has their predictions already, but still waits for those
+of later steps. If the server does not know the session, it is created again and gets all of its steps,
+provided that the tail has all of them. Knows nothing of the calls that were interrupted.
 """
 
 import asyncio
@@ -20,25 +20,25 @@ from streamcell.values import SessionInfo
 
 
 class Recovery:
-    """Recovers one session."""
+    """Recovers one session, so that a caller need not notice that its server was lost."""
 
     def __init__(self, connection: Connection, position: SessionPosition) -> None:
         self._connection = connection
         self._position = position
-        # A stream and a call beside it may find out at once that their server is gone.
+        # A stream and a call beside it may both find that their server is gone.
         self._one_at_a_time = asyncio.Lock()
 
     async def recover(self, backoff: Backoff) -> None:
-        """Connects again and makes sure that the session is there, as far as it was answered.
+        """Connects again and makes sure that the server has every step of the session that was answered.
 
-        Each attempt begins with asking where the session stands, so that one which was interrupted goes on
-        where it got to.
+        Each attempt first asks where the session stands, so that it goes on where an interrupted attempt
+        stopped.
 
         Raises:
-            SessionGone: it is no longer there, and not all of its steps are held.
-            ModelChanged: the id is now that of a session on another model.
-            StepGap: the server stands behind steps that are no longer held.
-            StreamcellError: the last attempt's.
+            SessionGone: the session is gone, and the tail does not have all of its steps.
+            ModelChanged: the id now belongs to a session on another model.
+            StepGap: the server lacks steps that the tail no longer has.
+            StreamcellError: the error of the last attempt.
         """
         async with self._one_at_a_time:
             while True:
@@ -75,7 +75,7 @@ class Recovery:
         return info
 
     async def _create_anew(self) -> SessionInfo:
-        """Opens a session that its server lost before any of it was stored."""
+        """Creates the session again under its id, after its server lost it before storing any step."""
         position = self._position
         info = await self._open(
             pb.OpenSessionRequest(
@@ -89,7 +89,7 @@ class Recovery:
         return info
 
     async def _reset_again(self) -> SessionInfo:
-        """Repeats a reset that another owner may not know of."""
+        """Repeats a reset that the session's new server may not know of."""
         position = self._position
         request = pb.ResetSessionRequest(session_id=position.session_id)
         reply = await self._connection.unary(lambda stub: stub.ResetSession, request)
@@ -98,7 +98,7 @@ class Recovery:
         return info
 
     async def _send_again(self, info: SessionInfo) -> None:
-        """Sends the steps that a server lacks of those that were answered."""
+        """Sends the answered steps that the server lacks."""
         position = self._position
         if position.must_reset(info):
             info = await self._reset_again()

@@ -1,7 +1,6 @@
-"""A session as callers see it: opened, stepped, primed, asked, closed.
+"""A session as callers see it: what each call sends, and what its answer means.
 
-Each call says what is sent and what its answer means; numbering, doubt and retries are the calls's, streams
-are their own. Knows nothing of channels.
+Knows nothing of channels. `SessionCalls` orders and repeats the calls; `StepStream` runs a stream.
 """
 
 import contextlib
@@ -39,16 +38,22 @@ _MODES = {
     "create": pb.OPEN_MODE_CREATE,
     "resume": pb.OPEN_MODE_RESUME,
 }
-_ID_BYTES = 16  # of an id that nobody gave: no two are ever the same
+_ID_BYTES = 16  # of a random id: enough that no two are ever the same
 
 
 class Session:
     """One client's state on the server; made by `Client.session` and used with `async with`.
 
-    Calls that move the session (step, stream, prime, reset) run in the order in which they are awaited and
-    number their steps themselves, so they are repeated after a broken connection without applying
-    anything twice. When a call fails, is cancelled or meets its deadline, whether it was applied is not
-    known; the next one asks the server before it goes on, and `refresh` tells.
+    Example:
+        async with client.session(model="nyc-taxi") as session:
+            await session.prime(history)  # what came before
+            prediction = await session.step([10_844.0])
+            ahead = await session.forecast(48)
+
+    Calls that change the session (step, stream, prime, reset) run in the order in which they are awaited.
+    The session numbers their steps, so that it can repeat a call after a broken connection without applying
+    a step twice. After a call that failed, was cancelled or met its deadline it is not known whether the
+    server applied it. The next call asks the server first; `refresh` asks at once.
     """
 
     def __init__(self, connection: Connection, request: pb.OpenSessionRequest, *, keep: bool) -> None:
@@ -78,8 +83,8 @@ class Session:
             await calls.end_stream("the session's end")
         if not self._created or self._keep:
             return
-        # A server that is away lets the session expire, and whoever took it over goes on with it; what the
-        # body raised says more than this can.
+        # A server that is away lets the session expire, and a client that took the session over goes on
+        # with it. If the body raised an error, that error matters more than any error of the close.
         quiet = (StreamcellError,) if error is not None else (Unavailable, Fenced)
         request = pb.CloseSessionRequest(session_id=calls.position.session_id, allow_missing=True)
         with contextlib.suppress(*quiet):
@@ -87,7 +92,7 @@ class Session:
 
     @property
     def session_id(self) -> str:
-        """The id; "" while it is not open and none was given."""
+        """The session's id; "" before the session is open if none was given."""
         return self._calls.position.session_id if self._calls is not None else self._request.session_id
 
     @property
@@ -102,12 +107,12 @@ class Session:
 
     @property
     def created(self) -> bool:
-        """Whether it was opened here; if not, it was found and goes on at `next_step_index`."""
+        """Whether this object created the session; if not, it found one, to go on at `next_step_index`."""
         return self._created
 
     @property
     def next_step_index(self) -> int:
-        """The index that the next step will get, as far as the server's answers tell."""
+        """The index of the next step, as far as the server's answers say."""
         return self._open_calls().position.next_step_index
 
     async def step(self, x: Row, *, time: Time | None = None) -> Prediction:
@@ -115,8 +120,8 @@ class Session:
 
         Args:
             x: a value for each of the model's inputs, in its units.
-            time: of the step; absent: the last step's plus the model's interval. The first step of a
-                session on a model that uses time must give it.
+            time: the time of the step; absent: the last step's time plus the model's interval. The first step
+                of a session on a model that uses time must give it.
         """
         values = convert.to_x(x)
         time_ns = None if time is None else convert.to_time_ns(time)
@@ -125,25 +130,29 @@ class Session:
         async with calls.changing("step()"):
             request = step_request(position, NumberedStep(position.next_step_index, values, time_ns))
             position.sending(position.next_step_index, convert.to_single(values, time_ns))
-            reply = await calls.attempt(lambda: self._connection.unary(lambda stub: stub.Step, request))
+            reply = await calls.unary(lambda stub: stub.Step, request)
             position.answered(reply)
         return convert.to_prediction(reply)
 
     def stream(self, rows: Rows) -> StepStream:
-        """Applies a stream of steps; iterating gives a prediction for each, in order.
+        """Returns a stream that applies a step for each row and yields their predictions in order.
+
+        Faster than one `step` after another: several steps are under way at once.
 
         Args:
-            rows: an iterable, asynchronous if its rows come in over time, of rows or of pairs of a time
-                and a row. An ordinary iterable must not block: it is read in the event loop.
+            rows: an iterable of rows, or of pairs of a time and a row; an asynchronous one if they arrive
+                over time. An ordinary iterable must not block: the event loop reads it.
         """
         return StepStream(self._open_calls(), rows)
 
     async def prime(self, rows: "Iterable[Row] | Buffer", times: Iterable[Time] | None = None) -> Prediction:
-        """Feeds a history, cut into messages that the server takes.
+        """Feeds a history, so that the next prediction knows what came before it.
+
+        The history is cut into as many messages as the server's limits need.
 
         Args:
             rows: [num_steps, num_inputs], in the order of time; at least one.
-            times: one for each row. Absent: as in `step`.
+            times: a time for each row. Absent: as in `step`.
 
         Returns:
             The prediction after the last row.
@@ -161,7 +170,7 @@ class Session:
         """Predicts many steps ahead and leaves the state as it was.
 
         Args:
-            horizon_steps: how many; the server allows 1,000 by default.
+            horizon_steps: how many steps; the server allows 1,000 by default.
             future: [horizon_steps, number of the model's future values], for models that have them.
 
         Returns:
@@ -182,15 +191,14 @@ class Session:
         request = pb.ResetSessionRequest(session_id=calls.position.session_id)
         async with calls.changing("reset()", locate_first=False):
             calls.position.begin_reset()
-            reply = await calls.attempt(
-                lambda: self._connection.unary(lambda stub: stub.ResetSession, request)
-            )
+            reply = await calls.unary(lambda stub: stub.ResetSession, request)
             calls.position.end_reset(convert.to_session_info(reply.session))
 
     async def refresh(self) -> SessionInfo:
-        """Asks where the session stands, and goes on from there, even where the server lost steps.
+        """Asks where the session stands, and goes on from there even if the server lost steps.
 
-        What the server lost is sent again first, as far as it is held. While a stream is open it only tells.
+        Before that it sends the lost steps again, as far as the tail has them. While a stream is open it
+        only asks.
         """
         calls = self._open_calls()
         async with calls.reading():
@@ -202,9 +210,9 @@ class Session:
         return self._calls
 
     async def _open(self) -> pb.OpenSessionResponse:
-        """Opens the session; after a lost connection only where that cannot open or meet another one.
+        """Opens the session, and repeats that where a repetition cannot find or open another session.
 
-        An id that nobody gave is made here, so that a repetition finds what an attempt before it opened.
+        Makes a random id if none was given, so that a repetition finds what an earlier attempt opened.
         """
         request = pb.OpenSessionRequest()
         request.CopyFrom(self._request)
@@ -234,7 +242,7 @@ class Session:
             step_index=position.next_step_index,
         )
         position.sending(position.next_step_index, piece)
-        reply = await calls.attempt(lambda: self._connection.unary(lambda stub: stub.Prime, request))
+        reply = await calls.unary(lambda stub: stub.Prime, request)
         position.answered(reply)
         return convert.to_prediction(reply)
 
@@ -246,12 +254,12 @@ class Session:
 
 
 def open_request(
-    model: str | None, session_id: str | None, mode: OpenMode, durable: bool
+    *, model: str | None, session_id: str | None, mode: OpenMode, durable: bool
 ) -> pb.OpenSessionRequest:
     """Returns the message that opens a session.
 
     Raises:
-        InvalidArgument: an unknown mode, or one that needs an id without one.
+        InvalidArgument: the mode is unknown, or needs an id and there is none.
     """
     if mode not in _MODES:
         raise invalid("mode", f"{mode!r} is none of {', '.join(_MODES)}")

@@ -8,10 +8,9 @@ of what the calls ask for.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
 
 from streamcell import convert
-from streamcell.connection import Connection
+from streamcell.connection import Choose, Connection, Request, Response
 from streamcell.errors import StepGap, StreamcellError
 from streamcell.position import SessionPosition
 from streamcell.recovery import Recovery
@@ -19,14 +18,13 @@ from streamcell.retry import Backoff, is_curable
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.values import SessionInfo
 
-Reply = TypeVar("Reply")
-
 
 class SessionCalls:
     """Orders and repeats the calls of one open session.
 
-    async with calls.changing("step()"):
-        reply = await calls.attempt(send_the_step)
+    Example:
+        async with calls.changing("step()"):
+            reply = await calls.unary(lambda stub: stub.Step, request)
     """
 
     def __init__(self, connection: Connection, position: SessionPosition) -> None:
@@ -69,7 +67,11 @@ class SessionCalls:
         async with self._order:
             yield
 
-    async def attempt(self, call: Callable[[], Awaitable[Reply]]) -> Reply:
+    async def unary(self, choose: "Choose[Request, Response]", request: Request) -> Response:
+        """Makes a call of the chosen method, which is safe to repeat, as `attempt` does."""
+        return await self.attempt(lambda: self.connection.unary(choose, request))
+
+    async def attempt(self, call: Callable[[], Awaitable[Response]]) -> Response:
         """Makes a call that is safe to repeat, until it succeeds or the retry policy ends.
 
         Recovers the session between attempts, so that a repetition never meets another session under the

@@ -1,8 +1,8 @@
-"""A stream of steps: rows in, predictions out, pipelined over one bidirectional call.
+"""A stream of steps: rows in, predictions out, with several steps under way on one bidirectional call.
 
-Rows are taken from the caller while the window has room, unsent steps are written, replies are read: three
-tasks with the window between them. When the call breaks, the session is recovered and what was not answered
-is sent again on a new one. Knows nothing of how a session is opened, recovered or closed.
+Three tasks share the window: one takes rows from the caller while the window has room, one writes the steps
+that are not sent yet, one reads replies. When the call breaks, the session is recovered, and steps without a
+reply are sent again on a new call. Knows nothing of how a session is opened, recovered or closed.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ from streamcell.window import NumberedStep, Window
 
 
 class Bell:
-    """Wakes those who wait for a condition, whenever something it depends on may have changed."""
+    """Wakes tasks that wait for a condition, whenever the condition may have changed."""
 
     def __init__(self) -> None:
         self._waiting: set[asyncio.Future[None]] = set()
 
     def ring(self) -> None:
-        """Lets everyone who waits look again."""
+        """Makes every waiting task check its condition."""
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)
@@ -48,10 +48,14 @@ class Bell:
 class StepStream:
     """Iterates over the predictions for a stream of rows, in order, one for each row.
 
-    Rows are taken as the loop advances, a bounded window ahead of it. What goes wrong (a row, the source
-    of the rows, the session) is raised in the place of the first prediction that is missing. Leaving
-    the loop early leaves up to a window of steps sent: the next call on the session ends the stream and
-    finds out where it stands.
+    Example:
+        async for prediction in session.stream(rows):
+            print(prediction.step_index, prediction.y)
+
+    The stream takes rows as the loop advances, at most a window ahead of it. An error (of a row, of the
+    source of the rows, of the session) is raised in place of the first prediction that is missing. A loop
+    that is left early may have sent up to a window of steps more: the next call on the session ends the
+    stream and asks where the session stands.
     """
 
     def __init__(self, calls: SessionCalls, rows: convert.Rows) -> None:
@@ -59,7 +63,7 @@ class StepStream:
         self._rows = rows
         self._rows_ended = False
         self._rows_error: Exception | None = None
-        self._window = Window(0, 1)  # replaced when the numbers are known
+        self._window = Window(0, 1)  # replaced once the stream's first index is known
         self._bell = Bell()
         self._task: asyncio.Task[None] | None = None
         self._ended = False
@@ -95,7 +99,7 @@ class StepStream:
         await self.aclose()
 
     async def _run(self) -> None:
-        """Owns the session until every row is answered or something fails."""
+        """Reserves the session until every row is answered or something fails."""
         try:
             async with self._calls.changing("another stream"):
                 self._calls.end_stream = self._interrupt
@@ -121,7 +125,7 @@ class StepStream:
             await asyncio.wait([feeder])
 
     async def _take_rows(self) -> None:
-        """Moves rows from the caller into the window, as there is room."""
+        """Takes rows from the caller into the window while it has room."""
         window, bell = self._window, self._bell
         try:
             async for item in convert.each(self._rows):
@@ -129,7 +133,7 @@ class StepStream:
                 window.append(x, time_ns)
                 bell.ring()
                 await bell.until(lambda: window.has_room)
-        except Exception as error:  # the caller's own, raised to the caller once the rows before are answered
+        except Exception as error:  # raised to the caller once the rows before it are answered
             self._rows_error = error
         finally:
             self._rows_ended = True
@@ -140,8 +144,8 @@ class StepStream:
         is_broken = False
         while True:
             if not self._window.has_unanswered:
-                backoff.succeeded()  # what broke was idle: time counts from when something is asked again
-            # While there is nothing to ask, a server that is away harms nobody.
+                backoff.succeeded()  # an idle call broke: attempts and time count from the next row
+            # With no row to send, a server may be away: nobody waits for it.
             await self._bell.until(lambda: self._window.has_unanswered or self._rows_ended)
             if self._is_finished():
                 return
@@ -157,7 +161,7 @@ class StepStream:
                 self._window.rewind()
 
     async def _converse(self, backoff: Backoff) -> None:
-        """Sends what is unsent and takes replies until both sides are done.
+        """Sends unsent steps and takes replies until both sides are done.
 
         Raises:
             StreamcellError: a step failed, or the call broke.
@@ -187,14 +191,14 @@ class StepStream:
                 request = step_request(position, step)
                 await call.write(pb.StreamRequest(request_id=step.step_index, step=request))
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            return  # the call has ended; whoever reads learns why
+            return  # the call has ended; the reading task gets the reason
 
     def _receive(self, message: pb.StreamResponse) -> None:
         kind = message.WhichOneof("response")
         if kind == "error":
             raise errors.from_stream_error(message.error)
         if kind != "step":
-            return  # nothing that was asked for
+            return  # a kind of reply that this stream never asks for
         self._window.answer(convert.to_prediction(message.step))
         self._calls.position.answered(message.step)
         self._bell.ring()
@@ -208,6 +212,6 @@ def step_request(position: SessionPosition, step: NumberedStep) -> pb.StepReques
     request = pb.StepRequest(
         session_id=position.session_id, x=step.x, step_index=step.step_index, time_ns=step.time_ns
     )
-    if step.step_index == 0:  # would open a session that is gone by now: then on the same model
+    if step.step_index == 0:  # opens a session if it is gone by now: name the model, so that it is the same
         request.model = position.model
     return request

@@ -12,7 +12,7 @@ from streamcell.v1 import streamcell_pb2 as pb
 
 def config(policy):
     """Returns the service config's one entry under a retry policy, None where there is no config."""
-    options = dict(channel_options(Timeout(), Limits(), policy, None))
+    options = dict(channel_options(timeout=Timeout(), limits=Limits(), retry=policy, tls=None))
     if "grpc.service_config" not in options:
         return None
     (entry,) = json.loads(options["grpc.service_config"])["methodConfig"]

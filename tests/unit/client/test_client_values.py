@@ -79,8 +79,10 @@ def test_an_empty_target_is_refused(target):
 def test_the_channel_follows_the_settings():
     """Pings, message sizes, reconnection and the server's name come from the settings."""
     options = dict(channel_options(
-        Timeout(connect_seconds=2.0, keepalive_seconds=20.0), Limits(message_bytes=1 << 16),
-        RetryPolicy(initial_delay_seconds=0.2, max_delay_seconds=3.0), Tls(server_name="inside"),
+        timeout=Timeout(connect_seconds=2.0, keepalive_seconds=20.0),
+        limits=Limits(message_bytes=1 << 16),
+        retry=RetryPolicy(initial_delay_seconds=0.2, max_delay_seconds=3.0),
+        tls=Tls(server_name="inside"),
     ))  # fmt: skip
     assert options["grpc.keepalive_time_ms"] == 20_000
     assert options["grpc.keepalive_timeout_ms"] == 2_000
