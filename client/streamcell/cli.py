@@ -21,13 +21,14 @@ from streamcell.table import CsvError
 from streamcell.values import Model, Tls, Variable
 
 _PREDICT = """\
-Pipes a CSV series through a model, line by line, and writes CSV: the time, the step's index, the inputs
-as they were, and predicted_OUTPUT, what had been predicted for this row from the rows before it.
+Pipes a CSV series through a model, line by line, and writes CSV: the time, the step's index, the inputs as the
+file has them, and predicted_OUTPUT, the prediction for this row from the rows before it.
 """
 _CSV = """\
-The CSV's time is in a column named timestamp, time, datetime, date or ds, else in the first: ISO 8601, taken
-as UTC where no offset is given, or Unix seconds. Times must rise. The model's inputs are found by name if
-the header has them all, else taken in order if their number is right.
+The file has commas and a header. The time is in the column named timestamp, time, datetime, date or ds, or
+in the first that begins with a date: ISO 8601, taken as UTC where no offset is given, or Unix seconds. Times
+must rise. The model's inputs are found by name if the header has all of them, and otherwise taken in order
+if their number is right.
 Example: tail -n +1 -f sensor.csv | streamcell predict --model nyc-taxi
 """
 

@@ -113,7 +113,11 @@ async def test_models_are_listed(command):
     [
         (SERIES + "2026-01-01 00:03:00,x\n", "line 5, column value: 'x' is not a number", 3),
         (SERIES + "2026-01-01 00:02:00,1\n", "line 5, column timestamp: 2026-01-01 00:02:00 is the", 3),
-        ("a,b,c\n1,2,3\n", "line 1: 2 value columns beside the time (a) where the model takes 1 input", 0),
+        (
+            "date,b,c\n1,2,3\n",
+            "line 1: 2 value columns beside the time (date) where the model takes 1 input",
+            0,
+        ),
         ("timestamp,value\n", "no rows", 0),
         ("", "no rows", 0),
     ],

@@ -1,15 +1,48 @@
-"""CSV series: columns, times, and one line for whatever is wrong."""
+"""The reader of `streamcell predict`: columns, times, and one line for each thing that is wrong."""
 
+import os
+
+import numpy as np
 import pytest
+from streamcell.lines import read_lines
 from streamcell.table import CsvError, SeriesReader, time_after
+
+from tests.csv_vectors import each_vector
 
 SECOND_NS = 1_000_000_000
 
 
 def read(text, inputs=("value",), uses_time=True):
-    """The rows of a whole file."""
+    """Returns the rows of a whole file."""
     reader = SeriesReader("f.csv", inputs, uses_time=uses_time)
     return [row for line in text.splitlines() if (row := reader.feed(line)) is not None]
+
+
+async def read_file(path, inputs):
+    """Returns the rows of a file as the command reads them: each line as it comes."""
+    reader = SeriesReader(str(path), inputs, uses_time=True)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        rows = [row async for line in read_lines(descriptor) if (row := reader.feed(line)) is not None]
+    except UnicodeDecodeError:  # the pipe makes the same words of it
+        raise CsvError(f"{path}: line {reader.num_lines + 1}: not UTF-8 text") from None
+    finally:
+        os.close(descriptor)
+    return rows
+
+
+@each_vector
+async def test_a_file_means_the_same_as_in_training(tmp_path, vector):
+    """The rows, or the refusal's line, column and words, are those that the model's reader has, too."""
+    path = tmp_path / "series.csv"
+    path.write_bytes(vector.raw)
+    if vector.rows:
+        rows = await read_file(path, vector.inputs)
+        assert tuple((row.time_ns, tuple(np.float32(row.values).tolist())) for row in rows) == vector.rows
+    else:
+        with pytest.raises(CsvError) as caught:
+            await read_file(path, vector.inputs)
+        vector.check_refusal(str(caught.value))
 
 
 def test_time_and_values():
@@ -26,7 +59,7 @@ def test_time_and_values():
     [
         ("date,b,other,a", (3.0, 1.0)),  # by name, in the model's order, the rest left out
         ("b,a,extra,time", (2.0, 1.0)),  # the time is where its name is
-        ("when,p,q", (1.0, 2.0)),  # names that match nothing: in order
+        ("date,p,q", (1.0, 2.0)),  # names that match nothing: in order
     ],
 )
 def test_columns_are_found_by_name_else_in_order(header, expected):
@@ -40,17 +73,18 @@ def test_columns_are_found_by_name_else_in_order(header, expected):
     assert row.time_ns == 0
 
 
-def test_a_file_without_a_header_goes_by_order():
-    """A first line that ends in a number is a row."""
-    rows = read("2026-01-01,5\n2026-01-02,6")
-    assert [row.values for row in rows] == [(5.0,), (6.0,)]
+@pytest.mark.parametrize("text", ["2026-01-01,5\n2026-01-02,6", "5\n6"])
+def test_a_file_without_a_header_is_refused(text):
+    """A first row is never taken for a header, nor for data under unknown names."""
+    with pytest.raises(CsvError, match=r"f.csv: line 1: no header: \S+5 is a row|no header: 5 is a row"):
+        read(text, uses_time=False)
 
 
 def test_a_model_without_time_takes_a_file_without_time():
     """Only values, or a time that is sent along; a model with time insists on one."""
     (row,) = read("value\n5", uses_time=False)
     assert (row.time_ns, row.time_text) == (None, "")
-    (row,) = read("t,value\n9,5", uses_time=False)
+    (row,) = read("time,value\n9,5", uses_time=False)
     assert row.time_ns == 9 * SECOND_NS
     with pytest.raises(CsvError, match="no time column"):
         read("value\n5")
@@ -59,25 +93,25 @@ def test_a_model_without_time_takes_a_file_without_time():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("t,value\n1,five", "f.csv: line 2, column value: 'five' is not a number"),
-        ("t,value\n1,1_0", "f.csv: line 2, column value: '1_0' is not a number"),
-        ("t,value\n1,", "f.csv: line 2, column value: empty, not a number"),
-        ("t,value\n1,nan", "f.csv: line 2, column value: nan is not a finite float32 number"),
-        ("t,value\n1,-inf", "f.csv: line 2, column value: -inf is not a finite float32 number"),
-        ("t,value\n1,1e39", "f.csv: line 2, column value: 1e39 is not a finite float32 number"),
-        ("t,value\nsoon,1", "f.csv: line 2, column t: 'soon' is not a time (ISO 8601 or Unix seconds)"),
-        ("t,value\n,1", "f.csv: line 2, column t: empty, not a time"),
-        ("t,value\n1e99,1", "f.csv: line 2, column t: '1e99' is not a time (ISO 8601 or Unix seconds)"),
+        ("time,value\n1,five", "f.csv: line 2, column value: 'five' is not a number"),
+        ("time,value\n1,1_0", "f.csv: line 2, column value: '1_0' is not a number"),
+        ("time,value\n1,", "f.csv: line 2, column value: empty, not a number"),
+        ("time,value\n1,nan", "f.csv: line 2, column value: nan is not a finite float32 number"),
+        ("time,value\n1,-inf", "f.csv: line 2, column value: -inf is not a finite float32 number"),
+        ("time,value\n1,1e39", "f.csv: line 2, column value: 1e39 is not a finite float32 number"),
+        ("time,value\nsoon,1", "f.csv: line 2, column time: 'soon' is not a time (ISO 8601 or Unix seconds)"),
+        ("time,value\n,1", "f.csv: line 2, column time: empty, not a time"),
+        ("time,value\n1e99,1", "f.csv: line 2, column time: '1e99' is not a time (ISO 8601 or Unix seconds)"),
         (
-            "t,value\n9999-01-01,1",
-            "f.csv: line 2, column t: '9999-01-01' is not a time (ISO 8601 or Unix seconds)",
+            "time,value\n9999-01-01,1",
+            "f.csv: line 2, column time: '9999-01-01' is not a time (ISO 8601 or Unix seconds)",
         ),
-        ("t,value\n\n2,1\n2,1", "f.csv: line 4, column t: 2 is the time of line 3"),
-        ("t,value\n3,1\n2,1", "f.csv: line 3, column t: 2 is before 3 of line 2"),
-        ("t,value\n1,2,3", "f.csv: line 2: 3 columns where the header has 2"),
+        ("time,value\n\n2,1\n2,1", "f.csv: line 4, column time: 2 is the time of line 3"),
+        ("time,value\n3,1\n2,1", "f.csv: line 3, column time: 2 is before 3 of line 2"),
+        ("time,value\n1,2,3", "f.csv: line 2: 3 columns where the header has 2"),
         (
-            "t,a,b\n1,2,3",
-            "f.csv: line 1: 2 value columns beside the time (t) where the model takes 1 input: value",
+            "time,a,b\n1,2,3",
+            "f.csv: line 1: 2 value columns beside the time (time) where the model takes 1 input: value",
         ),
         ('t,value\n1,"2', "f.csv: line 2: not CSV: unexpected end of data"),
     ],
@@ -96,11 +130,15 @@ def test_what_is_wrong_is_said_with_its_place(text, message):
         ("2026-01-01T23:30:00Z", 1800, "2026-01-02T00:00:00+00:00"),
         ("2026-01-01", 86400, "2026-01-02"),
         ("2026-01-01", 3600, "2026-01-01 01:00:00"),
+        ("2026/01/01 23:30", 1800, "2026/01/02 00:00:00"),
+        ("2026/01/01", 86400, "2026/01/02"),
+        ("20260131", 86400, "20260201"),
+        ("20260131", 3600, "2026-01-31 01:00:00"),
         ("100", 0.5, "100.5"),
         ("100", 900, "1000"),
     ],
 )
 def test_times_of_a_forecast_are_written_as_the_file_writes_them(time, seconds, expected):
     """A date stays a date, a count a count."""
-    (row,) = read(f"t,value\n{time},1")
+    (row,) = read(f"time,value\n{time},1")
     assert time_after(row, seconds) == expected
