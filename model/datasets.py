@@ -79,7 +79,7 @@ def read_csv(
             raise SeriesError(f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)}")
         if not values:
             where = f"{path}, line {header_line}"
-            time_at = _time_index(where, header, cells, time_column)
+            time_at = _time_index(where, header, cells, wanted=time_column, values=columns or ())
             value_at = _value_indices(where, header, time_at, columns)
             calendar = not _is_seconds(cells[time_at])
         times_ns.append(_time_ns(path, line, header[time_at], cells[time_at], times_ns))
@@ -151,15 +151,18 @@ def _without_empty_end(cells: list[str], num_least: int) -> list[str]:
     return cells[:end]
 
 
-def _time_index(where: str, header: list[str], first: list[str], wanted: str | None) -> int:
+def _time_index(
+    where: str, header: list[str], first: list[str], *, wanted: str | None, values: Sequence[str]
+) -> int:
     if wanted is not None:
         if wanted not in header:
             raise SeriesError(f"{where}: no column {wanted!r}; there are {', '.join(header)}")
         return header.index(wanted)
-    named = [at for at, name in enumerate(header) if name.lower() in TIME_NAMES]
-    dates = [at for at, cell in enumerate(first) if _is_date(cell)]
+    free = [at for at, name in enumerate(header) if name not in values]
+    named = [at for at in free if header[at].lower() in TIME_NAMES]
+    dates = [at for at in free if _is_date(first[at])]
     # If the first row has a text that is no date, the refusal of that text says more than any other.
-    texts = [at for at, cell in enumerate(first) if cell and not _is_number(cell)]
+    texts = [at for at in free if first[at] and not _is_number(first[at])]
     for at in (*named, *dates, *texts):
         return at
     raise SeriesError(

@@ -21,8 +21,8 @@ from streamcell.table import CsvError
 from streamcell.values import Model, Tls, Variable
 
 _PREDICT = """\
-Pipes a CSV series through a model, line by line, and writes CSV: the time, the step's index, the inputs as the
-file has them, and predicted_OUTPUT, the prediction for this row from the rows before it.
+Pipes a CSV series through a model, line by line, and writes CSV: the time, the step's index, the inputs as
+the file has them, and predicted_OUTPUT, the prediction for this row from the rows before it.
 """
 _CSV = """\
 The file has commas and a header. The time is in the column named timestamp, time, datetime, date or ds, or

@@ -108,6 +108,8 @@ def test_chooses_and_orders_columns(csv_of):
     assert read_csv(path).names == ("a", "b", "c")
     assert read_csv(path, ["c", "a"]).values.tolist() == [[3, 1], [6, 4], [9, 7]]
     assert read_csv(path, ["b"], time_column="a").times_ns.tolist() == [10**9, 4 * 10**9, 7 * 10**9]
+    path = csv_of("time,date\n1,2024-01-01\n2,2024-01-02\n3,2024-01-03\n")
+    assert read_csv(path, ["time"]).values.tolist() == [[1], [2], [3]]
 
 
 @pytest.mark.parametrize(
