@@ -6,7 +6,7 @@ from array import array
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from streamcell import InvalidArgument, convert
 from streamcell.v1 import streamcell_pb2 as pb
@@ -14,6 +14,7 @@ from streamcell.v1 import streamcell_pb2 as pb
 UTC = datetime.UTC
 
 
+@settings(deadline=None)
 @given(st.datetimes(datetime.datetime(1700, 1, 1), datetime.datetime(2250, 1, 1)))
 def test_a_datetime_is_its_exact_nanoseconds(moment):
     """No microsecond is lost to floating point, before or after 1970."""

@@ -39,7 +39,7 @@ def test_the_table_of_the_api_was_found():
 @pytest.mark.parametrize(("reason", "code"), REASONS)
 def test_each_reason_has_a_class_of_its_own(reason, code):
     """A status and a stream's message with the reason become the same class, with code and message."""
-    from_status = errors.from_rpc_error(rpc_error(Fault(code, reason, "why", {"field": "x"})))
+    from_status = errors.from_rpc_error(rpc_error(Fault(code, reason, "why", metadata={"field": "x"})))
     number = code_pb2.Code.Value(code)
     message = pb.StreamError(code=number, reason=reason, message="why", metadata={"field": "x"})
     from_stream = errors.from_stream_error(message)

@@ -4,11 +4,13 @@ import asyncio
 
 import pytest
 import streamcell
+from driving import cancel_once, until_none, values
 from fake_store import FakeStore
 from fake_streamcell import (
     SECOND_NS,
     FakeServer,
-    Held,
+    FakeSession,
+    Gate,
     at_step,
     at_steps,
     broken,
@@ -31,14 +33,6 @@ async def server():
     await fake.start()
     yield fake
     await fake.stop()
-
-
-async def values(stream):
-    """The first outputs of a stream's predictions; checks that the indexes have no gap."""
-    replies = [reply async for reply in stream]
-    first = replies[0].step_index if replies else 0
-    assert [reply.step_index for reply in replies] == list(range(first, first + len(replies)))
-    return [reply.y[0] for reply in replies]
 
 
 def lineage(server, session_id="mine"):
@@ -145,7 +139,7 @@ async def test_a_creation_whose_reply_was_lost_is_found(client, server):
         nonlocal num_creates
         if request.mode == pb.OPEN_MODE_CREATE:
             num_creates += 1
-            server.sessions["mine"] = Held("mine")
+            server.sessions["mine"] = FakeSession("mine")
             raise broken()
 
     async with client.session(session_id="mine") as session:
@@ -287,12 +281,8 @@ async def test_a_forecast_beside_an_idle_stream_brings_the_session_back(client, 
     server.store.lag_steps = 2
     rows: asyncio.Queue = asyncio.Queue()
 
-    async def live():
-        while (row := await rows.get()) is not None:
-            yield row
-
     async with client.session(session_id="mine") as session:
-        stream = session.stream(live())
+        stream = session.stream(until_none(rows))
         for row in ROWS[:5]:
             rows.put_nowait(row)
             await anext(stream)
@@ -318,21 +308,13 @@ async def test_a_refresh_loses_nothing_that_is_held(client, server):
 
 async def test_a_crash_while_the_session_is_in_doubt_loses_nothing(client, server):
     """A cancelled step may be lost with the crash; those answered before it are not."""
-    arrived = asyncio.Event()
-
-    async def hold(request):
-        arrived.set()
-        await asyncio.Event().wait()
+    gate = Gate()
 
     server.store.lag_steps = None
     async with client.session(session_id="mine") as session:
         await values(session.stream(ROWS[:5]))
-        server.after = hold
-        task = asyncio.create_task(session.step([100.0]))
-        await arrived.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        server.after = gate
+        await cancel_once(gate.arrived, session.step([100.0]))
         server.after = once()
         server.crash()
         assert (await session.step(ROWS[5])).y[0] == expected(ROWS[:6])[-1]
@@ -341,21 +323,13 @@ async def test_a_crash_while_the_session_is_in_doubt_loses_nothing(client, serve
 
 async def test_a_cancelled_step_that_was_found_applied_is_held_too(client, server):
     """Once the server was found to have it, it counts, and a crash after that does not lose it."""
-    arrived = asyncio.Event()
-
-    async def hold(request):
-        arrived.set()
-        await asyncio.Event().wait()
+    gate = Gate()
 
     server.store.lag_steps = None
     async with client.session(session_id="mine") as session:
         await session.step([1.0])
-        server.after = hold
-        task = asyncio.create_task(session.step([2.0]))
-        await arrived.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        server.after = gate
+        await cancel_once(gate.arrived, session.step([2.0]))
         server.after = once()
         assert (await session.refresh()).next_step_index == 2
         server.crash()
@@ -396,19 +370,15 @@ async def reset(session, server, outcome):
         return
     arrived = asyncio.Event()
 
-    async def hold(request):
+    async def reset_without_answer(request):
         server.sessions["mine"].applied.clear()
         server.sessions["mine"].num_durable_steps = 0
         server.before_call["ResetSession"] = once()
         arrived.set()
         await asyncio.Event().wait()
 
-    server.before_call["ResetSession"] = hold
-    task = asyncio.create_task(session.reset())
-    await arrived.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    server.before_call["ResetSession"] = reset_without_answer
+    await cancel_once(arrived, session.reset())
 
 
 async def test_a_reset_empties_the_tail(client, server):
@@ -448,7 +418,7 @@ async def test_another_model_under_the_id_is_not_fed(client, server):
     server.store = None
     async with client.session(session_id="mine") as session:
         await session.step([1.0])
-        server.sessions["mine"] = Held("mine", model="other")
+        server.sessions["mine"] = FakeSession("mine", model="other")
         server.before = at_step(1, broken())
         with pytest.raises(streamcell.ModelChanged):
             await session.step([1.0])

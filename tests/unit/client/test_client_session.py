@@ -6,7 +6,18 @@ import datetime
 import numpy as np
 import pytest
 import streamcell
-from fake_streamcell import SECOND_NS, Held, at_step, broken, draining, expected, once, overloaded
+from driving import cancel_once
+from fake_streamcell import (
+    SECOND_NS,
+    FakeSession,
+    Gate,
+    at_step,
+    broken,
+    draining,
+    expected,
+    once,
+    overloaded,
+)
 from streamcell import Limits
 from streamcell.v1 import streamcell_pb2 as pb
 
@@ -157,7 +168,7 @@ async def test_a_step_applied_but_unanswered_is_not_applied_again(client, server
 
 async def test_a_lost_session_whose_start_is_not_held_is_never_begun_anew(client, server):
     """A session found in its middle cannot be brought back: no further step goes out under its id."""
-    server.sessions["mine"] = Held("mine", applied=[([1.0], None, (1.0, 0.0))])
+    server.sessions["mine"] = FakeSession("mine", applied=[([1.0], None, (1.0, 0.0))])
     async with client.session(session_id="mine") as session:
         await session.step([1.0])
 
@@ -235,7 +246,7 @@ async def test_attempts_end(client, server, fake_time):
 
 async def test_a_server_that_is_down_is_connection_lost(server, connect, fake_time):
     """Without a server, retries end with ConnectionLost."""
-    timeout = streamcell.Timeout(connect_seconds=0.05)
+    timeout = streamcell.Timeout(connect_seconds=0.5)  # also for the connection that is there at first
     retry = streamcell.RetryPolicy(max_attempts=2, initial_delay_seconds=0.001)
     async with connect(timeout=timeout, retry=retry) as client, client.session() as session:
         await server.stop()
@@ -245,20 +256,12 @@ async def test_a_server_that_is_down_is_connection_lost(server, connect, fake_ti
 
 async def test_a_cancelled_step_leaves_the_session_usable(client, server):
     """The next step asks whether the cancelled one was applied, and is numbered after it."""
-    arrived, release = asyncio.Event(), asyncio.Event()
-
-    async def hold(request):
-        arrived.set()
-        await release.wait()
+    gate = Gate()
 
     async with client.session() as session:
         await session.step([1.0])
-        server.after = hold  # applied, but its reply never comes
-        task = asyncio.create_task(session.step([2.0]))
-        await arrived.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        server.after = gate  # applied, but its reply never comes
+        await cancel_once(gate.arrived, session.step([2.0]))
         server.after = once()
         reply = await session.step([4.0])
         assert reply.step_index == 2
@@ -267,34 +270,24 @@ async def test_a_cancelled_step_leaves_the_session_usable(client, server):
 
 async def test_a_cancelled_step_that_was_not_applied_is_not_counted(client, server):
     """A step withdrawn before it was applied leaves its number to the next."""
-    arrived = asyncio.Event()
-
-    async def hold(request):
-        arrived.set()
-        await asyncio.Event().wait()
+    gate = Gate()
 
     async with client.session() as session:
-        server.before = hold
-        task = asyncio.create_task(session.step([2.0]))
-        await arrived.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        server.before = gate
+        await cancel_once(gate.arrived, session.step([2.0]))
         server.before = once()
         assert (await session.step([4.0])).y == (4.0, 0.0)
 
 
 async def test_a_deadline_leaves_the_outcome_to_the_next_call(connect, server):
     """A step that met its deadline is DeadlineExceeded, is not repeated, and is found applied."""
-
-    async def hold(request):
-        await asyncio.Event().wait()
-
-    timeout = streamcell.Timeout(call_seconds=0.2)
-    async with connect(timeout=timeout) as client, client.session() as session:
-        server.after = hold
+    async with connect() as client, client.session() as session:
+        server.after = Gate()
+        connection, timeout = session._connection, session._connection.timeout
+        connection.timeout = streamcell.Timeout(call_seconds=0.2)  # for the step alone
         with pytest.raises(streamcell.DeadlineExceeded):
             await session.step([1.0])
+        connection.timeout = timeout
         server.after = once()
         assert len(server.named("Step")) == 1
         assert (await session.step([1.0])).step_index == 1
@@ -302,18 +295,14 @@ async def test_a_deadline_leaves_the_outcome_to_the_next_call(connect, server):
 
 async def test_a_step_waiting_its_turn_can_be_cancelled(client, server):
     """Cancelling a call that waits for an earlier one sends nothing and raises no doubt."""
-    release = asyncio.Event()
-
-    async def hold(request):
-        await release.wait()
-
+    gate = Gate()
     async with client.session() as session:
-        server.before = hold
+        server.before = gate
         first = asyncio.create_task(session.step([1.0]))
         second = asyncio.create_task(session.step([2.0]))
         await asyncio.sleep(0)
         second.cancel()
-        release.set()
+        gate.open()
         assert (await first).step_index == 0
         with pytest.raises(asyncio.CancelledError):
             await second
@@ -398,19 +387,15 @@ async def test_a_reset_of_unknown_outcome_leaves_the_session_usable(client, serv
     """Cancelled after it was applied, a reset is no loss of steps: the next step is 0."""
     arrived = asyncio.Event()
 
-    async def hold(request):
-        server.sessions[request.session_id] = Held(request.session_id)
+    async def reset_without_answer(request):
+        server.sessions[request.session_id] = FakeSession(request.session_id)
         arrived.set()
         await asyncio.Event().wait()
 
     async with client.session() as session:
         await session.step([2.0])
-        server.before_call["ResetSession"] = hold
-        task = asyncio.create_task(session.reset())
-        await arrived.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        server.before_call["ResetSession"] = reset_without_answer
+        await cancel_once(arrived, session.reset())
         assert (await session.step([3.0])).y == (3.0, 0.0)
 
 
@@ -441,7 +426,7 @@ async def test_an_open_without_an_id_is_repeated_under_one_id(client, server):
     """The client makes the id up, so that a lost reply leaves no second session behind."""
 
     async def lose_the_reply(request):
-        server.sessions[request.session_id] = Held(request.session_id)
+        server.sessions[request.session_id] = FakeSession(request.session_id)
         server.before_call["OpenSession"] = once()
         raise broken()
 

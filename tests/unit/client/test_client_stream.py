@@ -5,18 +5,11 @@ import asyncio
 import numpy as np
 import pytest
 import streamcell
-from fake_streamcell import Held, at_step, broken, draining, expected, overloaded
+from driving import cancel_once, until_none, values
+from fake_streamcell import FakeSession, Gate, at_step, broken, draining, expected, overloaded
 from streamcell import Limits
 
 ROWS = [[float(value)] for value in range(50)]
-
-
-async def values(stream):
-    """The first outputs of a stream's predictions; checks that the indexes have no gap."""
-    replies = [reply async for reply in stream]
-    first = replies[0].step_index if replies else 0
-    assert [reply.step_index for reply in replies] == list(range(first, first + len(replies)))
-    return [reply.y[0] for reply in replies]
 
 
 async def until_error(stream, kind):
@@ -85,12 +78,8 @@ async def test_a_reply_comes_without_waiting_for_the_next_row(client, server):
     """A live source gets each row's prediction before it produces another one."""
     rows: asyncio.Queue = asyncio.Queue()
 
-    async def live():
-        while (row := await rows.get()) is not None:
-            yield row
-
     async with client.session() as session:
-        stream = session.stream(live())
+        stream = session.stream(until_none(rows))
         for value in range(5):
             rows.put_nowait([float(value)])
             reply = await anext(stream)
@@ -102,12 +91,12 @@ async def test_a_reply_comes_without_waiting_for_the_next_row(client, server):
 
 async def test_the_window_bounds_what_a_slow_server_is_sent(connect, server):
     """Rows are taken and sent up to the window, and no further until a reply comes."""
-    gate = asyncio.Semaphore(0)
+    permits = asyncio.Semaphore(0)
     full = asyncio.Event()
     taken = 0
 
-    async def hold(request):
-        await gate.acquire()
+    async def wait_for_permit(request):
+        await permits.acquire()
 
     def rows():
         nonlocal taken
@@ -117,7 +106,7 @@ async def test_the_window_bounds_what_a_slow_server_is_sent(connect, server):
                 full.set()
             yield row
 
-    server.before = hold
+    server.before = wait_for_permit
     async with connect(limits=Limits(window_steps=4)) as client, client.session() as session:
         stream = session.stream(rows())
         first = asyncio.create_task(anext(stream))
@@ -126,10 +115,10 @@ async def test_the_window_bounds_what_a_slow_server_is_sent(connect, server):
         await client.models()  # a whole round trip, in which nothing more may be taken
         assert taken == 4
         assert server.arrived == [0, 1, 2, 3]
-        gate.release()
+        permits.release()
         await first
         for _ in range(len(ROWS)):
-            gate.release()
+            permits.release()
         assert len([reply async for reply in stream]) == 49
 
 
@@ -211,17 +200,13 @@ async def test_a_restarted_server_with_its_sessions_is_found_again(client, serve
 
     rows: asyncio.Queue = asyncio.Queue()
 
-    async def live():
-        while (row := await rows.get()) is not None:
-            yield row
-
     async with client.session() as session:
-        stream = session.stream(live())
+        stream = session.stream(until_none(rows))
         rows.put_nowait([1.0])
         assert (await anext(stream)).step_index == 0
         await restart()
         rows.put_nowait([2.0])
-        reply = await asyncio.wait_for(anext(stream), 20)
+        reply = await anext(stream)
         assert reply.y == (2.5, 1.0)
         rows.put_nowait(None)
         with pytest.raises(StopAsyncIteration):
@@ -232,12 +217,8 @@ async def test_an_idle_stream_does_not_knock_at_a_server_that_is_away(client, co
     """With nothing unanswered a broken stream waits for its next row before it connects again."""
     rows: asyncio.Queue = asyncio.Queue()
 
-    async def live():
-        while (row := await rows.get()) is not None:
-            yield row
-
     async with connect() as fresh, client.session(keep=True) as session:
-        stream = session.stream(live())
+        stream = session.stream(until_none(rows))
         rows.put_nowait([1.0])
         await anext(stream)
         slept = asyncio.Event()
@@ -260,7 +241,7 @@ async def test_an_idle_stream_does_not_knock_at_a_server_that_is_away(client, co
 
 async def test_a_session_lost_under_a_stream_is_an_error(client, server):
     """Replies before the loss are delivered, then the typed error; nothing begins at zero again."""
-    server.sessions["mine"] = Held("mine", applied=[([1.0], None, (1.0, 0.0))])
+    server.sessions["mine"] = FakeSession("mine", applied=[([1.0], None, (1.0, 0.0))])
 
     async def crash(request):
         if request.step_index == 20:
@@ -334,9 +315,9 @@ async def test_leaving_the_loop_leaves_the_session_usable(client, server):
             if reply.step_index == 5:
                 break
         after = await session.step([1.0])
-        held = server.sessions[session.session_id]
-        assert after.step_index == len(held.applied) - 1 >= 6
-        assert [index for _, index in server.applied] == list(range(len(held.applied)))
+        num_applied = len(server.sessions[session.session_id].applied)
+        assert after.step_index == num_applied - 1 >= 6
+        assert [index for _, index in server.applied] == list(range(num_applied))
 
 
 async def test_another_call_ends_the_stream_and_says_so(client, server):
@@ -364,22 +345,12 @@ async def test_a_forecast_within_the_loop_does_not_end_the_stream(client, server
 
 async def test_cancelling_the_wait_for_a_reply_loses_nothing(client, server):
     """A timeout around one reply leaves the stream as it was."""
-    release = asyncio.Event()
-    arrived = asyncio.Event()
-
-    async def hold(request):
-        arrived.set()
-        await release.wait()
-
-    server.before = hold
+    gate = Gate()
+    server.before = gate
     async with client.session() as session:
         stream = session.stream(ROWS)
-        waiting = asyncio.create_task(anext(stream))
-        await arrived.wait()
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        release.set()
+        await cancel_once(gate.arrived, anext(stream))
+        gate.open()
         assert await values(stream) == pytest.approx(expected(ROWS))
 
 

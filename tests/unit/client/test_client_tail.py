@@ -3,7 +3,7 @@
 from array import array
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from streamcell.convert import History, to_single
 from streamcell.tail import Tail
@@ -103,6 +103,7 @@ MOVES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(MOVES)
 def test_whatever_happens_the_tail_holds_what_it_says(moves):
     """Against a plain list: the same steps, whatever was appended, trimmed and cut."""

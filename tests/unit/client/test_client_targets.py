@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import streamcell
 from fake_store import FakeStore
-from fake_streamcell import FakeServer, broken, draining, expected, once
+from fake_streamcell import FakeServer, Gate, broken, draining, expected, once
 
 ROWS = [[float(value)] for value in range(1, 21)]
 
@@ -155,19 +155,14 @@ async def test_a_single_target_that_drains_is_left_for_a_fresh_connection(connec
 async def test_calls_under_way_on_a_server_that_is_left_are_finished(client, servers):
     """Its channel stays until the last of them has its reply."""
     first, second = servers
-    arrived, release = asyncio.Event(), asyncio.Event()
-
-    async def hold(request):
-        arrived.set()
-        await release.wait()
-
+    gate = Gate()
     async with client.session(session_id="slow") as slow, client.session(session_id="other") as other:
-        first.before_call["Step"] = hold
+        first.before_call["Step"] = gate
         task = asyncio.create_task(slow.step([1.0]))
-        await arrived.wait()
+        await gate.arrived.wait()
         first.before_call["Step"] = once(draining())
         await other.step([1.0])
         assert len(second.named("Step")) == 1
-        release.set()
+        gate.open()
         assert (await task).y == (1.0, 0.0)
         assert len(second.named("Step")) == 1
