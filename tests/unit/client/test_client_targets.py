@@ -30,7 +30,7 @@ async def client(connect, servers):
 
 
 def at_once(server, index, act):
-    """Lets a server act when a step comes by, once."""
+    """Makes a server act once, when a step arrives."""
 
     async def hook(request):
         if request.step_index == index:
@@ -41,12 +41,12 @@ def at_once(server, index, act):
 
 
 async def drain(server):
-    """Drains it."""
+    """Drains a server."""
     server.drain()
 
 
 async def stop(server):
-    """Ends its process."""
+    """Ends a server's process."""
     await server.stop()
 
 
@@ -69,7 +69,7 @@ async def test_a_stream_goes_on_at_the_next_target(client, servers, leave):
 
 
 async def test_a_draining_server_that_answers_is_not_asked_again(client, servers):
-    """It says once that it goes; what follows is the next one's."""
+    """It refuses one call as DRAINING; the next server gets all later calls."""
     first, second = servers
     async with client.session(session_id="mine") as session:
         await session.step([1.0])
@@ -92,7 +92,7 @@ async def test_the_first_target_that_is_there_is_used(connect, servers):
         assert (await session.step([1.0])).step_index == 0
 
 
-async def test_targets_have_turns_until_one_is_there(client, servers, fake_time):
+async def test_targets_are_tried_in_turn_until_one_answers(client, servers, fake_time):
     """After the last comes the first again, which may be back by then."""
     first, second = servers
     async with client.session(session_id="mine") as session:
@@ -109,7 +109,7 @@ async def test_targets_have_turns_until_one_is_there(client, servers, fake_time)
         assert (await session.step([2.0])).y == (2.5, 1.0)
 
 
-async def test_no_target_there_is_connection_lost(client, servers):
+async def test_without_any_server_the_connection_is_lost(client, servers):
     """When the policy ends the error is the last attempt's."""
     async with client.session(session_id="mine") as session:
         for server in servers:
@@ -132,7 +132,7 @@ async def test_sessions_that_lose_their_server_at_once_move_once(client, servers
 
 
 async def test_a_lost_reply_moves_to_the_next_target(client, servers):
-    """Which server lost it is not known to be well; the step is applied once all the same."""
+    """The server that lost the reply may be ill, so it is left; the step is applied once all the same."""
     first, second = servers
     async with client.session(session_id="mine") as session:
         await session.step([1.0])
