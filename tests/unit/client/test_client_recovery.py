@@ -1,4 +1,4 @@
-"""Sessions that outlive their server: what it lost is sent again, and the caller sees one sequence."""
+"""Sessions that outlive their server: lost steps are sent again, and the caller sees one sequence."""
 
 import asyncio
 
@@ -166,7 +166,7 @@ class TestCrash:
     @pytest.mark.parametrize("event", ["crash", "fence", "fault", "store"])
     @pytest.mark.parametrize("lag", [0, 4, None])
     async def test_calls_of_every_kind_survive(self, connect, server, drive, event, lag):
-        """A crash, another owner, a fenced write and a store that is away are not seen by the caller."""
+        """The caller does not see a crash, another owner, a fenced write or a store that is away."""
         server.store.lag_steps = lag
         indexes = [0, 3, 4, 11, 19, 20, 29]
         if event == "crash":
@@ -214,7 +214,7 @@ class TestTail:
         assert server.named("Prime") == []
 
     async def test_durable_steps_are_not_remembered(self, connect, server):
-        """With a store that keeps up, a short tail is enough for ever."""
+        """With a store that lags little, a short tail is enough for ever."""
         server.store.lag_steps = 2
         server.after = at_steps([9, 19, 29], server.crash)
         async with (
@@ -225,7 +225,7 @@ class TestTail:
             assert session._calls.position.tail.first_step_index == 28
 
     async def test_a_refused_step_is_not_remembered(self, client, server):
-        """What the server would not apply is not sent again after a crash."""
+        """A step that the server refused is not sent again after a crash."""
         server.store.lag_steps = None
         async with client.session(session_id="mine") as session:
             await session.step([1.0])
@@ -237,7 +237,7 @@ class TestTail:
             assert lineage(server) == [[1.0], [2.0], [3.0]]
 
     async def test_a_reset_empties_the_tail(self, client, server):
-        """Steps before it are never sent again, and once the store has it it is not repeated."""
+        """Steps before the reset are never sent again; once the store has the reset, it is not repeated."""
         async with client.session(session_id="mine") as session:
             await values(session.stream(ROWS[:5]))
             await session.reset()
@@ -251,7 +251,7 @@ class TestUnknownSession:
     """A server that does not know the session gets all of it, or the caller an error."""
 
     async def test_a_server_without_a_store_gets_everything_again(self, client, server):
-        """A session that it no longer knows is created again under its id and model, and fed from step 0."""
+        """A lost session is created again under its id and model, and gets its steps from step 0 on."""
         server.store = None
         server.before = at_steps([10, 20], server.crash)
         async with client.session(session_id="mine", model="tiny") as session:
@@ -261,7 +261,7 @@ class TestUnknownSession:
         assert [(create.session_id, create.model) for create in creates] == [("mine", "tiny/1")] * 2
 
     async def test_a_creation_whose_reply_was_lost_is_found(self, client, server):
-        """The next attempt resumes what the lost one created."""
+        """The next attempt resumes the session that the lost attempt created."""
         server.store = None
         num_creates = 0
 
@@ -306,7 +306,7 @@ class TestOwners:
     """Another server or client that takes the session over."""
 
     async def test_a_fenced_session_is_taken_back(self, client, server):
-        """OpenSession takes it over again; its epoch has passed through the other owner's."""
+        """OpenSession takes the session over again; its epoch is above the other owner's."""
         async with client.session(session_id="mine") as session:
             await session.step([1.0])
             server.fence("mine")
@@ -377,7 +377,7 @@ class TestReading:
             assert lineage(server) == ROWS[:6]
 
     async def test_a_refresh_sends_lost_steps_again(self, client, server):
-        """Asked where a session stands after a crash, the server gets its steps first."""
+        """After a crash the server gets the lost steps before it says where the session stands."""
         server.store.lag_steps = 2
         async with client.session(session_id="mine") as session:
             await values(session.stream(ROWS[:10]))
@@ -390,7 +390,7 @@ class TestUnknownOutcome:
     """A crash after a call whose outcome is unknown."""
 
     async def test_a_crash_while_the_session_is_in_doubt_loses_nothing(self, client, server):
-        """A cancelled step may be lost with the crash; those answered before it are not."""
+        """A cancelled step may be lost with the crash; the steps answered before it are not."""
         gate = Gate()
 
         server.store.lag_steps = None
@@ -420,7 +420,7 @@ class TestUnknownOutcome:
     @pytest.mark.parametrize("num_after", [0, 3, 8])
     @pytest.mark.parametrize("outcome", ["answered", "cancelled"])
     async def test_a_reset_that_the_store_never_saw_is_not_undone(self, client, server, num_after, outcome):
-        """After a crash the store has the steps before the reset: it is repeated, then all later steps sent."""
+        """After a crash the store has the steps before the reset: the reset is repeated, then all later steps."""
         async with client.session(session_id="mine") as session:
             await values(session.stream(ROWS[:5]))
             server.store.lag_steps = None

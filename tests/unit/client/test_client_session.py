@@ -1,4 +1,4 @@
-"""Sessions: numbering, order, doubt, retries and what is never done."""
+"""Sessions: how they are opened, stepped and closed, and what happens when a call fails."""
 
 import asyncio
 import datetime
@@ -64,7 +64,7 @@ class TestStep:
         assert [reply.y[0] for reply in replies] == pytest.approx(expected([[v] for v in range(20)]))
 
     async def test_step_0_names_the_model(self, client, server):
-        """The only step that could open a session says on which model; later ones need not."""
+        """Only step 0 can open a session, so only step 0 names the model."""
         async with client.session() as session:
             await session.step([1.0])
             await session.step([1.0])
@@ -75,13 +75,13 @@ class TestLife:
     """A session is opened, found, left or closed by its block."""
 
     async def test_a_session_created_here_is_closed_at_the_end(self, client, server):
-        """The end of the `async with` closes what it opened."""
+        """The end of the `async with` closes the session that it opened."""
         async with client.session() as session:
             assert session.session_id in server.sessions
         assert server.sessions == {}
 
     async def test_a_session_found_or_kept_is_left(self, client, server):
-        """A session that was there before, or is to be kept, stays on the server with its steps."""
+        """A session that was found, or opened with `keep`, stays on the server with its steps."""
         async with client.session(session_id="mine", keep=True) as session:
             await session.step([1.0])
         async with client.session(session_id="mine") as session:
@@ -128,7 +128,7 @@ class TestLife:
             await anext(session.stream([[1.0]]))
 
     async def test_the_body_s_error_is_not_hidden_by_the_close(self, client, server):
-        """A close that fails on the way out of a failing body leaves the body's error."""
+        """If both the body and the close fail, the caller gets the body's error."""
 
         async def refuse(request):
             raise draining()
@@ -143,7 +143,7 @@ class TestRepeatedOpening:
     """An opening is repeated only where a repetition cannot open or meet another session."""
 
     async def test_an_open_without_an_id_is_repeated_under_one_id(self, client, server):
-        """The client makes the id up, so that a lost reply leaves no second session behind."""
+        """The client makes the id, so that a lost reply leaves no second session behind."""
 
         async def lose_the_reply(request):
             server.sessions[request.session_id] = FakeSession(request.session_id)
@@ -201,7 +201,7 @@ class TestRepeatedStep:
         assert fake_time.sleeps == [pytest.approx(0.251)]
 
     async def test_a_step_applied_but_unanswered_is_not_applied_again(self, client, server):
-        """A reply lost with the connection is asked for again, and the state moves once."""
+        """A step whose reply was lost with the connection is sent again, and is applied once."""
         async with client.session() as session:
             server.after = at_step(0, broken())
             reply = await session.step([1.0])
@@ -229,7 +229,7 @@ class TestRepeatedStep:
         assert server.sessions == {}
 
     async def test_the_first_step_does_not_open_a_session_that_was_lost(self, client, server):
-        """Step 0 would open a session by the API; a repetition opens it first, as it had been opened."""
+        """Step 0 alone would open a session with other settings; a repetition opens the session first."""
         async with client.session(session_id="mine", durable=True) as session:
 
             async def crash(request):
@@ -271,7 +271,7 @@ class TestRepeatedStep:
                 await session.step([1.0])
 
     async def test_attempts_end_by_the_policy(self, client, server, fake_time):
-        """After the policy's attempts the last error is the caller's; the next call asks first."""
+        """After the policy's attempts the caller gets the last error; the next call asks the server first."""
 
         async def refuse(request):
             raise draining()
@@ -299,7 +299,7 @@ class TestUnknownOutcome:
     """After a cancelled call or a deadline the next call asks where the session stands."""
 
     async def test_a_cancelled_step_leaves_the_session_usable(self, client, server):
-        """The next step asks whether the cancelled one was applied, and is numbered after it."""
+        """The next step asks whether the cancelled step was applied, and gets the number after it."""
         gate = Gate()
 
         async with client.session() as session:
@@ -351,7 +351,7 @@ class TestUnknownOutcome:
             assert server.named("GetSession") == []
 
     async def test_a_reset_of_unknown_outcome_leaves_the_session_usable(self, client, server):
-        """Cancelled after it was applied, a reset is no loss of steps: the next step is 0."""
+        """A reset that was applied and cancelled does not count as lost steps: the next step is 0."""
         arrived = asyncio.Event()
 
         async def reset_without_answer(request):
@@ -384,7 +384,7 @@ class TestPrime:
         assert [prime.step_index for prime in primes] == [0, 4, 8]
 
     async def test_prime_obeys_the_bound_in_bytes(self, connect, server):
-        """Pieces fit the message size whatever the width of a row."""
+        """Pieces fit the message size, however wide a row is."""
         server.inputs = tuple(f"x{number}" for number in range(64))
         rows = np.ones((100, 64), np.float32)
         async with connect(limits=Limits(message_bytes=4096)) as client, client.session() as session:
@@ -409,7 +409,7 @@ class TestPrime:
         assert [index for _, index in server.applied] == list(range(10))
 
     async def test_prime_takes_arrays(self, client, server):
-        """Arrays of any number type go by the buffer protocol; wrong shapes are named."""
+        """Arrays of any number type are read by the buffer protocol; the refusal names wrong shapes."""
         async with client.session() as session:
             await session.prime(np.arange(3, dtype=np.float64).reshape(3, 1), np.arange(3))
             with pytest.raises(streamcell.InvalidArgument, match=r"rows\[0\]"):
@@ -451,7 +451,7 @@ class TestModels:
         assert not model.retiring
 
     async def test_listing_models_is_repeated(self, client, server):
-        """UNAVAILABLE on ListModels is not seen by the caller."""
+        """The caller does not see that ListModels was UNAVAILABLE."""
         server.before_call["ListModels"] = once(broken(), draining())
         assert len(await client.models()) == 1
         assert len(server.named("ListModels")) == 3

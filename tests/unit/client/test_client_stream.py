@@ -77,7 +77,7 @@ class TestReplies:
         assert server.num_streams == 0
 
     async def test_a_stream_goes_on_where_the_session_stands(self, client, server):
-        """Steps, streams and steps again number through."""
+        """Steps, streams and further steps share one sequence of numbers."""
         async with client.session() as session:
             await session.step([1.0])
             assert len(await values(session.stream(ROWS[:3]))) == 3
@@ -160,7 +160,7 @@ class TestBrokenCall:
     @pytest.mark.parametrize("lost", ["the request", "the reply"])
     @pytest.mark.parametrize("fault", [broken, draining, lambda: overloaded(0.25)])
     async def test_a_broken_stream_goes_on_unbroken(self, client, server, fake_time, fault, lost):
-        """After each break what was not answered is sent again; every step is applied once, in order."""
+        """After each break the unanswered steps are sent again; every step is applied once, in order."""
         hook = at_step(20, fault(), fault())
         if lost == "the request":
             server.before = hook
@@ -185,14 +185,14 @@ class TestBrokenCall:
         assert set(again) <= {20, 21, 22, 23}
 
     async def test_a_break_on_every_step_is_survived(self, client, server):
-        """Attempts count anew after each reply, so a stream outlives any number of breaks."""
+        """Attempts count from zero after each reply, so a stream outlives any number of breaks."""
         server.after = at_step_each(broken)
         async with client.session() as session:
             assert await values(session.stream(ROWS)) == pytest.approx(expected(ROWS))
         assert [index for _, index in server.applied] == list(range(50))
 
     async def test_a_restarted_server_with_its_sessions_is_found_again(self, client, server, fake_time):
-        """The connection itself goes and comes back on the same port; the sequence has no gap."""
+        """The server stops and starts again on the same port; the sequence has no gap."""
 
         async def restart():
             await server.stop()
@@ -215,7 +215,7 @@ class TestBrokenCall:
     async def test_an_idle_stream_does_not_ask_a_server_that_is_away(
         self, client, connect, server, fake_time
     ):
-        """With nothing unanswered a broken stream waits for its next row before it connects again."""
+        """A broken stream without unanswered steps waits for its next row before it connects again."""
         rows: asyncio.Queue = asyncio.Queue()
 
         async with connect() as fresh, client.session(keep=True) as session:
@@ -244,7 +244,7 @@ class TestErrors:
     """An error is raised in place of the first prediction that is missing."""
 
     async def test_a_session_lost_under_a_stream_is_an_error(self, client, server):
-        """Replies before the loss are delivered, then the typed error; nothing begins at zero again."""
+        """Replies before the loss are delivered, then the error; the session does not start from zero."""
         server.sessions["mine"] = FakeSession("mine", applied=[([1.0], None, (1.0, 0.0))])
 
         async def crash(request):
@@ -288,7 +288,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("bad", [["text"], 1.0])
     async def test_a_value_that_is_no_row_is_raised_in_its_place(self, client, server, bad):
-        """Rows before it are answered; it is never sent, and the session is not in doubt."""
+        """The rows before the value are answered; the value is never sent, and the session is not in doubt."""
         async with client.session() as session:
             stream = session.stream([[1.0], [2.0], bad, [3.0]])
             got, error = await until_error(stream, streamcell.InvalidArgument)
@@ -298,7 +298,7 @@ class TestErrors:
         assert server.named("GetSession") == []
 
     async def test_the_source_s_own_error_reaches_the_caller(self, client, server):
-        """What the iterable raises comes out of the loop, after the replies before it."""
+        """An error of the iterable comes out of the loop, after the replies to the rows before it."""
 
         def rows():
             yield [1.0]
@@ -326,7 +326,7 @@ class TestOtherCalls:
             assert [index for _, index in server.applied] == list(range(num_applied))
 
     async def test_another_call_ends_the_stream_and_says_so(self, client, server):
-        """A loop that goes on after another call moved the session learns why it ended."""
+        """A loop that goes on after another call changed the session gets an error that says so."""
         async with client.session() as session:
             stream = session.stream(ROWS)
             await anext(stream)

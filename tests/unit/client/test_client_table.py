@@ -42,8 +42,8 @@ class TestColumns:
             ("date,p,q", (1.0, 2.0)),  # names that match nothing: in order
         ],
     )
-    def test_columns_are_found_by_name_else_in_order(self, header, expected):
-        """Inputs go by name if the header has them all, else by their order if the count is right."""
+    def test_columns_are_found_by_name_or_in_order(self, header, expected):
+        """Inputs are found by name if the header has all of them, and otherwise taken in order."""
         names = header.split(",")
         cells = [str(at) for at in range(len(names))]
         if "time" in names:
@@ -59,7 +59,7 @@ class TestColumns:
             read(text, uses_time=False)
 
     def test_a_model_without_time_takes_a_file_without_time(self):
-        """Only values, or a time that is sent along; a model with time insists on one."""
+        """The file has values alone, or a time that is sent, too; a model with time needs a time."""
         (row,) = read("value\n5", uses_time=False)
         assert (row.time_ns, row.time_text) == (None, "")
         (row,) = read("time,value\n9,5", uses_time=False)

@@ -1,4 +1,4 @@
-"""Several servers over one store: the client moves on when the one that it uses goes."""
+"""Several servers over one store: the client moves to the next when its server goes."""
 
 import asyncio
 
@@ -82,7 +82,7 @@ async def test_a_draining_server_that_answers_is_not_asked_again(client, servers
 
 
 async def test_the_first_target_that_is_there_is_used(connect, servers):
-    """A session is opened, and models are listed, at the next one while the first is down."""
+    """While the first server is down, the second opens a session and lists the models."""
     first, second = servers
     await first.stop()
     target = f"{first.target},{second.target}"
@@ -93,7 +93,7 @@ async def test_the_first_target_that_is_there_is_used(connect, servers):
 
 
 async def test_targets_are_tried_in_turn_until_one_answers(client, servers, fake_time):
-    """After the last comes the first again, which may be back by then."""
+    """After the last server comes the first again, which may be back by then."""
     first, second = servers
     async with client.session(session_id="mine") as session:
         await session.step([1.0])
@@ -110,7 +110,7 @@ async def test_targets_are_tried_in_turn_until_one_answers(client, servers, fake
 
 
 async def test_without_any_server_the_connection_is_lost(client, servers):
-    """When the policy ends the error is the last attempt's."""
+    """When the policy ends, the caller gets the error of the last attempt."""
     async with client.session(session_id="mine") as session:
         for server in servers:
             await server.stop()
@@ -119,7 +119,7 @@ async def test_without_any_server_the_connection_is_lost(client, servers):
 
 
 async def test_sessions_that_lose_their_server_at_once_move_once(client, servers):
-    """All go on at the next target; none of them leaves it again on account of the others."""
+    """All sessions go on at the next target; none leaves that target because of the others."""
     first, second = servers
     sessions = [await client.session(session_id=f"s{number}").__aenter__() for number in range(6)]
     await asyncio.gather(*(session.step([1.0]) for session in sessions))
@@ -143,7 +143,7 @@ async def test_a_lost_reply_moves_to_the_next_target(client, servers):
 
 
 async def test_a_single_target_that_drains_is_left_for_a_fresh_connection(connect, server):
-    """The connection to it would lead to the same server for ever; a new one to its successor."""
+    """The old connection would lead to the same server for ever; a new one leads to its successor."""
     async with connect() as client, client.session(session_id="mine") as session:
         await session.step([1.0])
         server.before_call["Step"] = once(draining())
@@ -153,7 +153,7 @@ async def test_a_single_target_that_drains_is_left_for_a_fresh_connection(connec
 
 
 async def test_calls_under_way_on_a_server_that_is_left_are_finished(client, servers):
-    """Its channel stays until the last of them has its reply."""
+    """The channel stays open until the last call has its reply."""
     first, second = servers
     gate = Gate()
     async with client.session(session_id="slow") as slow, client.session(session_id="other") as other:
