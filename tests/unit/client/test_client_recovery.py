@@ -420,7 +420,7 @@ class TestUnknownOutcome:
     @pytest.mark.parametrize("num_after", [0, 3, 8])
     @pytest.mark.parametrize("outcome", ["answered", "cancelled"])
     async def test_a_reset_that_the_store_never_saw_is_not_undone(self, client, server, num_after, outcome):
-        """After a crash the store has the steps before the reset: the reset is repeated, then all later steps."""
+        """After a crash the store has the steps before the reset: the reset is repeated first."""
         async with client.session(session_id="mine") as session:
             await values(session.stream(ROWS[:5]))
             server.store.lag_steps = None

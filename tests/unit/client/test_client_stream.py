@@ -288,7 +288,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("bad", [["text"], 1.0])
     async def test_a_value_that_is_no_row_is_raised_in_its_place(self, client, server, bad):
-        """The rows before the value are answered; the value is never sent, and the session is not in doubt."""
+        """The rows before the value are answered; the value is never sent and leaves no doubt."""
         async with client.session() as session:
             stream = session.stream([[1.0], [2.0], bad, [3.0]])
             got, error = await until_error(stream, streamcell.InvalidArgument)
