@@ -24,7 +24,8 @@ _DATE_NAMES = ("datetime", "date", "ds")
 _SECONDS = re.compile(r"[+-]?\d{1,12}(\.\d{1,12})?")
 _COMPACT_DATE = re.compile(r"(19|20)\d{6}")  # 20140701, which is also a number of seconds in 1970
 _YEAR_OR_MONTH = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])?")
-_FINER_UNITS = {13: "milliseconds", 16: "microseconds", 19: "nanoseconds"}  # by digits, since 2001
+_DATE_AND_HOUR = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])([01]\d|2[0-3])")
+_UNITS = {3: "milliseconds", 6: "microseconds", 9: "nanoseconds"}  # by digits beyond those of seconds
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _INDEX_NAME = re.compile(r"|Unnamed: \d+")  # as pandas writes the index of a table
 _OTHER_DELIMITERS = {";": "';'", "\t": "a tab", "|": "'|'"}
@@ -183,10 +184,10 @@ def _value_indices(where: str, header: list[str], time_at: int, columns: Sequenc
 
 def _time_ns(path: Path, line: int, name: str, cell: str, earlier_ns: list[int]) -> int:
     where = f"{path}, line {line}, column {name!r}: {cell!r}"
-    if name.lower() in _DATE_NAMES and _YEAR_OR_MONTH.fullmatch(cell):
+    if not earlier_ns and _is_ambiguous(cell, name):  # a count may come by such a number later
         raise SeriesError(f"{where} may be Unix seconds or a date; write a date as 2014-07-01")
-    if cell.isdecimal() and len(cell) in _FINER_UNITS:
-        raise SeriesError(f"{where} looks like Unix {_FINER_UNITS[len(cell)]}; give seconds")
+    if (unit := _finer_unit(cell)) is not None:
+        raise SeriesError(f"{where} looks like Unix {unit}; give seconds")
     time_ns = _parsed_time_ns(cell)
     if time_ns is None:
         raise SeriesError(f"{where} is not a time (ISO 8601 or Unix seconds)")
@@ -195,6 +196,17 @@ def _time_ns(path: Path, line: int, name: str, cell: str, earlier_ns: list[int])
     if earlier_ns and time_ns < earlier_ns[-1]:
         raise SeriesError(f"{where} is earlier than the row before")
     return time_ns
+
+
+def _is_ambiguous(cell: str, name: str) -> bool:
+    """Returns whether a number may be Unix seconds as well as 2014 or 201407 (of a date), or 2014070123."""
+    is_part = name.lower() in _DATE_NAMES and _YEAR_OR_MONTH.fullmatch(cell)
+    return bool(is_part or _DATE_AND_HOUR.fullmatch(cell))
+
+
+def _finer_unit(cell: str) -> str | None:
+    """Returns the unit of a number with too many digits for Unix seconds, which have 9 or 10 since 1973."""
+    return next((_UNITS[more] for more in _UNITS if len(cell) - more in (9, 10) and cell.isdecimal()), None)
 
 
 def _parsed_time_ns(cell: str) -> int | None:

@@ -138,6 +138,13 @@ VECTORS = [
     refused("no compact day", series(("20140701", "20140732"), "date,value"), 3, "date", "is not a time"),
     refused("years", series((2012, 2013), "date,value"), 2, "date", "may be Unix seconds or a date"),
     refused("months", series((201401, 201402), "date,value"), 2, "date", "may be Unix seconds or a date"),
+    refused("dates with an hour", series((2014070100, 2014070101)), 2, "timestamp", "may be Unix seconds"),
+    read(
+        "counts past 1900 in a date column",
+        series((1899, 1900, 1901), "date,value"),
+        tuple((count * 10**9, (count - 1899 + 1.5,)) for count in (1899, 1900, 1901)),
+    ),
+    refused("early Unix ms", series((946_684_800_000,)), 2, "timestamp", "like Unix milliseconds"),
     refused("seconds with an exponent", series(("1e9", "2e9", "3e9")), 2, "timestamp", "is not a time"),
     refused("month first", series(("07/01/2014", "07/02/2014"), "date,value"), 2, "date", "is not a time"),
     refused("day first", series(("01.07.2014 00:00",), "Date Time,value"), 2, "Date Time", "is not a time"),

@@ -20,7 +20,8 @@ _DATE_NAMES = ("datetime", "date", "ds")
 _SECONDS = re.compile(r"[+-]?\d{1,12}(\.\d{1,12})?")
 _COMPACT_DATE = re.compile(r"(19|20)\d{6}")  # 20140701, which is also a number of seconds in 1970
 _YEAR_OR_MONTH = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])?")
-_FINER_UNITS = {13: "milliseconds", 16: "microseconds", 19: "nanoseconds"}  # by digits, since 2001
+_DATE_AND_HOUR = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])([01]\d|2[0-3])")
+_UNITS = {3: "milliseconds", 6: "microseconds", 9: "nanoseconds"}  # by digits beyond those of seconds
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _INDEX_NAME = re.compile(r"|Unnamed: \d+")  # as pandas writes the index of a table
 _OTHER_DELIMITERS = {";": "';'", "\t": "a tab", "|": "'|'"}
@@ -159,10 +160,10 @@ class SeriesReader:
         return row
 
     def _time(self, text: str, column: str) -> int:
-        if column.lower() in _DATE_NAMES and _YEAR_OR_MONTH.fullmatch(text):
+        if self._last is None and _is_ambiguous(text, column):  # a count may come by such a number later
             raise self._error(f"{text!r} may be Unix seconds or a date; write a date as 2014-07-01", column)
-        if text.isdecimal() and len(text) in _FINER_UNITS:
-            raise self._error(f"{text!r} looks like Unix {_FINER_UNITS[len(text)]}; give seconds", column)
+        if (unit := _finer_unit(text)) is not None:
+            raise self._error(f"{text!r} looks like Unix {unit}; give seconds", column)
         try:
             time_ns = _to_ns(text)
         except (InvalidArgument, ValueError):
@@ -212,6 +213,17 @@ def time_after(row: SeriesRow, seconds: float) -> str:
 
 def _is_seconds(text: str) -> bool:
     return _SECONDS.fullmatch(text) is not None and _COMPACT_DATE.fullmatch(text) is None
+
+
+def _is_ambiguous(text: str, column: str) -> bool:
+    """Returns whether a number may be Unix seconds as well as 2014 or 201407 (of a date), or 2014070123."""
+    is_part = column.lower() in _DATE_NAMES and _YEAR_OR_MONTH.fullmatch(text)
+    return bool(is_part or _DATE_AND_HOUR.fullmatch(text))
+
+
+def _finer_unit(text: str) -> str | None:
+    """Returns the unit of a number with too many digits for Unix seconds, which have 9 or 10 since 1973."""
+    return next((_UNITS[more] for more in _UNITS if len(text) - more in (9, 10) and text.isdecimal()), None)
 
 
 def _to_ns(text: str) -> int:

@@ -299,6 +299,15 @@ class TestLines:
         os.close(reading)
         assert lines == ["über,1", "zwei", "", "drei"]
 
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+    async def test_a_line_may_end_in_any_way(self, tmp_path, end):
+        """Blank lines stay, and the end of the last line begins no new one."""
+        path = tmp_path / "lines"
+        path.write_bytes(end.join(["a", "", "b", ""]).encode())
+        descriptor = os.open(path, os.O_RDONLY)
+        assert [line async for line in read_lines(descriptor)] == ["a", "", "b"]
+        os.close(descriptor)
+
     async def test_a_descriptor_that_cannot_be_read_is_an_error(self):
         """The operating system's word reaches the caller."""
         reading, writing = os.pipe()
