@@ -162,10 +162,11 @@ def _time_index(
     free = [at for at, name in enumerate(header) if name not in values]
     named = [at for at in free if header[at].lower() in TIME_NAMES]
     dates = [at for at in free if _is_date(first[at])]
-    # If the first row has a text that is no date, the refusal of that text says more than any other.
-    texts = [at for at in free if first[at] and not _is_number(first[at])]
-    for at in (*named, *dates, *texts):
-        return at
+    found = named or dates
+    if not found and 0 in free and first[0] and not _is_number(first[0]):
+        found = [0]  # perhaps a date in another notation, which the refusal of the cell quotes
+    if found:
+        return found[0]
     raise SeriesError(
         f"{where}: no time column: none is named {', '.join(TIME_NAMES)}, none begins with a date"
     )

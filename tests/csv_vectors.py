@@ -118,6 +118,7 @@ VECTORS = [
         tuple((time_ns, (2.0 * at + 1, 2.0 * at + 2)) for at, (time_ns, _) in enumerate(DAYS)),
         inputs=("a", "b"),
     ),
+    refused("no time, and no number", "reading,value\n1,x\n2,2.5\n3,3.5\n", 1, words="no time column"),
     refused("no time", "reading,value\n1,1.5\n2,2.5\n3,3.5\n", 1, words="no time column"),
     # How times are written.
     read("T and Z", PLAIN.replace(" ", "T").replace("0,", "0Z,")),

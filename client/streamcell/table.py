@@ -85,7 +85,7 @@ class SeriesReader:
             return None
         if not self._header:
             self._header_line = self._line
-            self._header = self._checked_header(line, cells)
+            self._header = self._checked_header(cells)
             return None
         cells = _without_empty_end(cells, len(self._header))
         if len(cells) != len(self._header):
@@ -100,15 +100,15 @@ class SeriesReader:
         except csv.Error as error:
             raise self._error(f"not CSV: {error}") from None
 
-    def _checked_header(self, line: str, cells: tuple[str, ...]) -> tuple[str, ...]:
-        if line.lstrip().startswith("#"):
+    def _checked_header(self, cells: tuple[str, ...]) -> tuple[str, ...]:
+        if cells[0].startswith("#"):
             raise self._error("a comment, where the columns' names are expected")
         for delimiter, name in _OTHER_DELIMITERS.items():
-            if len(cells) == 1 and delimiter in line:
+            if len(cells) == 1 and delimiter in cells[0]:
                 raise self._error(f"the cells are separated by {name}, where a comma is expected")
         is_row = all(not cell or _NUMBER.fullmatch(cell) for cell in cells) or any(map(_is_date, cells))
         if is_row:
-            raise self._error(f"no header: {line.strip()} is a row, where the columns' names are expected")
+            raise self._error(f"no header: {','.join(cells)} is a row, where the columns' names are expected")
         header = _without_empty_end(cells, 1)
         for at, name in enumerate(header):
             if not name and at:
@@ -137,9 +137,9 @@ class SeriesReader:
         free = [at for at, name in enumerate(self._header) if name not in self._inputs]
         named = [at for at in free if self._header[at].lower() in TIME_NAMES]
         dates = [at for at in free if _is_date(first[at])]
-        # If the first row has a text that is no date, the refusal of that text says more than any other.
-        texts = [at for at in free if self._uses_time and first[at] and not _NUMBER.fullmatch(first[at])]
-        found = [*named, *dates, *texts]
+        found = named or dates
+        if not found and 0 in free and self._uses_time and first[0] and not _NUMBER.fullmatch(first[0]):
+            found = [0]  # perhaps a date in another notation, which the refusal of the cell quotes
         if not found and self._uses_time:
             raise self._error(
                 "no time column, which the model needs: name it " + " or ".join(TIME_NAMES),
