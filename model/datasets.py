@@ -83,7 +83,7 @@ def read_csv(
             time_at = _time_index(where, header, cells, wanted=time_column, values=columns or ())
             value_at = _value_indices(where, header, time_at, columns)
             calendar = not _is_seconds(cells[time_at])
-        times_ns.append(_time_ns(path, line, header[time_at], cells[time_at], times_ns))
+        times_ns.append(_time_ns(path, line, header[time_at], cell=cells[time_at], earlier_ns=times_ns))
         values.append([_number(path, line, header[at], cells[at]) for at in value_at])
     if len(values) < MIN_ROWS:
         raise SeriesError(f"{path}: {len(values)} rows; at least {MIN_ROWS} are needed")
@@ -183,18 +183,20 @@ def _value_indices(where: str, header: list[str], time_at: int, columns: Sequenc
     return [header.index(name) for name in columns]
 
 
-def _time_ns(path: Path, line: int, name: str, cell: str, earlier_ns: list[int]) -> int:
+def _time_ns(path: Path, line: int, name: str, *, cell: str, earlier_ns: list[int]) -> int:
+    time_ns = _parsed_time_ns(cell)
+    if time_ns is not None and earlier_ns and time_ns > earlier_ns[-1]:
+        return time_ns
     where = f"{path}, line {line}, column {name!r}: {cell!r}"
     if not earlier_ns and _is_ambiguous(cell, name):  # a count may come by such a number later
         raise SeriesError(f"{where} may be Unix seconds or a date; write a date as 2014-07-01")
-    if (unit := _finer_unit(cell)) is not None:
-        raise SeriesError(f"{where} looks like Unix {unit}; give seconds")
-    time_ns = _parsed_time_ns(cell)
     if time_ns is None:
-        raise SeriesError(f"{where} is not a time (ISO 8601 or Unix seconds)")
+        unit = _finer_unit(cell)
+        what = "is not a time (ISO 8601 or Unix seconds)"
+        raise SeriesError(f"{where} {what if unit is None else f'looks like Unix {unit}; give seconds'}")
     if earlier_ns and time_ns == earlier_ns[-1]:
         raise SeriesError(f"{where} repeats the time of the row before")
-    if earlier_ns and time_ns < earlier_ns[-1]:
+    if earlier_ns:
         raise SeriesError(f"{where} is earlier than the row before")
     return time_ns
 

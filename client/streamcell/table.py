@@ -162,11 +162,11 @@ class SeriesReader:
     def _time(self, text: str, column: str) -> int:
         if self._last is None and _is_ambiguous(text, column):  # a count may come by such a number later
             raise self._error(f"{text!r} may be Unix seconds or a date; write a date as 2014-07-01", column)
-        if (unit := _finer_unit(text)) is not None:
-            raise self._error(f"{text!r} looks like Unix {unit}; give seconds", column)
         try:
             time_ns = _to_ns(text)
         except (InvalidArgument, ValueError):
+            if (unit := _finer_unit(text)) is not None:
+                raise self._error(f"{text!r} looks like Unix {unit}; give seconds", column) from None
             what = f"{text!r} is not a time (ISO 8601 or Unix seconds)" if text else "empty, not a time"
             raise self._error(what, column) from None
         last = self._last
