@@ -1,29 +1,26 @@
-"""Streams a series through a server of its own and shows each prediction beside what then came.
+"""Streams a series through a server of its own and shows each prediction beside the value that then came.
 
-Run from a checkout: `python client/examples/demo.py [--csv FILE] [--model NAME] [--every N]`. It owns the
-server's process: whatever happens, none is left behind. How steps travel is the library's.
+Run from a checkout: `python client/examples/demo.py [--csv FILE] [--model NAME] [--every N]`. How to use the
+library is in `run`, `stream` and `show_forecast`; `own_server` and `comparison` beside this file do the rest.
 """
 
 import argparse
 import asyncio
-import collections
-import contextlib
 import dataclasses
-import datetime
-import json
 import math
 import os
 import pathlib
 import signal
 import sys
 import time
-import urllib.request
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "client")]  # a checkout serves too where nothing is installed
+# A checkout serves too where nothing is installed.
+sys.path[:0] = [str(ROOT), str(ROOT / "client"), str(ROOT / "client" / "examples")]
 
-from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
+from comparison import Comparison  # noqa: E402
+from own_server import ServerError, run_server, step_latency  # noqa: E402
 from streamcell import Client, Model, RetryPolicy, Session, StreamcellError, Timeout  # noqa: E402
 
 from model.datasets import Series, mackey_glass, read_csv  # noqa: E402
@@ -33,9 +30,6 @@ NUM_TABLE_ROWS = 18
 NUM_GENERATED_ROWS = 3000
 GENERATED_SEED = 2026  # not one that the shipped model was trained with
 FORECAST_STEPS = 6
-START_SECONDS = 180.0  # loading torch from a cold disk takes its time
-STOP_SECONDS = 60.0  # more than the server gives itself to drain
-LATENCY = "streamcell_step_seconds"
 
 
 class DemoError(Exception):
@@ -44,184 +38,81 @@ class DemoError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Which output is shown, which input it is about, and the series' column for each input."""
+    """Which output is shown, the series' column that it predicts, and the column for each input."""
 
     output_at: int
-    input_at: int
+    column: int
     columns: tuple[int, ...]
 
 
-class Errors:
-    """The running errors of a prediction: mean absolute, and absolute over the mean magnitude (altMAPE)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._absolute = 0.0
-        self._magnitude = 0.0
-
-    def add(self, predicted: float, actual: float) -> None:
-        """Counts one prediction."""
-        self.count += 1
-        self._absolute += abs(predicted - actual)
-        self._magnitude += abs(actual)
-
-    @property
-    def mae(self) -> float:
-        """Mean |e|."""
-        return self._absolute / max(self.count, 1)
-
-    @property
-    def alt_mape(self) -> float:
-        """Mean |e| / mean |y|; NaN for a series of zeros."""
-        return self._absolute / self._magnitude if self._magnitude else math.nan
-
-
-class Table:
-    """The lines of the running comparison."""
-
-    def __init__(self, series: Series, scale: float) -> None:
-        self._series = series
-        # Five digits of what is usual for the series, and none behind the point for large values.
-        self._decimals = min(max(4 - math.floor(math.log10(scale)), 0), 6) if scale > 0 else 4
-
-    def title(self) -> str:
-        """The columns' names."""
-        left = f"{'time':<19}{'actual':>12}{'predicted':>12}{'error':>12}"
-        return f"{left}   |{'MAE so far':>12}{'persistence':>13}"
-
-    def line(self, row: int, actual: float, predicted: float | None, model: Errors, naive: Errors) -> str:
-        """One row of the series: what came, what had been predicted, and the errors so far."""
-        left = f"{self.when(int(self._series.times_ns[row])):<19}{self.number(actual):>12}"
-        if predicted is None:
-            return f"{left}{'-':>12}{'-':>12}   |{'-':>12}{'-':>13}"
-        error = f"{actual - predicted:+,.{self._decimals}f}"
-        middle = f"{self.number(predicted):>12}{error:>12}"
-        return f"{left}{middle}   |{self.number(model.mae):>12}{self.number(naive.mae):>13}"
-
-    def number(self, value: float) -> str:
-        """A value of the series, or a difference of two."""
-        return f"{value:,.{self._decimals}f}"
-
-    def when(self, time_ns: int) -> str:
-        """A time of the series: a date, or a count of seconds."""
-        if not self._series.calendar:
-            return f"t = {time_ns / 1e9:,g} s"
-        moment = datetime.datetime.fromtimestamp(time_ns // 10**9, datetime.UTC)
-        return f"{moment:%Y-%m-%d %H:%M:%S}"
-
-
-def main() -> int:
-    """Runs the demo and returns its exit status."""
-    options = _parser().parse_args()
-    try:
-        return asyncio.run(_run_until_signal(options))
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no complaint at the end
-        return 141
-    except (DemoError, SeriesError, StreamcellError) as error:
-        sys.stdout.flush()
-        sys.stderr.write(f"demo: {error}\n")
-        return 1
-
-
-async def _run_until_signal(options: argparse.Namespace) -> int:
-    """Runs the demo; being told to stop, by a closed terminal too, is the same to it as Ctrl-C."""
-    task = asyncio.create_task(run(options))
-    received: list[int] = []
-
-    def stop(number: int) -> None:
-        received.append(number)
-        task.cancel()
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, stop, number)
-    try:
-        await task
-    except asyncio.CancelledError:
-        if not received:  # by Ctrl-C, which asyncio.run makes a KeyboardInterrupt of
-            raise
-    return 128 + received[0] if received else 0
-
-
 async def run(options: argparse.Namespace) -> None:
-    """Starts a server, streams the series through it, sums up, stops the server."""
+    """Starts a server, streams the series through it, shows the errors and a forecast, stops the server."""
     series, source = _series(options.csv)
     name = options.model or ("nyc-taxi" if options.csv else "mackey-glass")
     began = time.monotonic()
     _say("starting a server: python -m service --listen 127.0.0.1:0 --models model/artifacts")
-    # The server is a child on this machine: where it is gone, long patience is in vain.
+    # The server is a child process on this machine: if it is gone, waiting for it is of no use.
     retry, timeout = RetryPolicy(max_total_seconds=5.0), Timeout(connect_seconds=2.0)
     async with (
-        _server() as (listen, metrics),
-        Client(listen, retry=retry, timeout=timeout) as client,
+        run_server(ROOT) as server,
+        Client(server.grpc, retry=retry, timeout=timeout) as client,
     ):
+        seconds = time.monotonic() - began
         _say(
-            f"ready after {time.monotonic() - began:.1f} s: gRPC on {listen}, metrics on http://{metrics}/metrics"
+            f"ready after {seconds:.1f} s: gRPC on {server.grpc}, metrics on http://{server.metrics}/metrics"
         )
         async with client.session(model=name) as session:
             model = await _model_of(client, session)
             target = _target(model, series)
             _say(f"streaming {source}, step by step, through model {model.name}/{model.version}")
             _warn_of_interval(model, series, options.csv)
-            await _stream(session, model, series, target, options.every)
-            _say(f"step latency on the server: {await asyncio.to_thread(_latency, metrics, model)}")
-            await _show_forecast(session, model, series, target)
+            comparison = Comparison(series, target.column)
+            named = _named(model, series, target)
+            _say(f"\n{named}: each row beside what had been predicted for it one step before")
+            await stream(session, series, target, comparison, every=options.every)
+            latency = await asyncio.to_thread(step_latency, server.metrics, model.name, model.version)
+            _say(f"step latency on the server: {latency}")
+            interval_ns = series.interval_ns or round(model.step_interval_seconds * 1e9)
+            await show_forecast(session, target, comparison, interval_ns)
     _say("\nserver stopped")
 
 
-async def _stream(session: Session, model: Model, series: Series, target: Target, every: int | None) -> None:
-    column = target.columns[target.input_at]
-    actuals = series.values[:, column].tolist()
-    table = Table(series, sum(map(abs, actuals)) / len(actuals))
+async def stream(
+    session: Session, series: Series, target: Target, comparison: Comparison, *, every: int | None
+) -> None:
+    """Streams the series' rows and compares each prediction with the row after it."""
     every = every or math.ceil(len(series) / NUM_TABLE_ROWS)
-    errors, naive = Errors(), Errors()
-    unit = model.inputs[target.input_at].unit
-    named = f"{series.names[column]} [{unit}]" if unit else series.names[column]
-    _say(f"\n{named}: each row beside what had been predicted for it one step before")
-    _say(table.title())
+    _say(comparison.title())
     predicted = None
     began = time.monotonic()
-    async for reply in session.stream(_rows(series, target)):
-        row = reply.step_index
+    async for prediction in session.stream(_rows(series, target)):
+        row = prediction.step_index
         if predicted is not None:
-            errors.add(predicted, actuals[row])
-            naive.add(actuals[row - 1], actuals[row])
+            comparison.add(row, predicted)
         if row % every == 0 or row == len(series) - 1:
-            _say(table.line(row, actuals[row], predicted, errors, naive))
-        predicted = reply.y[target.output_at]
-    _sum_up(table, errors, naive, len(series), time.monotonic() - began)
+            _say(comparison.line(row, predicted))
+        predicted = prediction.y[target.output_at]
+    seconds = time.monotonic() - began
+    _say(f"\n{len(series):,} rows in {seconds:.2f} s: {len(series) / seconds:,.0f} steps/s over one stream")
+    for line in comparison.summary():
+        _say(line)
 
 
-def _sum_up(table: Table, errors: Errors, naive: Errors, num_rows: int, seconds: float) -> None:
-    _say(f"\n{num_rows:,} rows in {seconds:.2f} s: {num_rows / seconds:,.0f} steps/s over one stream")
-    _say(f"{'':<14}{'model':>12}{'persistence':>14}   (persistence: the next value is this one)")
-    _say(f"{'MAE':<14}{table.number(errors.mae):>12}{table.number(naive.mae):>14}")
-    _say(f"{'altMAPE':<14}{errors.alt_mape:>12.2%}{naive.alt_mape:>14.2%}")
-    if naive.mae:
-        change = errors.mae / naive.mae - 1
-        _say(f"the model's error is {abs(change):.1%} {'above' if change > 0 else 'below'} persistence's")
-
-
-async def _show_forecast(session: Session, model: Model, series: Series, target: Target) -> None:
-    forecast = await session.forecast(FORECAST_STEPS)
-    actuals = series.values[:, target.columns[target.input_at]]
-    table = Table(series, float(abs(actuals).mean()))
-    interval_ns = series.interval_ns or round(model.step_interval_seconds * 1e9)
+async def show_forecast(session: Session, target: Target, comparison: Comparison, interval_ns: int) -> None:
+    """Predicts the steps after the last row, which leaves the session as it was."""
     _say(f"\nforecast of the {FORECAST_STEPS} steps after the last row")
-    for ahead, y in enumerate(forecast, start=1):
-        when = table.when(int(series.times_ns[-1]) + ahead * interval_ns)
-        _say(f"{when:<19}{'':>12}{table.number(y[target.output_at]):>12}")
+    for ahead, y in enumerate(await session.forecast(FORECAST_STEPS), start=1):
+        _say(comparison.forecast_line(ahead * interval_ns, y[target.output_at]))
 
 
-async def _rows(series: Series, target: Target) -> AsyncIterator[tuple[int, list[float]]]:
+def _rows(series: Series, target: Target) -> Iterator[tuple[int, list[float]]]:
+    """Yields what a stream takes: the time of each row in Unix nanoseconds, and the model's inputs."""
     for time_ns, values in zip(series.times_ns.tolist(), series.values.tolist(), strict=True):
         yield time_ns, [values[column] for column in target.columns]
 
 
 def _series(path: pathlib.Path | None) -> tuple[Series, str]:
-    """Returns the series to stream and what to call it."""
+    """Returns the series to stream and its name for people."""
     if path is None:
         series = mackey_glass(NUM_GENERATED_ROWS, seed=GENERATED_SEED)
         return series, f"{len(series):,} rows of a Mackey-Glass series new to it"
@@ -235,7 +126,7 @@ async def _model_of(client: Client, session: Session) -> Model:
 
 
 def _target(model: Model, series: Series) -> Target:
-    """Returns which value is compared; the series must have a column for each input, by name or in order."""
+    """Chooses the output to show; the series must have a column for each input, by name or in order."""
     inputs = [variable.name for variable in model.inputs]
     if set(inputs) <= set(series.names):
         columns = tuple(series.names.index(name) for name in inputs)
@@ -248,7 +139,13 @@ def _target(model: Model, series: Series) -> Target:
         )
     output_at = next((at for at, output in enumerate(model.outputs) if output.role == "mean"), 0)
     about = model.outputs[output_at].target
-    return Target(output_at, inputs.index(about) if about in inputs else 0, columns)
+    return Target(output_at, columns[inputs.index(about) if about in inputs else 0], columns)
+
+
+def _named(model: Model, series: Series, target: Target) -> str:
+    """Returns the name of the column that is predicted, with its unit."""
+    unit = model.inputs[target.columns.index(target.column)].unit
+    return f"{series.names[target.column]} [{unit}]" if unit else series.names[target.column]
 
 
 def _warn_of_interval(model: Model, series: Series, path: pathlib.Path | None) -> None:
@@ -263,92 +160,39 @@ def _warn_of_interval(model: Model, series: Series, path: pathlib.Path | None) -
     )
 
 
-@contextlib.asynccontextmanager
-async def _server() -> AsyncIterator[tuple[str, str]]:
-    """Runs a server on free ports for the block, and yields its two addresses."""
-    arguments = ["-m", "service", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, "--models", "model/artifacts",
-        cwd=ROOT, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE, limit=1 << 20,
-        start_new_session=True,  # Ctrl-C is for the demo, which stops the server when it is done with it
-    )  # fmt: skip
-    assert process.stderr is not None  # noqa: S101 - it is a pipe
-    serving: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
-    log = asyncio.create_task(_read_log(process.stderr, serving))
+def main() -> int:
+    """Runs the demo and returns its exit status."""
+    options = _parser().parse_args()
     try:
-        yield await asyncio.wait_for(serving, START_SECONDS)
-    except TimeoutError:
-        raise DemoError(f"the server did not serve within {START_SECONDS:g} s") from None
-    finally:
-        await _stop(process)
-        await log
+        return asyncio.run(_run_until_signal(options))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no complaint when Python exits
+        return 141
+    except (DemoError, ServerError, SeriesError, StreamcellError) as error:
+        sys.stdout.flush()
+        sys.stderr.write(f"demo: {error}\n")
+        return 1
 
 
-async def _read_log(stderr: asyncio.StreamReader, serving: "asyncio.Future[tuple[str, str]]") -> None:
-    """Finds the addresses for gRPC and metrics in the server's log, then reads on: a full pipe blocks it."""
-    tail: collections.deque[str] = collections.deque(maxlen=20)
-    async for line in stderr:
-        if serving.done():
-            continue
-        tail.append(line.decode(errors="replace").rstrip())
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            event = json.loads(line)
-            if event["event"] == "serving":
-                serving.set_result((event["listen"], event["metrics"]))
-    if not serving.done():
-        words = "\n  ".join(["the server ended before it served; its last words:", *tail])
-        serving.set_exception(DemoError(words))
+async def _run_until_signal(options: argparse.Namespace) -> int:
+    """Runs the demo; SIGTERM, and SIGHUP of a closed terminal, stop it as Ctrl-C does."""
+    task = asyncio.create_task(run(options))
+    received: list[int] = []
 
+    def stop(number: int) -> None:
+        received.append(number)
+        task.cancel()
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    """Ends the server and waits for it: politely first."""
-    for end in (process.terminate, process.kill):
-        with contextlib.suppress(ProcessLookupError):
-            end()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOP_SECONDS):
-                await process.wait()
-                return
-
-
-def _latency(metrics: str, model: Model) -> str:
-    """Returns p50 and p99 of a step, as the server's histogram tells."""
-    with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=10) as page:
-        text = page.read().decode()
-    buckets = latency_buckets(text, model.name, model.version)
-    p50, p99 = quantile(0.5, buckets), quantile(0.99, buckets)
-    return f"p50 {p50 * 1000:.2f} ms, p99 {p99 * 1000:.2f} ms (its {LATENCY})"
-
-
-def latency_buckets(text: str, name: str, version: str) -> list[tuple[float, float]]:
-    """Returns one model's latency buckets from a page of metrics: upper bounds and counts up to them."""
-    return [
-        (float(sample.labels["le"]), sample.value)
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == f"{LATENCY}_bucket"
-        and (sample.labels.get("model"), sample.labels.get("version")) == (name, version)
-    ]
-
-
-def quantile(q: float, buckets: Iterable[tuple[float, float]]) -> float:
-    """Estimates a quantile from cumulative buckets, as Prometheus' histogram_quantile does.
-
-    Linear within the bucket; beyond the last finite bound, that bound; NaN without observations.
-    """
-    bounds = sorted(buckets)
-    total = bounds[-1][1] if bounds else 0.0
-    if not total:
-        return math.nan
-    lower, below = 0.0, 0.0
-    for upper, count in bounds:
-        if count >= q * total:
-            if math.isinf(upper):
-                return lower
-            return lower + (upper - lower) * (q * total - below) / (count - below) if count > below else lower
-        lower, below = upper, count
-    return lower
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not received:  # by Ctrl-C, which asyncio.run turns into KeyboardInterrupt
+            raise
+    return 128 + received[0] if received else 0
 
 
 def _parser() -> argparse.ArgumentParser:

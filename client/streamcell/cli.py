@@ -1,7 +1,7 @@
-"""The command `streamcell`: its options, its exit status, and one line for whatever goes wrong.
+"""The command `streamcell`: its options, its exit status, and one line for each error.
 
-0: done; 1: something is wrong, said in one line on standard error; 2: usage; 130: interrupted; 141: whoever
-read the output went away.
+Exit status 0: done; 1: an error, described in one line on standard error; 2: wrong usage; 130: interrupted;
+141: the program that read the output ended. Knows nothing of CSV.
 """
 
 import argparse
@@ -21,13 +21,14 @@ from streamcell.table import CsvError
 from streamcell.values import Model, Tls, Variable
 
 _PREDICT = """\
-Pipes a CSV series through a model, line by line, and writes CSV: the time, the step's index, the inputs
-as they were, and predicted_OUTPUT, what had been predicted for this row from the rows before it.
+Pipes a CSV series through a model, line by line, and writes CSV: the time, the step's index, the inputs as
+the file has them, and predicted_OUTPUT, the prediction for this row from the rows before it.
 """
 _CSV = """\
-The CSV's time is in a column named timestamp, time, datetime, date or ds, else in the first: ISO 8601, taken
-as UTC where no offset is given, or Unix seconds. Times must rise. The model's inputs are found by name if
-the header has them all, else taken in order if their number is right.
+The file has commas and a header. The time is in the column named timestamp, time, datetime, date or ds, or
+in the first that begins with a date: ISO 8601, taken as UTC where no offset is given, or Unix seconds. Times
+must rise. The model's inputs are found by name if the header has all of them, and otherwise taken in order
+if their number is right.
 Example: tail -n +1 -f sensor.csv | streamcell predict --model nyc-taxi
 """
 
@@ -40,7 +41,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # What is still buffered has no reader either; without this the interpreter would complain at its end.
+        # Buffered output has no reader either; without this the interpreter would complain when it exits.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -59,16 +60,15 @@ async def predict(options: argparse.Namespace) -> None:
         out = _open_output(options.out, stack)
         file_name = "standard input" if options.csv == "-" else options.csv
         async with Client(options.target, tls=_tls(options)) as client:
-            # A session that was given a name is meant to be gone on with.
-            keep = options.session is not None
+            keep = options.session is not None  # somebody who names a session means to go on with it
             opening = client.session(model=options.model, session_id=options.session, keep=keep)
             async with opening as session:
-                pipe = Pipe(session, await find_model(client, session), file_name, out)
+                pipe = Pipe(session, await find_model(client, session), file_name=file_name, out=out)
                 await pipe.run(read_lines(descriptor), options.horizon)
 
 
 async def models(options: argparse.Namespace) -> None:
-    """Lists the models served."""
+    """Lists the models that the server serves."""
     async with Client(options.target, tls=_tls(options)) as client:
         rows = [_describe(model) for model in await client.models()]
     titles = ("MODEL", "SESSIONS", "INTERVAL", "INPUTS", "OUTPUTS", "DESCRIPTION")

@@ -1,6 +1,6 @@
-"""The client: one connection to a server, and the way to its models and sessions.
+"""The client: opens and closes the connection to a server, lists its models and makes sessions.
 
-Owns the connection's life. What sessions do on it is theirs.
+Knows nothing of what sessions send over the connection.
 """
 
 from collections.abc import Mapping
@@ -17,16 +17,23 @@ from streamcell.values import Limits, Model, OpenMode, RetryPolicy, Timeout, Tls
 
 
 class Client:
-    """A connection to a server, used with `async with`; it connects when first needed.
+    """A connection to a server, used with `async with`; it connects with the first call.
+
+    Example:
+        async with Client("localhost:50051") as client:
+            print([model.name for model in await client.models()])
+            async with client.session(model="nyc-taxi") as session:
+                prediction = await session.step([10_844.0])
 
     Args:
-        target: "HOST:PORT", or several with commas between: the next one is tried when one goes. Or any name
-            that gRPC resolves: "dns:///HOST:PORT" for all addresses of a name, "ipv4:IP:PORT,IP:PORT".
-        tls: encrypts; absent: plain text.
+        target: "HOST:PORT", or several with commas between: the client uses the next one when one is gone. Or
+            any name that gRPC resolves: "dns:///HOST:PORT" for all addresses of a name, or
+            "ipv4:IP:PORT,IP:PORT".
+        tls: settings of an encrypted connection; absent: plain text.
         metadata: sent with every call, such as {"authorization": "Bearer …"}; keys in lower case.
-        timeout: how long things may take.
-        limits: how much may be held or sent at once.
-        retry: how failed attempts are repeated.
+        timeout: how long connecting, a call and a silent connection may take.
+        limits: how many steps and bytes may be in memory or in a message at once.
+        retry: how often and how fast failed attempts are repeated.
         sources: where time and chance come from, for tests.
     """
 
@@ -51,7 +58,7 @@ class Client:
         self._connection: Connection | None = None
 
     async def __aenter__(self) -> Self:
-        # Here and not in the constructor: a channel belongs to the event loop that is running.
+        # Not in the constructor: a channel belongs to the event loop that is running when it is made.
         self._connection = Connection(
             self.target,
             tls=self._tls,
@@ -71,7 +78,7 @@ class Client:
         await connection.aclose()
 
     async def models(self) -> tuple[Model, ...]:
-        """Lists the models served, by name, then version."""
+        """Lists the models that the server serves, by name, then version."""
         connection = self._open_connection()
         reply = await connection.unary_repeated(lambda stub: stub.ListModels, pb.ListModelsRequest())
         return tuple(map(convert.to_model, reply.models))
@@ -85,18 +92,20 @@ class Client:
         durable: bool = False,
         keep: bool = False,
     ) -> Session:
-        """Returns a session, to be opened by its `async with`.
+        """Returns a session; its `async with` opens it.
 
         Args:
             model: "NAME" (its newest version) or "NAME/VERSION"; absent: the only model served, or the
-                one that a session found by its id runs on.
-            session_id: absent: a random one.
-            mode: "open" finds the session or creates it, "create" and "resume" insist on one of them.
-            durable: each step is answered only once it is in the server's store.
-            keep: leaves the session on the server at the end. Otherwise it is closed if it was created
-                here; one that was found is always left.
+                model of the session that `session_id` finds.
+            session_id: absent: a random id.
+            mode: "open" finds the session or creates it; "create" refuses one that exists, "resume" one that
+                does not.
+            durable: the server answers a step only once the step is in its store.
+            keep: leaves the session on the server at the end. Without `keep` a session that was created
+                here is closed; a session that was found always stays.
         """
-        return Session(self._open_connection(), open_request(model, session_id, mode, durable), keep=keep)
+        request = open_request(model=model, session_id=session_id, mode=mode, durable=durable)
+        return Session(self._open_connection(), request, keep=keep)
 
     def _open_connection(self) -> Connection:
         if self._connection is None:

@@ -1,8 +1,9 @@
-"""The way to the servers: calls whose failures are this library's errors, and the move to another server.
+"""The way to the servers: makes calls, turns their failures into this library's errors, changes servers.
 
-One channel is in use at a time. A server that drains or stays silent, or that cannot be reached while
-there are other targets, is left for a fresh channel to the next target, once for all the calls that fail on
-it; with one target the fresh channel leads to whoever listens there now. Knows nothing of sessions.
+One channel is in use at a time. The connection leaves a server that drains or does not answer. With several
+targets it also leaves a server that it cannot reach. It leaves a server once, however many calls fail on it,
+and opens a new channel to the next target; with one target the new channel leads to the server that listens
+there now. Knows nothing of sessions.
 """
 
 import contextlib
@@ -26,11 +27,11 @@ Stub: TypeAlias = "pb_grpc.StreamcellServiceAsyncStub"
 Choose: TypeAlias = "Callable[[Stub], grpc.aio.UnaryUnaryMultiCallable[Request, Response]]"
 StreamCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.StreamRequest, pb.StreamResponse]"
 
-_FEW_ATTEMPTS = 5  # before a server that was perhaps never there is given up
+_FEW_ATTEMPTS = 5  # for a server that was perhaps never there
 
 
-class Lane:
-    """A channel to one target, and how many calls are under way on it."""
+class TargetChannel:
+    """A channel to one target, with the number of calls under way on it."""
 
     def __init__(self, target: str, channel: grpc.aio.Channel) -> None:
         self.target = target
@@ -40,7 +41,11 @@ class Lane:
 
 
 class Connection:
-    """A channel to one of several targets, and what each call on it shares."""
+    """Makes calls to one of several targets, all with the same metadata, time limits and TLS settings.
+
+    Example:
+        reply = await connection.unary(lambda stub: stub.GetSession, request)
+    """
 
     def __init__(
         self,
@@ -57,64 +62,65 @@ class Connection:
         self.limits = limits
         self._targets = split_targets(target)
         self._tls = tls
-        self._options = channel_options(timeout, limits, retry, tls)
+        self._options = channel_options(timeout=timeout, limits=limits, retry=retry, tls=tls)
         self._retry = retry
         self._sources = sources
         self._metadata: Metadata = tuple(metadata.items())
         self._is_closed = False
-        self._turn = 0
-        self._lane = self._open_lane()
-        self._left: set[Lane] = set()  # lanes with calls still under way
+        self._target_index = 0
+        self._channel = self._open_channel()
+        self._left_channels: set[TargetChannel] = set()  # each has calls under way
 
     async def aclose(self) -> None:
-        """Closes every channel; calls in flight end as cancelled."""
+        """Closes every channel; calls under way end as cancelled."""
         self._is_closed = True
-        for lane in (self._lane, *self._left):
-            await lane.channel.close(None)
+        for channel in (self._channel, *self._left_channels):
+            await channel.channel.close(None)
 
-    def backoff(self, *, insists: bool = True) -> Backoff:
-        """Returns a pace for the attempts of one operation; one that does not insist gives up soon."""
-        return Backoff(self._retry, self._sources, None if insists else _FEW_ATTEMPTS)
+    def backoff(self, *, gives_up_early: bool = False) -> Backoff:
+        """Returns the pace for the attempts of one operation; giving up early means after five attempts."""
+        return Backoff(self._retry, self._sources, max_attempts=_FEW_ATTEMPTS if gives_up_early else None)
 
     async def unary(self, choose: "Choose[Request, Response]", request: Request) -> Response:
-        """Makes one call of the method chosen from a stub.
+        """Makes one call of the method that `choose` takes from a stub.
 
         Raises:
-            StreamcellError: it failed.
+            StreamcellError: the call failed.
         """
-        async with self._using_lane() as lane:
-            return await choose(lane.stub)(
+        async with self._using_channel() as channel:
+            return await choose(channel.stub)(
                 request, timeout=self.timeout.call_seconds, metadata=self._metadata
             )
 
-    async def unary_again(self, choose: "Choose[Request, Response]", request: Request) -> Response:
-        """Makes the call that looks for a server after one was lost.
+    async def unary_reconnecting(self, choose: "Choose[Request, Response]", request: Request) -> Response:
+        """Makes a call that also looks for a server, for use after a connection was lost.
 
-        Waits for a single target to be there; of several the next has its turn if one is not.
+        Waits until the server listens if there is one target. With several targets it does not wait, so that
+        the next attempt asks the next target.
 
         Raises:
             ConnectionLost: no server answered within `connect_seconds`.
-            StreamcellError: it failed.
+            StreamcellError: the call failed.
         """
         seconds = self.timeout.connect_seconds
-        async with self._using_lane() as lane:
+        async with self._using_channel() as channel:
             try:
-                return await choose(lane.stub)(
+                return await choose(channel.stub)(
                     request, timeout=seconds, metadata=self._metadata, wait_for_ready=len(self._targets) == 1
                 )
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                    self._leave(lane)
-                    raise ConnectionLost(f"no answer from {lane.target} within {seconds:g} s") from error
+                    self._leave(channel)
+                    raise ConnectionLost(f"no answer from {channel.target} within {seconds:g} s") from error
                 raise
 
     async def unary_repeated(self, choose: "Choose[Request, Response]", request: Request) -> Response:
-        """Makes a call that is safe to repeat a few times.
+        """Makes a call that is safe to repeat, up to five times.
 
         Raises:
-            StreamcellError: the last attempt's.
+            StreamcellError: the error of the last attempt.
         """
-        backoff = self.backoff(insists=False)
+        backoff = self.backoff(gives_up_early=True)
         while True:
             try:
                 return await self.unary(choose, request)
@@ -123,51 +129,54 @@ class Connection:
 
     @contextlib.asynccontextmanager
     async def stream(self) -> AsyncIterator[StreamCall]:
-        """Opens a bidirectional stream, cancelled at the end of the block.
+        """Opens a bidirectional stream and cancels it at the end of the block.
+
+        A StreamcellError that the block raises counts as a failure of the server, too: it may change servers.
 
         Raises:
-            StreamcellError: it failed; errors of the block decide about a move all the same.
+            StreamcellError: the stream failed.
         """
-        async with self._using_lane() as lane:
-            call = lane.stub.Stream(None, metadata=self._metadata)
+        async with self._using_channel() as channel:
+            call = channel.stub.Stream(None, metadata=self._metadata)
             try:
                 yield call
             finally:
                 call.cancel()
 
     @contextlib.asynccontextmanager
-    async def _using_lane(self) -> AsyncIterator[Lane]:
+    async def _using_channel(self) -> AsyncIterator[TargetChannel]:
+        """Counts a call on the channel in use, translates its failure, and closes a channel left by all."""
         if self._is_closed:
             raise errors.NotOpen("the client is closed: sessions live inside its `async with`")
-        lane = self._lane
-        lane.num_calls += 1
+        channel = self._channel
+        channel.num_calls += 1
         try:
-            yield lane
+            yield channel
         except grpc.aio.AioRpcError as error:
             failure = errors.from_rpc_error(error)
-            self._judge(lane, failure)
+            self._leave_after(failure, channel)
             raise failure from error
         except StreamcellError as failure:
-            self._judge(lane, failure)
+            self._leave_after(failure, channel)
             raise
         finally:
-            lane.num_calls -= 1
-            if lane in self._left and not lane.num_calls:
-                self._left.discard(lane)
-                await lane.channel.close(None)
+            channel.num_calls -= 1
+            if channel in self._left_channels and not channel.num_calls:
+                self._left_channels.discard(channel)
+                await channel.channel.close(None)
 
-    def _judge(self, lane: Lane, failure: StreamcellError) -> None:
-        """Moves on if this failure is one to leave a server for."""
+    def _leave_after(self, failure: StreamcellError, channel: TargetChannel) -> None:
+        """Leaves a server that drains; with several targets also one that is unavailable."""
         if isinstance(failure, Unavailable if len(self._targets) > 1 else Draining):
-            self._leave(lane)
+            self._leave(channel)
 
-    def _leave(self, lane: Lane) -> None:
-        """Moves on from a lane, unless somebody did before."""
-        if lane is self._lane and not self._is_closed:
-            self._left.add(lane)
-            self._turn = (self._turn + 1) % len(self._targets)
-            self._lane = self._open_lane()
+    def _leave(self, channel: TargetChannel) -> None:
+        """Opens a channel to the next target, unless another call has done so already."""
+        if channel is self._channel and not self._is_closed:
+            self._left_channels.add(channel)
+            self._target_index = (self._target_index + 1) % len(self._targets)
+            self._channel = self._open_channel()
 
-    def _open_lane(self) -> Lane:
-        target = self._targets[self._turn]
-        return Lane(target, open_channel(target, self._tls, self._options))
+    def _open_channel(self) -> TargetChannel:
+        target = self._targets[self._target_index]
+        return TargetChannel(target, open_channel(target, self._tls, self._options))

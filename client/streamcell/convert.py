@@ -1,8 +1,8 @@
-"""From what callers give to what messages hold, and back.
+"""Converts what callers pass in to what messages hold, and back.
 
 Rows are sequences of numbers, or anything with a buffer of numbers (array.array, numpy, torch on the CPU).
-Times are aware datetimes or whole Unix nanoseconds. Knows nothing of calls: it turns values into values,
-and refuses what cannot be turned with InvalidArgument, naming the argument.
+Times are aware datetimes or whole Unix nanoseconds. A value that cannot be converted raises InvalidArgument,
+which names the argument. Knows nothing of calls.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class History:
     num_steps: int
 
     def between(self, start: int, stop: int) -> "History":
-        """Returns steps start..stop."""
+        """Returns the steps from `start` up to before `stop`."""
         width = len(self.x) // max(self.num_steps, 1)
         time = self.time[start:stop] if self.time is not None else None
         return History(self.x[start * width : stop * width], time, stop - start)
@@ -52,7 +52,7 @@ class History:
 
     @property
     def step_bytes(self) -> int:
-        """What one step takes in a message."""
+        """The bytes that one step takes in a message."""
         return 4 * len(self.x) // max(self.num_steps, 1) + (0 if self.time is None else 8)
 
 
@@ -60,7 +60,7 @@ def to_time_ns(time: Time) -> int:
     """Returns Unix nanoseconds.
 
     Raises:
-        InvalidArgument: a datetime without a time zone, not a time, or out of int64's range.
+        InvalidArgument: the datetime has no time zone, the value is no time, or it does not fit into int64.
     """
     if isinstance(time, datetime.datetime):
         if time.utcoffset() is None:
@@ -77,7 +77,7 @@ def to_x(row: Row, name: str = "x") -> "array[float]":
     """Returns a row as float32 values.
 
     Raises:
-        InvalidArgument: not a sequence of numbers.
+        InvalidArgument: the row is not a sequence of numbers.
     """
     if isinstance(row, str | bytes | bytearray):
         raise invalid(name, f"a row is a sequence of numbers, not {type(row).__name__}")
@@ -90,7 +90,7 @@ def to_x(row: Row, name: str = "x") -> "array[float]":
 
 
 def to_step(item: Item) -> "tuple[int | None, array[float]]":
-    """Returns time (None if absent) and values of what stands for one step in a stream of rows."""
+    """Returns the time (None if absent) and the values of one item in a stream of rows."""
     if isinstance(item, tuple) and len(item) == 2 and hasattr(item[1], "__len__"):
         time, row = item
         return to_time_ns(cast("Time", time)), to_x(cast("Row", row))
@@ -98,7 +98,7 @@ def to_step(item: Item) -> "tuple[int | None, array[float]]":
 
 
 async def each(rows: Rows) -> AsyncIterator[Item]:
-    """Yields the items of an iterable, be it asynchronous or not."""
+    """Yields the items of an iterable, asynchronous or not."""
     if isinstance(rows, AsyncIterable):
         async for row in rows:
             yield row
@@ -111,8 +111,8 @@ def to_history(rows: "Iterable[Row] | Buffer", times: Iterable[Time] | None) -> 
     """Returns a history in columns.
 
     Raises:
-        InvalidArgument: rows that are not sequences of numbers or of different lengths; as many times
-            as there are rows are wanted.
+        InvalidArgument: the rows are not sequences of numbers, or differ in length, or their number is not
+            the number of times.
     """
     x, num_steps = _from_buffer(rows) or _from_rows(cast("Iterable[Row]", rows))
     time = None if times is None else array("q", map(to_time_ns, times))
@@ -122,35 +122,39 @@ def to_history(rows: "Iterable[Row] | Buffer", times: Iterable[Time] | None) -> 
 
 
 def to_single(x: "array[float]", time_ns: int | None) -> History:
-    """Returns one step as a history."""
+    """Returns a history of one step."""
     return History(x, None if time_ns is None else array("q", (time_ns,)), 1)
 
 
 def to_rows(y: Sequence[float], num_rows: int) -> tuple[tuple[float, ...], ...]:
-    """Returns row after row of a flat sequence."""
+    """Returns the rows of a flat sequence that has one row after another."""
     width = len(y) // num_rows
     return tuple(tuple(y[row * width : (row + 1) * width]) for row in range(num_rows))
 
 
 def to_prediction(reply: pb.StepResponse | pb.PrimeResponse) -> Prediction:
-    """Returns the prediction that a reply holds."""
+    """Returns the prediction in a reply."""
     return Prediction(reply.step_index, tuple(reply.y), reply.num_durable_steps)
 
 
 def to_limits(own: Limits, server: pb.Limits) -> Limits:
     """Returns the caller's limits, bounded by the server's."""
-    return own.within(server.num_replies_kept, server.max_message_steps, server.max_message_bytes)
+    return own.within(
+        window_steps=server.num_replies_kept,  # a reply that the server forgot cannot be asked for again
+        message_steps=server.max_message_steps,
+        message_bytes=server.max_message_bytes,
+    )
 
 
 def to_session_info(session: pb.Session) -> SessionInfo:
-    """Returns where a session stands."""
+    """Returns what a message says about a session."""
     return SessionInfo(**{
         field.name: getattr(session, field.name) for field in dataclasses.fields(SessionInfo)
     })  # fmt: skip
 
 
 def to_model(model: pb.Model) -> Model:
-    """Returns a model as a value."""
+    """Returns what a message says about a model."""
     return Model(
         name=model.name,
         version=model.version,
@@ -168,7 +172,13 @@ def to_model(model: pb.Model) -> Model:
 
 
 def _to_variable(variable: pb.Variable) -> Variable:
-    return Variable(variable.name, variable.unit, variable.target, variable.role, variable.quantile)
+    return Variable(
+        name=variable.name,
+        unit=variable.unit,
+        target=variable.target,
+        role=variable.role,
+        quantile=variable.quantile,
+    )
 
 
 def _to_int(time: object) -> int:
@@ -181,7 +191,7 @@ def _to_int(time: object) -> int:
 
 
 def _from_buffer(rows: "Iterable[Row] | Buffer") -> "tuple[array[float], int] | None":
-    """Returns values and number of rows of a two-dimensional buffer; None if it is not one."""
+    """Returns the values and the number of rows of a two-dimensional buffer; None for anything else."""
     try:
         view = memoryview(cast("Buffer", rows))
     except (TypeError, ValueError):

@@ -1,20 +1,20 @@
-"""The errors a caller can meet, and how they are read from what a server sent.
+"""The errors a caller can meet, read from a call's status or from a message of a stream.
 
     StreamcellError
      ·  InvalidArgument (also a ValueError)   .field: what is wrong
          ·  TooManySteps                      more steps in one message than the server allows
      ·  NotFound
          ·  ModelNotFound
-         ·  SessionGone                       the server does not hold the session: its state is lost
+         ·  SessionGone                       the server does not have the session: its state is lost
              ·  SessionNotFound
              ·  SessionExpired
              ·  SessionEvicted
      ·  AlreadyExists
          ·  SessionExists
          ·  StepConflict                      another input was applied under this index
-     ·  StepForgotten                         applied, but its reply is no longer kept
+     ·  StepForgotten                         applied, but the server no longer remembers its reply
      ·  FailedPrecondition
-         ·  StepGap                           .expected_step_index: where the server stands
+         ·  StepGap                           .expected_step_index: the step that the server takes next
          ·  ModelChanged
          ·  SnapshotRejected
      ·  Fenced                                another server took the session over; the library takes it back
@@ -35,8 +35,8 @@
          ·  StreamInterrupted                 another call on the session ended the stream
 
 Every error has `.message`, `.code` (a grpc.StatusCode), `.reason` (the server's word, "" if it gave none)
-and `.metadata`. Reasons that this version does not know become the class of their code. The module does
-not know which errors are worth a retry beyond their class, nor when.
+and `.metadata`. A reason that this version does not know becomes the class of its code. The module does not
+know which errors are worth a retry, nor when.
 """
 
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ DOMAIN = "streamcell"
 
 
 class StreamcellError(Exception):
-    """The base of every error of this library; raised itself for codes that have no class."""
+    """The base of every error of this library; itself the error for codes that have no class."""
 
     default_code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
 
@@ -81,7 +81,7 @@ class InvalidArgument(StreamcellError, ValueError):  # noqa: N818 - the names ar
 
     @property
     def field(self) -> str:
-        """The field at fault; "" if none was named."""
+        """The field that is wrong; "" if the server named none."""
         return self.metadata.get("field", "")
 
 
@@ -90,7 +90,7 @@ class TooManySteps(InvalidArgument):
 
 
 class NotFound(StreamcellError):  # noqa: N818
-    """What was asked for is not there."""
+    """The server does not have what the call names."""
 
     default_code = grpc.StatusCode.NOT_FOUND
 
@@ -100,11 +100,11 @@ class ModelNotFound(NotFound):
 
 
 class SessionGone(NotFound):
-    """The server does not hold the session; to go on, open a new one and prime it."""
+    """The server does not have the session; to go on, open a new one and prime it."""
 
 
 class SessionNotFound(SessionGone):
-    """No session has this id, or it is another principal's."""
+    """No session has this id, or the session belongs to another principal."""
 
 
 class SessionExpired(SessionGone):
@@ -116,7 +116,7 @@ class SessionEvicted(SessionGone):
 
 
 class AlreadyExists(StreamcellError):  # noqa: N818
-    """What was to be created is there already."""
+    """The call creates something that exists already."""
 
     default_code = grpc.StatusCode.ALREADY_EXISTS
 
@@ -130,7 +130,7 @@ class StepConflict(AlreadyExists):
 
 
 class StepForgotten(StreamcellError):  # noqa: N818
-    """The step was applied, but so long ago that its reply is no longer kept."""
+    """The step was applied, but so long ago that the server no longer remembers its reply."""
 
     default_code = grpc.StatusCode.OUT_OF_RANGE
 
@@ -142,7 +142,7 @@ class FailedPrecondition(StreamcellError):  # noqa: N818
 
 
 class StepGap(FailedPrecondition):
-    """Steps are missing on the server before this one: it stands at `expected_step_index`."""
+    """The server lacks steps before this one: it takes `expected_step_index` next."""
 
     @property
     def expected_step_index(self) -> int | None:
@@ -156,7 +156,7 @@ class ModelChanged(FailedPrecondition):
 
 
 class SnapshotRejected(FailedPrecondition):
-    """The snapshot is foreign, damaged or of another model."""
+    """The snapshot is not one of Streamcell's, is damaged, or is of another model."""
 
 
 class Fenced(StreamcellError):  # noqa: N818
@@ -166,13 +166,13 @@ class Fenced(StreamcellError):  # noqa: N818
 
 
 class ResourceExhausted(StreamcellError):  # noqa: N818
-    """Something bounded is full."""
+    """A limit of the server or of a message is reached."""
 
     default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class Overloaded(ResourceExhausted):
-    """The server's queue is full; it asks to come again after `retry_delay_seconds`."""
+    """The server's queue is full; it asks for the next attempt after `retry_delay_seconds`."""
 
 
 class SessionsFull(ResourceExhausted):
@@ -226,7 +226,7 @@ class ServerInternal(StreamcellError):  # noqa: N818
 
     @property
     def error_id(self) -> str:
-        """What to look for in the server's log; "" if it gave none."""
+        """The id to look for in the server's log; "" if the server gave none."""
         return self.metadata.get("error_id", "")
 
 
@@ -288,31 +288,40 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> StreamcellError:
     info, retry_delay_seconds = _details(error)
     if info is None:
         return _plain(error.code(), message)
-    return _typed(error.code(), info.reason, message, dict(info.metadata), retry_delay_seconds)
+    return _class_of(info.reason, error.code())(
+        message,
+        code=error.code(),
+        reason=info.reason,
+        metadata=info.metadata,
+        retry_delay_seconds=retry_delay_seconds,
+    )
 
 
 def from_stream_error(error: pb.StreamError) -> StreamcellError:
     """Returns the error that a message of a stream stands for."""
     code = _CODES.get(error.code, grpc.StatusCode.UNKNOWN)
-    return _typed(code, error.reason, error.message, dict(error.metadata), error.retry_delay_seconds)
+    return _class_of(error.reason, code)(
+        error.message,
+        code=code,
+        reason=error.reason,
+        metadata=error.metadata,
+        retry_delay_seconds=error.retry_delay_seconds,
+    )
 
 
 def invalid(field: str, message: str) -> InvalidArgument:
-    """Returns the error for an argument that is wrong before anything was sent."""
+    """Returns the error for a wrong argument, found before anything was sent."""
     return InvalidArgument(f"{field}: {message}", reason="INVALID_ARGUMENT", metadata={"field": field})
 
 
-def _typed(
-    code: grpc.StatusCode, reason: str, message: str, metadata: Mapping[str, str], retry_delay_seconds: float
-) -> StreamcellError:
-    kind = _BY_REASON.get(reason) or _BY_CODE.get(code, StreamcellError)
-    return kind(message, code=code, reason=reason, metadata=metadata, retry_delay_seconds=retry_delay_seconds)
+def _class_of(reason: str, code: grpc.StatusCode) -> type[StreamcellError]:
+    return _BY_REASON.get(reason) or _BY_CODE.get(code, StreamcellError)
 
 
 def _plain(code: grpc.StatusCode, message: str) -> StreamcellError:
-    """Returns the error for a status that gRPC itself made, or a proxy, or a server of another kind."""
-    # A stream cut by the other side ends as UNAVAILABLE, CANCELLED or a reset, depending on who cut it.
-    # "Internal error from Core" is grpc.aio's word for writing to a call that has just ended.
+    """Returns the error for a status that came from gRPC itself, a proxy, or a server of another kind."""
+    # A stream that the other side cut ends as UNAVAILABLE, CANCELLED or a reset: that depends on who cut it.
+    # grpc.aio says "Internal error from Core" when the client writes to a call that has just ended.
     broke = any(sign in message for sign in ("RST_STREAM", "Stream removed", "Internal error from Core"))
     if broke or code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return ConnectionLost(message, code=code)
@@ -322,7 +331,7 @@ def _plain(code: grpc.StatusCode, message: str) -> StreamcellError:
 
 
 def _details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo | None, float]:
-    """Reads grpc-status-details-bin; broken or foreign details count as none."""
+    """Returns the ErrorInfo and the retry delay of a status; ignores details that are broken or foreign."""
     try:
         status = rpc_status.from_call(cast("Any", error))
     except (ValueError, DecodeError):

@@ -1,12 +1,13 @@
-"""Lines of text from a file descriptor, as they come: a file, a pipe or a terminal.
+"""Reads lines of text from a file, a pipe or a terminal, each as soon as it is complete.
 
-Reads in threads of its own that nobody waits for, so that a terminal on which nothing is typed does not
-hold up the end of the program. Knows nothing of CSV.
+Reads in daemon threads, so that the program can end while a terminal waits for somebody to type. Knows
+nothing of CSV.
 """
 
 import asyncio
 import codecs
 import contextlib
+import io
 import os
 import threading
 from collections.abc import AsyncIterator
@@ -15,21 +16,30 @@ _CHUNK_BYTES = 1 << 16
 
 
 async def read_lines(descriptor: int) -> AsyncIterator[str]:
-    r"""Yields each line without its end, as soon as it is complete; UTF-8, with or without a mark.
+    r"""Yields each line without its end as soon as the line is complete.
+
+    The text is UTF-8, with or without a byte order mark; a line ends in \n, \r\n or \r.
 
     Raises:
-        UnicodeDecodeError: not UTF-8.
-        OSError: it cannot be read.
+        UnicodeDecodeError: the line after the last one yielded is not UTF-8.
+        OSError: the descriptor cannot be read.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    rest = ""
-    while chunk := await _read(descriptor):
-        *lines, rest = (rest + decoder.decode(chunk)).split("\n")
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    rest, failure = "", None
+    while failure is None and (chunk := await _read(descriptor)):
+        try:
+            text = decoder.decode(chunk)
+        except UnicodeDecodeError as error:
+            text, failure = error.object[: error.start].decode("utf-8-sig"), error
+        *lines, rest = (rest + newlines.decode(text)).split("\n")
         for line in lines:
-            yield line.removesuffix("\r")
-    rest += decoder.decode(b"", final=True)
+            yield line
+    if failure is not None:
+        raise failure
+    rest += newlines.decode(decoder.decode(b"", final=True), final=True)
     if rest:
-        yield rest
+        yield rest.removesuffix("\n")
 
 
 async def _read(descriptor: int) -> bytes:
@@ -38,7 +48,7 @@ async def _read(descriptor: int) -> bytes:
 
     def deliver(chunk: bytes, error: OSError | None) -> None:
         if future.done():
-            return  # nobody waits any more
+            return  # the reader was cancelled
         if error is not None:
             future.set_exception(error)
         else:
@@ -50,7 +60,7 @@ async def _read(descriptor: int) -> bytes:
             chunk = os.read(descriptor, _CHUNK_BYTES)
         except OSError as error:
             failure = error
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+        with contextlib.suppress(RuntimeError):  # the event loop has ended meanwhile
             loop.call_soon_threadsafe(deliver, chunk, failure)
 
     threading.Thread(target=read, daemon=True, name="streamcell-read").start()

@@ -1,6 +1,6 @@
-"""Histories in as many messages as it takes.
+"""Sends a history in as many messages as its length needs.
 
-Knows how much of a history fits into a message, not how a message is sent.
+Knows how much of a history fits into a message, but not how a message is sent.
 """
 
 from collections.abc import Awaitable, Callable
@@ -12,7 +12,7 @@ from streamcell.values import Limits
 
 Reply = TypeVar("Reply")
 
-_MESSAGE_MARGIN_BYTES = 1024  # what else is in a message beside its columns
+_MESSAGE_MARGIN_BYTES = 1024  # room in a message for everything beside its columns
 
 
 async def in_pieces(history: History, limits: Limits, send: Callable[[int, int], Awaitable[Reply]]) -> Reply:
@@ -20,8 +20,8 @@ async def in_pieces(history: History, limits: Limits, send: Callable[[int, int],
 
     Args:
         history: what to send.
-        limits: what fits into a message; pieces shrink for a server that takes less.
-        send: sends steps start..stop of the history.
+        limits: what fits into a message; if a server takes less, the pieces are halved.
+        send: sends the steps from `start` up to before `stop`.
 
     Returns:
         The reply to the last piece.
@@ -36,7 +36,7 @@ async def in_pieces(history: History, limits: Limits, send: Callable[[int, int],
         except (TooManySteps, MessageTooLarge):
             if stop - start == 1:
                 raise
-            piece_steps = (stop - start) // 2  # this server takes less than others
+            piece_steps = (stop - start) // 2  # this server takes less than its limits say
             continue
         if stop == history.num_steps:
             return reply

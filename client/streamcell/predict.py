@@ -1,6 +1,6 @@
 """Pipes a CSV series through a session: lines in, lines with predictions out, each as soon as it is known.
 
-Owns the layout of the output. How lines are read and parsed is elsewhere.
+Owns the layout of the output. Knows nothing of how lines are read (`lines`) and parsed (`table`).
 """
 
 import csv
@@ -26,9 +26,14 @@ async def find_model(client: Client, session: Session) -> Model:
 
 
 class Pipe:
-    """One series on its way through one session."""
+    """Sends the rows of one series to one session and writes its predictions.
 
-    def __init__(self, session: Session, model: Model, file_name: str, out: TextIO) -> None:
+    Example:
+        pipe = Pipe(session, model, file_name="taxi.csv", out=sys.stdout)
+        await pipe.run(read_lines(descriptor), horizon_steps=48)
+    """
+
+    def __init__(self, session: Session, model: Model, *, file_name: str, out: TextIO) -> None:
         self._session = session
         self._model = model
         self._file_name = file_name
@@ -41,11 +46,11 @@ class Pipe:
         self._last_row: SeriesRow | None = None
 
     async def run(self, lines: AsyncIterator[str], horizon_steps: int) -> None:
-        """Writes a header, a line for each row of the series and for each step of the forecast.
+        """Writes a header, then a line for each row of the series and for each step of the forecast.
 
         Raises:
-            CsvError: the series, or a row of it, cannot be used; the rows before it are written.
-            StreamcellError: the server refused something else.
+            CsvError: the series or a row cannot be used; the rows before it are written.
+            StreamcellError: the server refused something other than a row.
         """
         names = [variable.name for variable in self._model.inputs]
         predicted_names = [f"predicted_{variable.name}" for variable in self._model.outputs]
@@ -59,7 +64,7 @@ class Pipe:
                 self._write(row.time_text, str(reply.step_index), row.texts, predicted)
                 predicted = list(map(shortest, reply.y))
         except InvalidArgument as error:
-            raise self._blame_row(error) from error
+            raise self._with_line(error) from error
         if self._last_row is None:
             raise CsvError(f"{self._file_name}: no rows")
         if horizon_steps:
@@ -87,16 +92,17 @@ class Pipe:
 
     def _write(self, time: str, index: str, values: Sequence[str], predicted: Sequence[str]) -> None:
         self._writer.writerow([time, index, *values, *predicted])
-        self._out.flush()  # whoever reads a pipe waits for this line
+        self._out.flush()  # a program that reads the pipe waits for this line
 
-    def _blame_row(self, error: StreamcellError) -> Exception:
+    def _with_line(self, error: StreamcellError) -> Exception:
+        """Returns the error of the first unanswered row, with the line of that row."""
         if not self._unanswered:
             return error
         return CsvError(f"{self._file_name}: line {self._unanswered[0].line}: {error.message}")
 
 
 def shortest(value: float) -> str:
-    """Returns the shortest decimal text that is this float32 value."""
+    """Returns the shortest decimal text that float32 reads back as this value."""
     exact = (text for digits in range(6, 10) if _as_float32(text := f"{value:.{digits}g}") == value)
     return min(exact, key=len)
 

@@ -1,6 +1,6 @@
-"""When to try again: exponential backoff with full jitter, and which errors are worth it.
+"""When to try again: exponential backoff with full jitter, and which errors are worth another attempt.
 
-Time and chance come from sources that a test can hold. Knows nothing of calls and sessions.
+Time and chance come from sources that a test can replace. Knows nothing of calls and sessions.
 """
 
 import asyncio
@@ -23,7 +23,10 @@ from streamcell.values import RetryPolicy
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sources:
-    """Where time and chance come from: a monotonic clock in seconds, a sleep, a draw from [low, high]."""
+    """Where time and chance come from; a test replaces them to run without waiting.
+
+    `now` is a monotonic clock in seconds, `sleep` waits, `uniform` draws a number from [low, high].
+    """
 
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -31,30 +34,38 @@ class Sources:
 
 
 def is_passing(error: StreamcellError) -> bool:
-    """Tells whether the same request may well succeed a little later."""
+    """Returns whether the same request may succeed a little later."""
     return isinstance(error, Unavailable | Overloaded)
 
 
 def is_curable(error: StreamcellError) -> bool:
-    """Tells whether a call on a session may succeed once the session was resumed.
+    """Returns whether a call on a session may succeed once the session is recovered.
 
-    The server may have lost the session to another one, never have heard of it, or stand behind.
+    The session may have moved to another server, or this server may not know it, or may lack steps of it.
     """
     return is_passing(error) or isinstance(error, Fenced | SessionNotFound | StepGap)
 
 
 def is_reopenable(error: StreamcellError) -> bool:
-    """Tells whether a session that could not be opened again may be opened a little later.
+    """Returns whether a session that could not be opened again may be opened a little later.
 
-    Two that open the same session at once can meet each other.
+    Two clients that open the same session at once can get in each other's way.
     """
     return is_passing(error) or isinstance(error, Fenced | SessionExists)
 
 
 class Backoff:
-    """Paces the attempts of one operation."""
+    """Paces the attempts of one operation.
 
-    def __init__(self, policy: RetryPolicy, sources: Sources, max_attempts: int | None = None) -> None:
+    Example:
+        while True:
+            try:
+                return await operation()
+            except StreamcellError as error:
+                await backoff.pause(error)
+    """
+
+    def __init__(self, policy: RetryPolicy, sources: Sources, *, max_attempts: int | None = None) -> None:
         self._policy = policy
         self._sources = sources
         self._max_attempts = min(policy.max_attempts, max_attempts or policy.max_attempts)
@@ -63,7 +74,7 @@ class Backoff:
         self._began = 0.0
 
     def succeeded(self) -> None:
-        """Forgets earlier failures: attempts and time count anew."""
+        """Forgets earlier failures: attempts and time count from zero again."""
         self._num_failures = 0
 
     async def pause(
@@ -72,12 +83,12 @@ class Backoff:
         """Waits before the next attempt.
 
         Raises:
-            StreamcellError: `error` itself, if it is not worth one or the policy allows no further attempt.
+            StreamcellError: `error` itself, if it is not worth another attempt or the policy allows none.
         """
         self._count_failure()
         if not is_worth_it(error) or self._num_failures >= self._max_attempts:
             raise error
-        # The server's own wish comes on top of the jitter, so that clients it sent away come back apart.
+        # The jitter comes on top of the server's delay, so that the clients it sent away return one by one.
         delay = error.retry_delay_seconds + self._sources.uniform(0.0, self._ceiling_seconds)
         if self._sources.now() + delay - self._began > self._policy.max_total_seconds:
             raise error

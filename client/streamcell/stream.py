@@ -1,8 +1,8 @@
-"""A stream of steps: rows in, predictions out, pipelined over one bidirectional call.
+"""A stream of steps: rows in, predictions out, with several steps under way on one bidirectional call.
 
-Rows are taken from the caller while the window has room, unsent steps are written, replies are read: three
-tasks with the window between them. When the call breaks, the session is recovered and what was not answered
-is sent again on a new one. Knows nothing of how a session is opened, recovered or closed.
+Three tasks share the window: one takes rows from the caller while the window has room, one writes the steps
+that are not sent yet, one reads replies. When the call breaks, the session is recovered, and steps without a
+reply are sent again on a new call. Knows nothing of how a session is opened, recovered or closed.
 """
 
 import asyncio
@@ -14,22 +14,22 @@ import grpc
 from streamcell import convert, errors
 from streamcell.connection import StreamCall
 from streamcell.errors import ConnectionLost, StreamcellError, StreamInterrupted
-from streamcell.link import Link
-from streamcell.place import Place
+from streamcell.position import SessionPosition
 from streamcell.retry import Backoff, is_curable
+from streamcell.session_calls import SessionCalls
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.values import Prediction
 from streamcell.window import NumberedStep, Window
 
 
 class Bell:
-    """Wakes those who wait for a condition, whenever something it depends on may have changed."""
+    """Wakes tasks that wait for a condition, whenever the condition may have changed."""
 
     def __init__(self) -> None:
         self._waiting: set[asyncio.Future[None]] = set()
 
     def ring(self) -> None:
-        """Lets everyone who waits look again."""
+        """Makes every waiting task check its condition."""
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)
@@ -48,18 +48,22 @@ class Bell:
 class StepStream:
     """Iterates over the predictions for a stream of rows, in order, one for each row.
 
-    Rows are taken as the loop advances, a bounded window ahead of it. What goes wrong (a row, the source
-    of the rows, the session) is raised in the place of the first prediction that is missing. Leaving
-    the loop early leaves up to a window of steps sent: the next call on the session ends the stream and
-    finds out where it stands.
+    Example:
+        async for prediction in session.stream(rows):
+            print(prediction.step_index, prediction.y)
+
+    The stream takes rows as the loop advances, at most a window ahead of it. An error (of a row, of the
+    source of the rows, of the session) is raised in place of the first prediction that is missing. A loop
+    that is left early may have sent up to a window of steps more: the next call on the session ends the
+    stream and asks where the session stands.
     """
 
-    def __init__(self, link: Link, rows: convert.Rows) -> None:
-        self._link = link
+    def __init__(self, calls: SessionCalls, rows: convert.Rows) -> None:
+        self._calls = calls
         self._rows = rows
         self._rows_ended = False
         self._rows_error: Exception | None = None
-        self._window = Window(0, 1)  # replaced when the numbers are known
+        self._window = Window(0, 1)  # replaced once the stream's first index is known
         self._bell = Bell()
         self._task: asyncio.Task[None] | None = None
         self._ended = False
@@ -95,14 +99,14 @@ class StepStream:
         await self.aclose()
 
     async def _run(self) -> None:
-        """Owns the session until every row is answered or something fails."""
+        """Reserves the session until every row is answered or something fails."""
         try:
-            async with self._link.moving("another stream"):
-                self._link.end_stream = self._interrupt
+            async with self._calls.changing("another stream"):
+                self._calls.end_stream = self._interrupt
                 try:
                     await self._answer_rows()
                 finally:
-                    self._link.end_stream = None
+                    self._calls.end_stream = None
             self._failure = self._rows_error
         except Exception as error:  # raised to the caller by __anext__
             self._failure = error
@@ -111,8 +115,8 @@ class StepStream:
             self._bell.ring()
 
     async def _answer_rows(self) -> None:
-        place = self._link.place
-        self._window = Window(place.next_step_index, place.limits.window_steps)
+        position = self._calls.position
+        self._window = Window(position.next_step_index, position.limits.window_steps)
         feeder = asyncio.create_task(self._take_rows())
         try:
             await self._converse_until_answered()
@@ -121,7 +125,7 @@ class StepStream:
             await asyncio.wait([feeder])
 
     async def _take_rows(self) -> None:
-        """Moves rows from the caller into the window, as there is room."""
+        """Takes rows from the caller into the window while it has room."""
         window, bell = self._window, self._bell
         try:
             async for item in convert.each(self._rows):
@@ -129,24 +133,24 @@ class StepStream:
                 window.append(x, time_ns)
                 bell.ring()
                 await bell.until(lambda: window.has_room)
-        except Exception as error:  # the caller's own, raised to the caller once the rows before are answered
+        except Exception as error:  # raised to the caller once the rows before it are answered
             self._rows_error = error
         finally:
             self._rows_ended = True
             bell.ring()
 
     async def _converse_until_answered(self) -> None:
-        backoff = self._link.connection.backoff()
+        backoff = self._calls.connection.backoff()
         is_broken = False
         while True:
             if not self._window.has_unanswered:
-                backoff.succeeded()  # what broke was idle: time counts from when something is asked again
-            # While there is nothing to ask, a server that is away harms nobody.
+                backoff.succeeded()  # an idle call broke: attempts and time count from the next row
+            # With no row to send, a server may be away: nobody waits for it.
             await self._bell.until(lambda: self._window.has_unanswered or self._rows_ended)
             if self._is_finished():
                 return
             if is_broken:
-                await self._link.recover(backoff)
+                await self._calls.recover(backoff)
             try:
                 await self._converse(backoff)
             except StreamcellError as error:
@@ -157,12 +161,12 @@ class StepStream:
                 self._window.rewind()
 
     async def _converse(self, backoff: Backoff) -> None:
-        """Sends what is unsent and takes replies until both sides are done.
+        """Sends unsent steps and takes replies until both sides are done.
 
         Raises:
             StreamcellError: a step failed, or the call broke.
         """
-        async with self._link.connection.stream() as call:
+        async with self._calls.connection.stream() as call:
             writer = asyncio.create_task(self._write(call))
             try:
                 while isinstance(message := await call.read(), pb.StreamResponse):
@@ -175,7 +179,7 @@ class StepStream:
                 await asyncio.wait([writer])
 
     async def _write(self, call: StreamCall) -> None:
-        window, place = self._window, self._link.place
+        window, position = self._window, self._calls.position
         try:
             while True:
                 await self._bell.until(lambda: window.has_unsent or self._rows_ended)
@@ -183,31 +187,31 @@ class StepStream:
                     await call.done_writing()
                     return
                 step = window.send_next()
-                place.sending(step.step_index, convert.to_single(step.x, step.time_ns))
-                request = step_request(place, step)
+                position.sending(step.step_index, convert.to_single(step.x, step.time_ns))
+                request = step_request(position, step)
                 await call.write(pb.StreamRequest(request_id=step.step_index, step=request))
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            return  # the call has ended; whoever reads learns why
+            return  # the call has ended; the reading task gets the reason
 
     def _receive(self, message: pb.StreamResponse) -> None:
         kind = message.WhichOneof("response")
         if kind == "error":
             raise errors.from_stream_error(message.error)
         if kind != "step":
-            return  # nothing that was asked for
+            return  # a kind of reply that this stream never asks for
         self._window.answer(convert.to_prediction(message.step))
-        self._link.place.answered(message.step)
+        self._calls.position.answered(message.step)
         self._bell.ring()
 
     def _is_finished(self) -> bool:
         return self._rows_ended and not self._window.has_unanswered
 
 
-def step_request(place: Place, step: NumberedStep) -> pb.StepRequest:
+def step_request(position: SessionPosition, step: NumberedStep) -> pb.StepRequest:
     """Returns the message for one numbered step."""
     request = pb.StepRequest(
-        session_id=place.session_id, x=step.x, step_index=step.step_index, time_ns=step.time_ns
+        session_id=position.session_id, x=step.x, step_index=step.step_index, time_ns=step.time_ns
     )
-    if step.step_index == 0:  # would open a session that is gone by now: then on the same model
-        request.model = place.model
+    if step.step_index == 0:  # opens a session if it is gone by now: name the model, so that it is the same
+        request.model = position.model
     return request

@@ -1,7 +1,7 @@
-"""The frozen values that callers give and get.
+"""The frozen values that callers pass in and get back.
 
-Settings check themselves and name the field at fault. The module knows neither gRPC nor the wire: `convert`
-makes these values out of messages.
+Settings check themselves and name the field that is wrong. Knows nothing of gRPC and of messages: `convert`
+turns messages into these values.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ OpenMode = Literal["open", "create", "resume"]
 class Timeout:
     """How long things may take, in seconds; each must be positive.
 
-    `call_seconds` bounds one attempt of one call. A stream has no bound of its own: a dead connection is
-    found by pings, `keepalive_seconds` apart while a call or stream is open; for more, wrap the loop in
-    `asyncio.timeout`.
+    `call_seconds` bounds one attempt of one call. A stream has no such bound. While a call or stream is open,
+    pings `keepalive_seconds` apart find out whether the connection is dead. For a stricter bound, wrap the
+    loop in `asyncio.timeout`.
     """
 
     connect_seconds: float = 10.0
@@ -31,14 +31,15 @@ class Timeout:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """How much may be held or sent at once; each must be at least 1.
+    """How many steps and bytes may be in memory or in a message at once; each must be at least 1.
 
-    `window_steps` bounds the steps of a stream that are taken from the caller and not yet given back as
-    predictions. What a server takes less of is bounded by the server: it tells when a session is opened,
-    also how many replies it repeats after a broken connection, which bounds the window.
+    `window_steps` bounds the steps of a stream that were taken from the caller and have no prediction yet.
+    `tail_steps` bounds the steps of a session that the client remembers after it sent them, until the server
+    says that they are in its store. It sends those again to a server that crashed; beyond the bound it
+    forgets the oldest. `message_steps` and `message_bytes` bound one message.
 
-    `tail_steps` bounds the steps of a session that are kept after they were sent, until the server says that
-    they are in its store: a server that crashes can be sent those again. The oldest are let go beyond it.
+    A server may allow less. It says so when a session is opened, and the lesser bound counts. The number of
+    replies that a server remembers for repetitions bounds the window, too.
     """
 
     window_steps: int = 8
@@ -50,7 +51,7 @@ class Limits:
         _check_positive(self)
 
     def within(self, window_steps: int, message_steps: int, message_bytes: int) -> "Limits":
-        """Returns these limits, each at most what a server says; 0: it does not say."""
+        """Returns these limits, each no larger than the server's; a server that says 0 has no such limit."""
         return dataclasses.replace(
             self,
             window_steps=min(self.window_steps, window_steps or self.window_steps),
@@ -61,12 +62,13 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RetryPolicy:
-    """How failed attempts are repeated: exponential backoff with full jitter, bounded twice.
+    """How failed attempts are repeated: exponential backoff with full jitter, bounded by number and time.
 
-    A call that changes nothing is made once more by gRPC before an attempt counts as failed by UNAVAILABLE.
     Before attempt n + 1 comes a random delay of up to `initial_delay_seconds * multiplier ** (n - 1)`, at
-    most `max_delay_seconds`. Attempts and time are counted anew after each success. `max_attempts=1`
-    never retries. By default it is the time that bounds: a minute, in which a server can restart.
+    most `max_delay_seconds`. Attempts and time count from zero again after each success. `max_attempts=1`
+    never retries. With the defaults the time is the bound that counts: a minute, enough for a server to
+    restart. If a call changes nothing, gRPC makes it a second time before an attempt counts as failed by
+    UNAVAILABLE.
     """
 
     max_attempts: int = 100
@@ -81,11 +83,11 @@ class RetryPolicy:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Tls:
-    """Says that the connection is encrypted, and whom to trust; all PEM.
+    """Encrypts the connection and says which certificates to trust; all PEM.
 
-    Without `root_certificates` the system's are trusted. `private_key` and `certificate_chain` go
-    together and prove who the client is. `server_name` is what the server's certificate must say when
-    that is not the host of the target.
+    Without `root_certificates` the client trusts the system's. `private_key` and `certificate_chain` go
+    together and prove who the client is. `server_name` is the name that the server's certificate must have
+    if that is not the host of the target.
     """
 
     root_certificates: bytes | None = None
@@ -100,7 +102,11 @@ class Tls:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Variable:
-    """One named value of a model's input, prediction or future row."""
+    """One named value in a row of a model's inputs, outputs or future values.
+
+    `target`, `role` and `quantile` are for outputs: which input the output is about, what it says of that
+    input (such as "mean" or "quantile"), and which quantile.
+    """
 
     name: str
     unit: str = ""
@@ -111,7 +117,7 @@ class Variable:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Model:
-    """A model being served; `manifest_json` holds everything that is known about it."""
+    """A model that the server serves; `manifest_json` has everything that is known about the model."""
 
     name: str
     version: str
@@ -129,7 +135,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """A session as it stands on the server."""
+    """How far a session has got on the server, and which server owns it (`epoch`)."""
 
     session_id: str
     model_name: str
@@ -146,8 +152,8 @@ class SessionInfo:
 class Prediction:
     """What a model predicts after one step.
 
-    `y` is in the model's units, in the order of its outputs. `num_durable_steps`: the first so many steps
-    of the session are in the server's store; 0: none are.
+    `y` is in the model's units, in the order of its outputs. `num_durable_steps` is how many steps, counted
+    from the session's first, are in the server's store.
     """
 
     step_index: int

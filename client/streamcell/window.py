@@ -1,8 +1,9 @@
-"""The window of a stream: steps taken from the caller and not yet given back as predictions.
+"""The window of a stream: the steps taken from the caller whose predictions are not yet given back.
 
-Pure bookkeeping, without clock, loop or wire. It numbers steps, says which is to be sent next, matches
-replies to them in order and bounds how many are held. After a broken connection `rewind` makes every
-unanswered step unsent again. Steps that were answered and may be lost all the same are the tail's.
+Only keeps count: uses no clock, no event loop and no connection. It numbers steps, says which one to send
+next, matches replies to steps in order, and bounds the number of steps. After a broken connection `rewind`
+makes every unanswered step unsent again. Steps that were answered and that a server may still lose are in
+the tail instead.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from streamcell.values import Prediction
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NumberedStep:
-    """A step with its number."""
+    """A step with its index in the session."""
 
     step_index: int
     x: "array[float]"
@@ -23,7 +24,7 @@ class NumberedStep:
 
 
 class Window:
-    """Steps `first_step_index` onwards, at most `window_steps` of them not yet given back."""
+    """Steps from `first_step_index` on, at most `window_steps` of them without a prediction given back."""
 
     def __init__(self, first_step_index: int, window_steps: int) -> None:
         self._next_step_index = first_step_index
@@ -53,13 +54,13 @@ class Window:
         return bool(self._answered)
 
     def append(self, x: "array[float]", time_ns: int | None) -> None:
-        """Takes a step and numbers it; there must be room."""
-        assert self.has_room, "a step was taken without room"  # noqa: S101 - for the programmer alone
+        """Numbers a step and adds it; there must be room."""
+        assert self.has_room, "a step was taken without room"  # noqa: S101 - a mistake of the stream
         self._unanswered.append(NumberedStep(self._next_step_index, x, time_ns))
         self._next_step_index += 1
 
     def send_next(self) -> NumberedStep:
-        """Returns the first step not sent yet, which counts as sent from now on."""
+        """Returns the first unsent step, which counts as sent from now on."""
         step = self._unanswered[self._num_sent]
         self._num_sent += 1
         return step
@@ -69,10 +70,10 @@ class Window:
         self._num_sent = 0
 
     def answer(self, prediction: Prediction) -> None:
-        """Takes the reply to the first unanswered step.
+        """Records the reply to the first unanswered step.
 
         Raises:
-            StreamcellError: it is the reply to another step, which the protocol rules out.
+            StreamcellError: the reply is to another step, which the protocol rules out.
         """
         due = self._unanswered[0].step_index if self._num_sent else None
         if prediction.step_index != due:

@@ -1,4 +1,4 @@
-"""A fake server that runs, and a client connected to it."""
+"""A fake server that runs, and clients connected to it."""
 
 import contextlib
 
@@ -18,24 +18,24 @@ async def server():
 
 @pytest.fixture
 def fake_time():
-    """A clock that only sleeping moves."""
+    """A clock that moves only while something sleeps."""
     return FakeTime()
 
 
 @pytest.fixture
 def sources(fake_time):
-    """Time from the fake clock, and the largest delay each time."""
+    """Time from the fake clock, and the longest delay that the backoff may draw."""
     return Sources(now=fake_time.now, sleep=fake_time.sleep, uniform=lambda low, high: high)
 
 
 @pytest.fixture
 def connect(server, sources):
-    """Makes clients of the fake server whose retries take no time."""
+    """Makes clients of the fake server; their retries take no time."""
 
     def make(**settings):
-        # Few milliseconds, since gRPC's own search for a server does sleep.
+        # A millisecond, since gRPC's own search for a server does sleep.
         settings.setdefault("retry", RetryPolicy(max_attempts=4, initial_delay_seconds=0.001))
-        settings.setdefault("timeout", Timeout(connect_seconds=5.0, call_seconds=5.0))
+        settings.setdefault("timeout", Timeout())
         return Client(settings.pop("target", server.target), sources=sources, **settings)
 
     return make

@@ -1,6 +1,6 @@
-"""A store for fake servers: what of their sessions survives a crash, and who owns each.
+"""A store for fake servers: which steps of a session survive a crash, and which server owns the session.
 
-A row's steps are written by its owner alone; whoever takes it over raises its epoch, and a write of an
+Only a row's owner writes its steps. A server that takes a row over raises its epoch, and then a write of the
 earlier owner fails. Knows nothing of servers and calls.
 """
 
@@ -19,7 +19,7 @@ class Row:
 
 
 class FakeStore:
-    """Rows by session; `lag_steps` is how far they stay behind what was applied, None: nothing is written."""
+    """Rows by session. Each row lacks the last `lag_steps` steps applied; with None nothing is written."""
 
     def __init__(self, lag_steps=0):
         self.lag_steps = lag_steps
@@ -29,19 +29,19 @@ class FakeStore:
         self.rows[session_id] = Row(owner)
 
     def claim(self, session_id, owner):
-        """Takes a row over."""
+        """Gives a row to another owner."""
         row = self.rows[session_id]
         row.owner, row.epoch = owner, row.epoch + 1
         return row
 
-    def write(self, held, owner, num_steps=None):
-        """Writes the first steps of a session; False: another owner has it."""
-        row = self.rows.get(held.session_id)
-        if row is None or row.owner is not owner or row.epoch != held.epoch:
+    def write(self, session, owner, num_steps=None):
+        """Writes the first steps of a session; returns False if another owner has it."""
+        row = self.rows.get(session.session_id)
+        if row is None or row.owner is not owner or row.epoch != session.epoch:
             return False
         if num_steps is None and self.lag_steps is not None:
-            num_steps = max(len(held.applied) - self.lag_steps, held.num_durable_steps)
+            num_steps = max(len(session.applied) - self.lag_steps, session.num_durable_steps)
         if num_steps:
-            row.applied = held.applied[:num_steps]
-            held.num_durable_steps = num_steps
+            row.applied = session.applied[:num_steps]
+            session.num_durable_steps = num_steps
         return True

@@ -1,9 +1,9 @@
 """A Streamcell server for tests: the API over a tiny recurrence, with faults that a test scripts.
 
-The model is h = h / 2 + sum(x), y = (h, step_index). It ignores time other than storing it. `before` and
-`after` run around each step; a Fault raised in `after` leaves the step applied and unanswered. With a store
-a session survives `crash()` as far as it was written, and can be taken over from another server. Knows
-nothing of the client library.
+The model is h = h / 2 + sum(x), y = (h, step_index). It stores times and does nothing else with them. The
+hooks `before` and `after` run around each step; a Fault raised in `after` leaves the step applied and
+unanswered. With a store, the steps of a session that were written survive `crash()`, and another server can
+take the session over. Knows nothing of the client library.
 """
 
 # ruff: noqa: D102, D103, N802, N818 - methods and faults are the API's own, and described there
@@ -25,9 +25,9 @@ SECOND_NS = 1_000_000_000
 
 
 class Fault(Exception):
-    """An error in the words of the API; on a stream a message, unless it is to break the stream."""
+    """An error in the words of the API; on a stream it is a message unless it `breaks` the stream."""
 
-    def __init__(self, code, reason="", message="scripted", metadata=None, retry_delay=0.0, breaks=False):
+    def __init__(self, code, reason="", message="scripted", *, metadata=None, retry_delay=0.0, breaks=False):
         super().__init__(message)
         self.code = code
         self.reason = reason
@@ -38,7 +38,7 @@ class Fault(Exception):
 
 
 def broken():
-    """The stream or call ends as if the connection had been lost."""
+    """A fault that ends the stream or call as if the connection were lost."""
     return Fault("UNAVAILABLE", message="connection reset", breaks=True)
 
 
@@ -59,7 +59,7 @@ def overloaded(retry_delay):
 
 
 @dataclasses.dataclass
-class Held:
+class FakeSession:
     """A session on the fake server."""
 
     session_id: str
@@ -107,10 +107,10 @@ class FakeServer(pb_grpc.StreamcellServiceServicer):
     def __init__(self, store: FakeStore | None = None):
         self.store = store
         self.is_draining = False
-        self.replies_kept = 8
+        self.num_replies = 8
         self.stores_resets = False  # before it answers them
         self.fenced: set[str] = set()
-        self.sessions: dict[str, Held] = {}
+        self.sessions: dict[str, FakeSession] = {}
         self.calls: list[tuple[str, object]] = []
         self.peers: list[str] = []  # where each of the calls came from: one connection, one peer
         self.arrived: list[int] = []  # indexes of the steps read from streams
@@ -141,25 +141,25 @@ class FakeServer(pb_grpc.StreamcellServiceServicer):
         await self._server.stop(None)
 
     def crash(self):
-        """Forgets everything that is not in the store; raise `broken()` after it to break the calls."""
+        """Forgets everything that is not in the store; a test then raises `broken()` to break the calls."""
         self.sessions.clear()
         self.fenced.clear()
         self._owner = object()
 
     def fence(self, session_id):
-        """Lets a server elsewhere take a session over."""
+        """Gives a session to a server elsewhere."""
         self.store.claim(session_id, object())
 
     def drain(self):
-        """Writes its sessions, lets go of them and refuses everything from now on."""
+        """Writes the sessions, releases them and refuses every call from now on."""
         self.is_draining = True
-        for held in self.sessions.values():
-            if self.store is not None and self.store.write(held, self._owner, len(held.applied)):
-                self.store.rows[held.session_id].owner = None
+        for session in self.sessions.values():
+            if self.store is not None and self.store.write(session, self._owner, len(session.applied)):
+                self.store.rows[session.session_id].owner = None
         self.sessions.clear()
 
     async def until(self, condition):
-        """Returns once the condition on what arrived and was applied holds."""
+        """Returns once the condition holds, which depends on the steps that arrived or were applied."""
         while not condition():
             self._changed.clear()
             await self._changed.wait()
@@ -182,15 +182,15 @@ class FakeServer(pb_grpc.StreamcellServiceServicer):
         async with self._answering("OpenSession", request, context):
             if request.model.split("/")[0] not in ("", "tiny"):
                 raise Fault("NOT_FOUND", "MODEL_NOT_FOUND", f"no model {request.model}")
-            held = self._hold(request.session_id)
-            created = held is None
+            session = self._take(request.session_id)
+            created = session is None
             if created and request.mode == pb.OPEN_MODE_RESUME:
                 raise _no_session(request.session_id)
             if not created and request.mode == pb.OPEN_MODE_CREATE:
                 raise Fault("ALREADY_EXISTS", "SESSION_EXISTS", f"{request.session_id} is in use")
-            held = held or self._create(request.session_id, request.durable)
-            limits = pb.Limits(num_replies_kept=self.replies_kept)
-            return pb.OpenSessionResponse(session=held.message(), created=created, limits=limits)
+            session = session or self._create(request.session_id, request.durable)
+            limits = pb.Limits(num_replies_kept=self.num_replies)
+            return pb.OpenSessionResponse(session=session.message(), created=created, limits=limits)
 
     async def GetSession(self, request, context):
         async with self._answering("GetSession", request, context):
@@ -198,18 +198,18 @@ class FakeServer(pb_grpc.StreamcellServiceServicer):
 
     async def ResetSession(self, request, context):
         async with self._answering("ResetSession", request, context):
-            held = self._find(request.session_id)
-            held.applied, held.num_durable_steps = [], 0  # written with the steps after it, unless
+            session = self._find(request.session_id)
+            session.applied, session.num_durable_steps = [], 0  # in the store only with the steps after it
             if self.stores_resets and self.store is not None:
-                self.store.rows[held.session_id].applied = []
-            return pb.ResetSessionResponse(session=held.message())
+                self.store.rows[session.session_id].applied = []
+            return pb.ResetSessionResponse(session=session.message())
 
     async def CloseSession(self, request, context):
         async with self._answering("CloseSession", request, context):
-            held = self.sessions.pop(request.session_id, None)
+            session = self.sessions.pop(request.session_id, None)
             if self.store is not None:
                 self.store.rows.pop(request.session_id, None)
-            return pb.CloseSessionResponse(num_steps=len(held.applied) if held else 0)
+            return pb.CloseSessionResponse(num_steps=len(session.applied) if session else 0)
 
     async def Step(self, request, context):
         async with self._answering("Step", request, context):
@@ -234,9 +234,9 @@ class FakeServer(pb_grpc.StreamcellServiceServicer):
 
     async def Forecast(self, request, context):
         async with self._answering("Forecast", request, context):
-            held = self._find(request.session_id)
-            y = [value for ahead in range(request.horizon_steps) for value in (held.h, ahead)]
-            return pb.ForecastResponse(next_step_index=len(held.applied), y=y)
+            session = self._find(request.session_id)
+            y = [value for ahead in range(request.horizon_steps) for value in (session.h, ahead)]
+            return pb.ForecastResponse(next_step_index=len(session.applied), y=y)
 
     async def Stream(self, request_iterator, context):
         self.num_streams += 1
@@ -269,70 +269,72 @@ class FakeServer(pb_grpc.StreamcellServiceServicer):
             raise draining()
         if request.session_id in self.fenced:
             raise fenced()
-        held = self.sessions.get(request.session_id) or self._hold(request.session_id)
-        if held is None and request.step_index == 0 and not is_prime:  # as the API has it
-            held = self._create(request.session_id)
-        if held is None:
+        session = self.sessions.get(request.session_id) or self._take(request.session_id)
+        if session is None and request.step_index == 0 and not is_prime:  # as the API has it
+            session = self._create(request.session_id)
+        if session is None:
             raise _no_session(request.session_id)
-        reply = self._apply(held, request, is_prime)
+        reply = self._apply(session, request, is_prime)
         await self.after(request)
         return reply
 
     def _create(self, session_id, durable=False):
         if self.store is not None:
             self.store.create(session_id, self._owner)
-        held = self.sessions[session_id] = Held(session_id, durable=durable)
-        return held
+        session = self.sessions[session_id] = FakeSession(session_id, durable=durable)
+        return session
 
-    def _hold(self, session_id):
+    def _take(self, session_id):
         """The session, taken over if another server had it; None if there is none."""
         self.fenced.discard(session_id)
-        held = self.sessions.get(session_id)
+        session = self.sessions.get(session_id)
         if self.store is None:
-            return held
+            return session
         row = self.store.rows.get(session_id)
-        if row is not None and (held is None or row.owner is not self._owner):
+        if row is not None and (session is None or row.owner is not self._owner):
             row = self.store.claim(session_id, self._owner)
-            held = self.sessions[session_id] = Held(
+            session = self.sessions[session_id] = FakeSession(
                 session_id, applied=row.applied[:], epoch=row.epoch, num_durable_steps=len(row.applied)
             )
-        return held
+        return session
 
-    def _apply(self, held, request, is_prime):
+    def _apply(self, session, request, is_prime):
         x, time_ns = list(request.x), request.time_ns if request.HasField("time_ns") else None
-        index, count = request.step_index, len(held.applied)
+        index, count = request.step_index, len(session.applied)
         if any(value != value for value in x):
-            raise Fault("INVALID_ARGUMENT", "INVALID_ARGUMENT", "x: not finite", {"field": "x"})
+            raise Fault("INVALID_ARGUMENT", "INVALID_ARGUMENT", "x: not finite", metadata={"field": "x"})
         if index > count:
-            raise Fault("FAILED_PRECONDITION", "STEP_GAP", "gap", {"expected_step_index": str(count)})
+            raise Fault(
+                "FAILED_PRECONDITION", "STEP_GAP", "gap", metadata={"expected_step_index": str(count)}
+            )
         if index == count:
-            held.applied.append((x, time_ns, (model_step(held.h, x), float(index))))
-            self.applied.append((held.session_id, index))
+            session.applied.append((x, time_ns, (model_step(session.h, x), float(index))))
+            self.applied.append((session.session_id, index))
             self._changed.set()
-            self._write(held)
-        if index < len(held.applied) - self.replies_kept and not is_prime:
+            self._write(session)
+        if index < len(session.applied) - self.num_replies and not is_prime:
             raise Fault("OUT_OF_RANGE", "STEP_FORGOTTEN", "its reply is no longer kept")
-        kept_x, kept_time_ns, y = held.applied[index]
-        if (kept_x, kept_time_ns) != (x, time_ns):
+        applied_x, applied_time_ns, y = session.applied[index]
+        if (applied_x, applied_time_ns) != (x, time_ns):
             raise Fault("ALREADY_EXISTS", "STEP_CONFLICT", "another input")
-        return pb.StepResponse(step_index=index, y=y, num_durable_steps=held.num_durable_steps)
+        return pb.StepResponse(step_index=index, y=y, num_durable_steps=session.num_durable_steps)
 
-    def _write(self, held):
-        """Writes behind; a session that another server took over is dropped."""
-        if self.store is not None and not self.store.write(held, self._owner):
-            del self.sessions[held.session_id]
-            self.fenced.add(held.session_id)
+    def _write(self, session):
+        """Writes to the store as far as its lag allows; drops a session that another server took over."""
+        if self.store is not None and not self.store.write(session, self._owner):
+            del self.sessions[session.session_id]
+            self.fenced.add(session.session_id)
             raise fenced()
 
     def _find(self, session_id):
-        """The session, if it is here or nobody has it."""
+        """The session, if this server has it or no other server has it."""
         row = self.store.rows.get(session_id) if self.store is not None else None
         if row is not None and row.owner is not self._owner and row.owner is not None:
             raise fenced()
-        held = self._hold(session_id)
-        if held is None:
+        session = self._take(session_id)
+        if session is None:
             raise _no_session(session_id)
-        return held
+        return session
 
     @contextlib.asynccontextmanager
     async def _answering(self, method, request, context):
@@ -384,8 +386,23 @@ def _stream_error(fault):
     )  # fmt: skip
 
 
+class Gate:
+    """A hook that stops every call until the gate is opened; `arrived` is set when the first call comes."""
+
+    def __init__(self):
+        self.arrived = asyncio.Event()
+        self._opened = asyncio.Event()
+
+    async def __call__(self, request):
+        self.arrived.set()
+        await self._opened.wait()
+
+    def open(self):
+        self._opened.set()
+
+
 def once(*faults):
-    """A hook that raises one fault a time, in order, and then none."""
+    """A hook that raises one fault each time, in order, and then none."""
     left = list(faults)
 
     async def hook(request):
@@ -397,7 +414,7 @@ def once(*faults):
 
 
 def at_step(index, *faults):
-    """A hook that raises its faults, one each time, when this step comes by."""
+    """A hook that raises one of its faults each time this step arrives, in order, and then none."""
     left = list(faults)
 
     async def hook(request):
@@ -408,7 +425,7 @@ def at_step(index, *faults):
 
 
 def at_steps(indexes, act):
-    """A hook that calls `act` and breaks the call, once for each time a step is named, when it comes by."""
+    """A hook that calls `act` and breaks the call when one of these steps comes, as often as it is named."""
     left = list(indexes)
 
     async def hook(request):
@@ -421,7 +438,7 @@ def at_steps(indexes, act):
 
 
 class FakeTime:
-    """A clock that only sleeping moves; sleeps are recorded, and the draw is the upper end."""
+    """A clock that moves only while something sleeps, and that records the sleeps."""
 
     def __init__(self):
         self.now_seconds = 0.0

@@ -15,7 +15,7 @@ def backoff(fake_time, uniform=lambda low, high: high, **policy):
 
 
 async def fail(pace, times, error=LOST):
-    """Lets an operation fail so many times."""
+    """Fails an operation so many times."""
     for _ in range(times):
         await pace.pause(error)
 

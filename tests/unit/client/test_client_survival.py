@@ -28,7 +28,7 @@ PLANS = st.fixed_dictionaries({
     "stores_resets": st.booleans(),
     "lag_steps": st.none() | st.integers(0, 15),
     "message_steps": st.integers(1, 10),
-    "replies_kept": st.integers(1, 8),
+    "num_replies": st.integers(1, 8),
 })  # fmt: skip
 
 
@@ -41,7 +41,7 @@ class World:
         self.store = FakeStore(plan["lag_steps"]) if plan["has_store"] else None
         self.servers = [FakeServer(self.store) for _ in range(2 if plan["has_store"] else 1)]
         for server in self.servers:
-            server.replies_kept = plan["replies_kept"]
+            server.num_replies = plan["num_replies"]
             server.stores_resets = plan["stores_resets"]
             server.before = self._hook(server, is_after=False)
             server.after = self._hook(server, is_after=True)
@@ -79,8 +79,8 @@ class World:
             for other in self.servers:  # a successor takes the place of a server that drained before
                 other.is_draining = other is server
         elif event == "save" and session_id in server.sessions:
-            held = server.sessions[session_id]
-            self.store.write(held, server._owner, len(held.applied))
+            session = server.sessions[session_id]
+            self.store.write(session, server._owner, len(session.applied))
 
 
 async def drive(world, client, calls):
@@ -131,9 +131,9 @@ async def live_through(plan):
             stack.push_async_callback(server.stop)
         client = Client(world.target, retry=retry, limits=limits, sources=sources, timeout=Timeout())
         rows = await drive(world, await stack.enter_async_context(client), plan["calls"])
-        held = [server.sessions["mine"] for server in world.servers if "mine" in server.sessions]
+        found = [server.sessions["mine"] for server in world.servers if "mine" in server.sessions]
         # One of them may be a server that does not know yet that it was fenced.
-        assert rows in [[x for x, _, _ in session.applied] for session in held]
+        assert rows in [[x for x, _, _ in session.applied] for session in found]
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,11 +1,11 @@
-"""Several servers over one store: the client moves on when the one that it uses goes."""
+"""Several servers over one store: the client moves to the next when its server goes."""
 
 import asyncio
 
 import pytest
 import streamcell
 from fake_store import FakeStore
-from fake_streamcell import FakeServer, broken, draining, expected, once
+from fake_streamcell import FakeServer, Gate, broken, draining, expected, once
 
 ROWS = [[float(value)] for value in range(1, 21)]
 
@@ -30,7 +30,7 @@ async def client(connect, servers):
 
 
 def at_once(server, index, act):
-    """Lets a server act when a step comes by, once."""
+    """Makes a server act once, when a step arrives."""
 
     async def hook(request):
         if request.step_index == index:
@@ -41,12 +41,12 @@ def at_once(server, index, act):
 
 
 async def drain(server):
-    """Drains it."""
+    """Drains a server."""
     server.drain()
 
 
 async def stop(server):
-    """Ends its process."""
+    """Ends a server's process."""
     await server.stop()
 
 
@@ -69,7 +69,7 @@ async def test_a_stream_goes_on_at_the_next_target(client, servers, leave):
 
 
 async def test_a_draining_server_that_answers_is_not_asked_again(client, servers):
-    """It says once that it goes; what follows is the next one's."""
+    """It refuses one call as DRAINING; the next server gets all later calls."""
     first, second = servers
     async with client.session(session_id="mine") as session:
         await session.step([1.0])
@@ -82,7 +82,7 @@ async def test_a_draining_server_that_answers_is_not_asked_again(client, servers
 
 
 async def test_the_first_target_that_is_there_is_used(connect, servers):
-    """A session is opened, and models are listed, at the next one while the first is down."""
+    """While the first server is down, the second opens a session and lists the models."""
     first, second = servers
     await first.stop()
     target = f"{first.target},{second.target}"
@@ -92,8 +92,8 @@ async def test_the_first_target_that_is_there_is_used(connect, servers):
         assert (await session.step([1.0])).step_index == 0
 
 
-async def test_targets_have_turns_until_one_is_there(client, servers, fake_time):
-    """After the last comes the first again, which may be back by then."""
+async def test_targets_are_tried_in_turn_until_one_answers(client, servers, fake_time):
+    """After the last server comes the first again, which may be back by then."""
     first, second = servers
     async with client.session(session_id="mine") as session:
         await session.step([1.0])
@@ -109,8 +109,8 @@ async def test_targets_have_turns_until_one_is_there(client, servers, fake_time)
         assert (await session.step([2.0])).y == (2.5, 1.0)
 
 
-async def test_no_target_there_is_connection_lost(client, servers):
-    """When the policy ends the error is the last attempt's."""
+async def test_without_any_server_the_connection_is_lost(client, servers):
+    """When the policy ends, the caller gets the error of the last attempt."""
     async with client.session(session_id="mine") as session:
         for server in servers:
             await server.stop()
@@ -119,7 +119,7 @@ async def test_no_target_there_is_connection_lost(client, servers):
 
 
 async def test_sessions_that_lose_their_server_at_once_move_once(client, servers):
-    """All go on at the next target; none of them leaves it again on account of the others."""
+    """All sessions go on at the next target; none leaves that target because of the others."""
     first, second = servers
     sessions = [await client.session(session_id=f"s{number}").__aenter__() for number in range(6)]
     await asyncio.gather(*(session.step([1.0]) for session in sessions))
@@ -132,7 +132,7 @@ async def test_sessions_that_lose_their_server_at_once_move_once(client, servers
 
 
 async def test_a_lost_reply_moves_to_the_next_target(client, servers):
-    """Which server lost it is not known to be well; the step is applied once all the same."""
+    """The server that lost the reply may be ill, so it is left; the step is applied once all the same."""
     first, second = servers
     async with client.session(session_id="mine") as session:
         await session.step([1.0])
@@ -143,7 +143,7 @@ async def test_a_lost_reply_moves_to_the_next_target(client, servers):
 
 
 async def test_a_single_target_that_drains_is_left_for_a_fresh_connection(connect, server):
-    """The connection to it would lead to the same server for ever; a new one to its successor."""
+    """The old connection would lead to the same server for ever; a new one leads to its successor."""
     async with connect() as client, client.session(session_id="mine") as session:
         await session.step([1.0])
         server.before_call["Step"] = once(draining())
@@ -153,21 +153,16 @@ async def test_a_single_target_that_drains_is_left_for_a_fresh_connection(connec
 
 
 async def test_calls_under_way_on_a_server_that_is_left_are_finished(client, servers):
-    """Its channel stays until the last of them has its reply."""
+    """The channel stays open until the last call has its reply."""
     first, second = servers
-    arrived, release = asyncio.Event(), asyncio.Event()
-
-    async def hold(request):
-        arrived.set()
-        await release.wait()
-
+    gate = Gate()
     async with client.session(session_id="slow") as slow, client.session(session_id="other") as other:
-        first.before_call["Step"] = hold
+        first.before_call["Step"] = gate
         task = asyncio.create_task(slow.step([1.0]))
-        await arrived.wait()
+        await gate.arrived.wait()
         first.before_call["Step"] = once(draining())
         await other.step([1.0])
         assert len(second.named("Step")) == 1
-        release.set()
+        gate.open()
         assert (await task).y == (1.0, 0.0)
         assert len(second.named("Step")) == 1

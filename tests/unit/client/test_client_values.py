@@ -1,11 +1,10 @@
-"""Settings check themselves; the channel is made of them."""
+"""Settings check themselves, and are bounded by a server's limits."""
 
 import dataclasses
 import math
 
 import pytest
-from streamcell import InvalidArgument, Limits, RetryPolicy, Timeout, Tls
-from streamcell.channel import channel_options, split_targets
+from streamcell import Limits, RetryPolicy, Timeout, Tls
 
 
 @pytest.mark.parametrize(
@@ -52,41 +51,3 @@ def test_a_server_s_limits_bound_only_what_it_sees():
     """The window and the messages are the lesser of both; the tail is the caller's own."""
     own = Limits(window_steps=8, tail_steps=100, message_steps=50)
     assert own.within(4, 1000, 0) == dataclasses.replace(own, window_steps=4)
-
-
-@pytest.mark.parametrize(
-    ("target", "targets"),
-    [
-        ("a:1", ("a:1",)),
-        ("a:1,b:2, c:3", ("a:1", "b:2", "c:3")),
-        ("dns:///a:1,dns:///b:2", ("dns:///a:1", "dns:///b:2")),
-        ("ipv4:10.0.0.1:1,10.0.0.2:1", ("ipv4:10.0.0.1:1,10.0.0.2:1",)),
-        ("ipv6:[::1]:1,[::2]:1", ("ipv6:[::1]:1,[::2]:1",)),
-    ],
-)
-def test_targets_are_split_at_commas(target, targets):
-    """A list names one server after another; gRPC's own lists of addresses stay whole."""
-    assert split_targets(target) == targets
-
-
-@pytest.mark.parametrize("target", ["", "a:1,", ",a:1", "a:1,,b:2"])
-def test_an_empty_target_is_refused(target):
-    """A list with nothing between its commas names no server."""
-    with pytest.raises(InvalidArgument, match="target"):
-        split_targets(target)
-
-
-def test_the_channel_follows_the_settings():
-    """Pings, message sizes, reconnection and the server's name come from the settings."""
-    options = dict(channel_options(
-        Timeout(connect_seconds=2.0, keepalive_seconds=20.0), Limits(message_bytes=1 << 16),
-        RetryPolicy(initial_delay_seconds=0.2, max_delay_seconds=3.0), Tls(server_name="inside"),
-    ))  # fmt: skip
-    assert options["grpc.keepalive_time_ms"] == 20_000
-    assert options["grpc.keepalive_timeout_ms"] == 2_000
-    assert options["grpc.max_send_message_length"] == 1 << 16
-    assert options["grpc.max_receive_message_length"] == 1 << 16
-    assert options["grpc.initial_reconnect_backoff_ms"] == 200
-    assert options["grpc.max_reconnect_backoff_ms"] == 3_000
-    assert options["grpc.dns_min_time_between_resolutions_ms"] == 3_000
-    assert options["grpc.ssl_target_name_override"] == "inside"

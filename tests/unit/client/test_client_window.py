@@ -3,7 +3,7 @@
 from array import array
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from streamcell import Prediction, StreamcellError
 from streamcell.window import Window
@@ -48,6 +48,7 @@ def test_a_reply_out_of_order_is_refused(index):
         window.answer(Prediction(index, ()))
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["append", "send", "answer", "take", "rewind"]), max_size=60))
 def test_whatever_happens_predictions_come_out_once_and_in_order(moves):
     """Under any interleaving, rewinds included, nothing is lost, doubled or swapped."""

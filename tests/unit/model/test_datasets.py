@@ -9,13 +9,14 @@ import pytest
 
 from model.datasets import mackey_glass, read_csv
 from model.errors import SeriesError
+from tests.csv_vectors import each_vector
 
 GOOD = "timestamp,value\n2024-01-01 00:00:00,1\n2024-01-01 00:30:00,2.5\n2024-01-01 01:00:00,-3e2\n"
 
 
 @pytest.fixture
 def csv_of(tmp_path):
-    """Writes text to a file and returns its path."""
+    """Writes text to a file and returns the file's path."""
 
     def write(text: str, encoding: str = "utf-8") -> Path:
         path = tmp_path / "series.csv"
@@ -70,6 +71,29 @@ def test_reads_usual_variants(csv_of, text):
     assert series.values.tolist() == plain.values.tolist()
 
 
+@each_vector
+def test_a_file_means_the_same_as_in_prediction(tmp_path, vector):
+    """The rows, or the refusal's line, column and words, are those that the client's reader has, too."""
+    path = tmp_path / "series.csv"
+    path.write_bytes(vector.raw)
+    if vector.rows:
+        series = read_csv(path)
+        assert series.names == vector.inputs
+        values = map(tuple, series.values.tolist())
+        assert tuple(zip(series.times_ns.tolist(), values, strict=True)) == vector.rows
+    else:
+        with pytest.raises(SeriesError) as caught:
+            read_csv(path)
+        vector.check_refusal(str(caught.value))
+
+
+@pytest.mark.parametrize("first", ["2024-01-01", "20240101", "2024/01/01"])
+def test_dates_are_a_calendar(csv_of, first):
+    """A series of dates is a calendar in every notation, one of seconds is none."""
+    days = [first[:-1] + str(day) for day in (1, 2, 3)]
+    assert read_csv(csv_of("date,value\n" + "".join(f"{day},1\n" for day in days))).calendar
+
+
 def test_numbers_are_unix_seconds(csv_of):
     """A time column of numbers counts seconds, exactly, and is no calendar."""
     series = read_csv(csv_of("time,value\n1.000000001,1\n2,2\n3.5,3\n"))
@@ -84,6 +108,8 @@ def test_chooses_and_orders_columns(csv_of):
     assert read_csv(path).names == ("a", "b", "c")
     assert read_csv(path, ["c", "a"]).values.tolist() == [[3, 1], [6, 4], [9, 7]]
     assert read_csv(path, ["b"], time_column="a").times_ns.tolist() == [10**9, 4 * 10**9, 7 * 10**9]
+    path = csv_of("time,date\n1,2024-01-01\n2,2024-01-02\n3,2024-01-03\n")
+    assert read_csv(path, ["time"]).values.tolist() == [[1], [2], [3]]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Where a session stands, as far as the server's answers tell, and the tail of its steps.
+"""How far a session has got, as far as the server's answers say, with the tail of its steps.
 
-Pure bookkeeping, without clock, loop or wire. It tells a server that stands behind what was answered from
-one that does not; what is to be done about it is the recovery's.
+Only keeps count: uses no clock, no event loop and no connection. It recognises a server that lacks steps
+which were answered. What to do about that is the recovery's affair.
 """
 
 from streamcell.convert import History
@@ -11,8 +11,8 @@ from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.values import Limits, SessionInfo
 
 
-class Place:
-    """The place of one session."""
+class SessionPosition:
+    """The position of one session: its next step, its model, and the steps that may have to be sent again."""
 
     def __init__(self, info: SessionInfo, limits: Limits) -> None:
         self.session_id = info.session_id
@@ -22,8 +22,9 @@ class Place:
         self.limits = limits
         self.next_step_index = info.next_step_index
         self.tail = Tail(info.next_step_index, limits.tail_steps)
-        # The owner that reset the session, while nothing since is known to be in the store: the store may
-        # still hold what was before, so that another owner would bring it back.
+        # The epoch of the server that reset the session, as long as no step since then is known to be in the
+        # store. The store may still have the steps from before the reset, and another server would bring
+        # them back.
         self._reset_epoch: int | None = None
 
     @property
@@ -33,26 +34,26 @@ class Place:
 
     @property
     def reaches_start(self) -> bool:
-        """Whether the tail holds every step there was."""
+        """Whether the tail has every step of the session."""
         return self.tail.first_step_index == 0
 
     def sending(self, step_index: int, history: History) -> None:
-        """Notes steps that go out now, for the first time or again."""
+        """Records steps that are about to be sent, for the first time or again."""
         self.tail.append(step_index, history)
 
     def answered(self, reply: pb.StepResponse | pb.PrimeResponse) -> None:
-        """Notes the reply to the next steps."""
+        """Records the reply to the next steps."""
         self.next_step_index = reply.step_index + 1
         self.learn_durable(reply.num_durable_steps)
 
     def learn_durable(self, num_durable_steps: int) -> None:
-        """Lets go of what is in the store."""
+        """Drops the steps that are in the store from the tail."""
         if num_durable_steps:
             self._reset_epoch = None
             self.tail.trim(num_durable_steps)
 
     def adopt(self, info: SessionInfo) -> None:
-        """Takes the server's word for where the session stands."""
+        """Goes on from where the server says the session stands."""
         self.next_step_index = info.next_step_index
         self.tail.move_to(info.next_step_index)
         if info.next_step_index == 0:  # perhaps by a reset whose reply never came
@@ -62,29 +63,29 @@ class Place:
         self.learn_durable(info.num_durable_steps)
 
     def begin_reset(self) -> None:
-        """Forgets every step: whatever becomes of the reset, earlier answers bind no more."""
+        """Forgets every step: whether the reset succeeds or not, earlier answers no longer count."""
         self.next_step_index = 0
         self.tail.move_to(0)
         self._reset_epoch = None
 
     def end_reset(self, info: SessionInfo) -> None:
-        """Notes who reset the session."""
+        """Records which server reset the session."""
         self._reset_epoch = info.epoch
 
     def created_anew(self) -> None:
-        """Notes that the session under this id is a new one, with nothing before it."""
+        """Records that a new session was created under this id, with no steps in the store."""
         self._reset_epoch = None
 
     def must_reset(self, info: SessionInfo) -> bool:
-        """Tells whether a server may stand where the session was before it was reset."""
+        """Returns whether a server may have the session as it was before it was reset."""
         return self._reset_epoch is not None and info.epoch != self._reset_epoch
 
     def check(self, info: SessionInfo) -> None:
-        """Makes sure that a server stands where the session was answered, or further.
+        """Makes sure that a server has every step that was answered.
 
         Raises:
-            ModelChanged: the id is now that of a session on another model.
-            StepGap: it stands behind.
+            ModelChanged: the id now belongs to a session on another model.
+            StepGap: the server lacks steps.
         """
         self.check_model(info)
         if self.must_reset(info):
@@ -96,7 +97,7 @@ class Place:
         """Makes sure that the session runs on its model.
 
         Raises:
-            ModelChanged: it does not.
+            ModelChanged: it runs on another model.
         """
         if info.model_name != self.model_name:
             raise ModelChanged(
@@ -104,32 +105,32 @@ class Place:
                 reason="MODEL_CHANGED",
             )
 
-    def check_reached(self, stands_at: int, answered: int) -> None:
-        """Makes sure that a server has the first `answered` steps.
+    def check_reached(self, next_step_index: int, num_answered: int) -> None:
+        """Makes sure that a server which takes `next_step_index` next has the first `num_answered` steps.
 
         Raises:
-            StepGap: it has not.
+            StepGap: it lacks some.
         """
-        if stands_at < answered:
-            raise self._behind(stands_at, f"step {answered - 1} was answered")
+        if next_step_index < num_answered:
+            raise self._behind(next_step_index, f"step {num_answered - 1} was answered")
 
     def check_covered(self, info: SessionInfo) -> None:
-        """Makes sure that what a server lacks can be sent again.
+        """Makes sure that the tail has every answered step that a server lacks.
 
         Raises:
-            StepGap: steps are missing that are no longer held.
+            StepGap: the tail no longer has some of them.
         """
-        stands_at = 0 if self.must_reset(info) else info.next_step_index
-        if stands_at < min(self.next_step_index, self.tail.first_step_index):
+        next_step_index = 0 if self.must_reset(info) else info.next_step_index
+        if next_step_index < min(self.next_step_index, self.tail.first_step_index):
             held = f"only steps from {self.tail.first_step_index} on are held"
             raise self._behind(
                 info.next_step_index, f"step {self.next_step_index - 1} was answered and {held}"
             )
 
-    def _behind(self, stands_at: int, but: str) -> StepGap:
+    def _behind(self, next_step_index: int, but: str) -> StepGap:
         return StepGap(
-            f"session {self.session_id} stands at step {stands_at} on the server, but {but}: its state was"
-            " lost. refresh() goes on from where the server stands",
+            f"session {self.session_id} stands at step {next_step_index} on the server, but {but}: its state"
+            " was lost. refresh() goes on from where the server stands",
             reason="STEP_GAP",
-            metadata={"expected_step_index": str(stands_at)},
+            metadata={"expected_step_index": str(next_step_index)},
         )
