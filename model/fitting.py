@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model.datasets import Series
-from model.network import Network
+from model.network import ROW_MULTIPLE, Network
 
 
 @dataclass(frozen=True)
@@ -194,11 +194,13 @@ def validation_loss(network: Network, rows: Rows, first: int, prime_steps: int, 
     """Returns the loss of forecasts made after rows `first` and later; those before only prime."""
     network.eval()
     begin = max(0, first - prime_steps)
-    x = rows.x[begin:].repeat_interleave(4, dim=0)  # one stream, as four rows: (T·4, F)
-    z = network.features(x, rows.time[begin:].repeat_interleave(4))
-    z, _ = network.unroll(z, x, torch.full((4,), len(rows) - begin), torch.zeros(4, network.state_size))
+    copies = ROW_MULTIPLE  # the one stream stands in as many rows as need no padding
+    x = rows.x[begin:].repeat_interleave(copies, dim=0)  # (T·copies, F)
+    z = network.features(x, rows.time[begin:].repeat_interleave(copies))
+    lengths, state = torch.full((copies,), len(rows) - begin), torch.zeros(copies, network.state_size)
+    z, _ = network.unroll(z, x, lengths, state)
     index = torch.arange(first, len(rows) - 1).unsqueeze(1)  # (T, 1)
-    kept = slice((first - begin) * 4, (len(rows) - 1 - begin) * 4, 4)
+    kept = slice((first - begin) * copies, (len(rows) - 1 - begin) * copies, copies)
     predicted = network.all_values(z[kept], x[kept]).unsqueeze(1)  # (T, 1, K, O)
     return window_loss(
         network, rows.x, index, predicted, torch.ones(1, 1, 1, 1, dtype=torch.bool), weights

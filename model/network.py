@@ -66,8 +66,9 @@ def _multiple(count: int, of: int) -> int:
     return -(-count // of) * of
 
 
-def _missing_rows(rows: int) -> int:
-    return (4 - rows % 4) % 4
+def _missing_rows(num_rows: int, multiple: int = ROW_MULTIPLE) -> int:
+    # The constant is a default value, because a script can read no global number.
+    return (multiple - num_rows % multiple) % multiple
 
 
 def _padded(rows: Tensor, missing: int) -> Tensor:
