@@ -13,7 +13,6 @@ COMMANDS = {
     "export": "write an artifact from a checkpoint, or the reference artifact",
     "inspect": "print an artifact's manifest",
 }
-_MODULES = {"inspect": "inspection"}  # the other commands' modules have the commands' names
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m model", description="Trains, judges and exports networks."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    modules = {name: importlib.import_module(f"model.{_MODULES.get(name, name)}") for name in COMMANDS}
+    modules = {name: importlib.import_module(f"model.{name}") for name in COMMANDS}
     for name, purpose in COMMANDS.items():
         modules[name].add_arguments(
             commands.add_parser(name, help=purpose, description=purpose.capitalize() + ".")

@@ -6,7 +6,7 @@ Knows nothing of networks; imports no torch. Every forecast of row r at horizon 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.calendars import DAY_NS, WEEK_NS
+from model.calendar_features import DAY_NS, WEEK_NS
 from model.datasets import Series
 
 Floats = NDArray[np.float32]

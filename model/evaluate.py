@@ -19,7 +19,7 @@ from model.artifact import Artifact, load_artifact, write_atomically
 from model.baselines import Floats, choose_period, figures, persistence, seasonal_naive
 from model.datasets import Series
 from model.errors import OptionError
-from model.sources import add_source_arguments, parse_horizons, read_source
+from model.options import add_source_arguments, parse_horizons, read_source
 
 Figures = dict[str, float | None]
 _PRIME_STEPS = 512

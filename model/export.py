@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from model.artifact import load_artifact, save_artifact
+from model.early_stopping import load_checkpoint, network_with
 from model.errors import ArtifactError, OptionError
 from model.manifest import Column, Manifest, Output, layout_of
 from model.network import Architecture, Network, state_layout
 from model.provenance import manifest_of
-from model.training import load_checkpoint, network_with
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

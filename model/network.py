@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor, nn
 
-from model.calendars import NUM_FEATURES, WEEK_NS, calendar_table, slot_ns_of
+from model.calendar_features import NUM_FEATURES, WEEK_NS, calendar_table, slot_ns_of
 from model.cells import CELL_STATE_KINDS, CELLS, RecurrentCell
 
 ROW_MULTIPLE = 4

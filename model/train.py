@@ -1,6 +1,6 @@
 """Owns the `train` command: options in, an artifact and a report out.
 
-Knows nothing of how the fit is done; see training and fitting.
+Knows nothing of how the fit is done; see early_stopping and fitting.
 """
 
 import argparse
@@ -14,13 +14,13 @@ import torch
 from model.artifact import Artifact, load_artifact, save_artifact
 from model.cells import CELLS
 from model.datasets import Series
+from model.early_stopping import Epoch, Plan, Training, network_with
 from model.errors import OptionError
 from model.evaluate import Outlook, look_ahead
 from model.fitting import Recipe, Rows
 from model.network import Architecture
+from model.options import add_source_arguments, parse_horizons, parse_range, read_source
 from model.provenance import describe, manifest_of
-from model.sources import add_source_arguments, parse_horizons, parse_range, read_source
-from model.training import Epoch, Plan, Training, network_with
 
 _DEFAULTS = Recipe()
 _PURPOSES = {

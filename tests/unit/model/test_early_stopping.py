@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from model.early_stopping import Plan, Training, load_checkpoint
 from model.errors import ArtifactError, OptionError
 from model.fitting import Recipe, Rows
 from model.network import Architecture
-from model.training import Plan, Training, load_checkpoint
 
 RECIPE = Recipe(max_epochs=3, patience_epochs=3, num_streams=3, window_steps=8, burn_in_steps=4)
 PLAN = Plan(Architecture(1, 1, hidden_size=16, head_steps=3), RECIPE, 40, refit=True, source={"name": "wave"})

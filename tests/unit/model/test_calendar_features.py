@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from model.calendars import DAY_HARMONICS, DAY_NS, NUM_FEATURES, WEEK_NS, calendar_table, slot_ns_of
+from model.calendar_features import DAY_HARMONICS, DAY_NS, NUM_FEATURES, WEEK_NS, calendar_table, slot_ns_of
 
 MINUTE_NS = 60 * 10**9
 
