@@ -70,9 +70,9 @@ class RecurrentCell(nn.Module):
 class ElmanCell(RecurrentCell):
     """Steps the simple recurrent network of Elman 1990, "Finding structure in time".
 
-    W and b are `weight_ih` and `bias_ih`, U and b' are `weight_hh` and `bias_hh`:
+    W is `weight_ih`, U is `weight_hh`:
 
-        h' = tanh(W x + b + U h + b')    hidden state
+        h' = tanh(W x + b_ih + U h + b_hh)    hidden state
 
     Elman's hidden units were logistic; tanh is what torch.nn.RNNCell has.
     """
@@ -89,7 +89,7 @@ class LSTMCell(RecurrentCell):
     """Steps the long short-term memory with a forget gate.
 
     Hochreiter & Schmidhuber 1997, "Long short-term memory"; Gers, Schmidhuber & Cummins 2000, "Learning to
-    forget: Continual prediction with LSTM". Biases are left out here; the weights hold i, f, g, o in this order:
+    forget: Continual prediction with LSTM". The weights hold the gates in this order; biases are left out:
 
         i = σ(W_i x + U_i h)       input gate
         f = σ(W_f x + U_f h)       forget gate
@@ -157,10 +157,10 @@ class GRUCell(RecurrentCell):
     translation", equations 5 to 8, with the reset gate applied after the product with h, as torch and cuDNN
     do. The biases of r and z are left out here:
 
-        r = σ(W_r x + U_r h)                  reset gate
-        z = σ(W_z x + U_z h)                  update gate
-        n = tanh(W_n x + b + r (U_n h + b'))  candidate
-        h' = (1 − z) n + z h                  hidden state
+        r = σ(W_r x + U_r h)                        reset gate
+        z = σ(W_z x + U_z h)                        update gate
+        n = tanh(W_n x + b_ih + r (U_n h + b_hh))   candidate
+        h' = (1 − z) n + z h                        hidden state
     """
 
     def __init__(self, num_inputs: int, hidden_size: int) -> None:

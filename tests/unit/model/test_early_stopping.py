@@ -6,13 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from model.early_stopping import Plan, Training, load_checkpoint
+from model.checkpoint import load_checkpoint
+from model.early_stopping import Plan, Training
 from model.errors import ArtifactError, OptionError
 from model.fitting import Recipe, Rows
 from model.network import Architecture
 
 RECIPE = Recipe(max_epochs=3, patience_epochs=3, num_streams=3, window_steps=8, burn_in_steps=4)
-PLAN = Plan(Architecture(1, 1, hidden_size=16, head_steps=3), RECIPE, 40, refit=True, source={"name": "wave"})
+PLAN = Plan(
+    architecture=Architecture(num_inputs=1, num_outputs=1, hidden_size=16, head_steps=3),
+    recipe=RECIPE,
+    num_validation=40,
+    refit=True,
+    source={"name": "wave"},
+)
 
 
 class InterruptedTrainingError(Exception):
@@ -31,7 +38,7 @@ def training_of(rows, tmp_path):
     """Makes a training with a checkpoint of the name given."""
 
     def make(name: str = "checkpoint.pt", plan: Plan = PLAN, rows: Rows = rows) -> Training:
-        return Training(plan, rows, {"name": "wave"}, tmp_path / name)
+        return Training(plan, rows, about={"name": "wave"}, checkpoint=tmp_path / name)
 
     return make
 

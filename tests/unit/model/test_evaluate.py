@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.artifact import load_artifact
-from model.evaluate import look_ahead
+from model.backtest import run_backtest
 
 
 @pytest.fixture
@@ -72,10 +72,10 @@ def test_the_figures_are_those_of_forecasts_made_by_hand(command, trained, tiny_
 def test_it_never_looks_ahead(trained, wave_of):
     """Other values from row 250 on change no forecast made before it."""
     artifact, series = load_artifact(trained), wave_of(300)
-    before = look_ahead(artifact, series, 200, 4)
+    before = run_backtest(artifact, series, from_row=200, horizon=4)
     spoilt = wave_of(300)
     spoilt.values[250:] = 1e6
-    after = look_ahead(artifact, spoilt, 200, 4)
+    after = run_backtest(artifact, spoilt, from_row=200, horizon=4)
     made_before = before.origins < 250
     assert np.array_equal(before.predicted[made_before], after.predicted[made_before])
     assert not np.array_equal(before.predicted[~made_before], after.predicted[~made_before])

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.artifact import load_artifact, save_artifact, write_atomically
+from model.artifact import load_artifact, save_artifact
 from model.errors import ArtifactError
 from model.export import reference
+from model.files import write_atomically
 
 
 @pytest.fixture
 def artifact_path(tmp_path) -> Path:
     """A small reference artifact's file."""
-    network, manifest = reference(3, 16, 2, 5)
+    network, manifest = reference(num_inputs=3, hidden_size=16, num_layers=2, seed=5)
     save_artifact(network, manifest, tmp_path / "model.pt")
     return tmp_path / "model.pt"
 

@@ -9,7 +9,7 @@ import torch
 from model.fitting import Fit, Recipe, Rows, horizon_weights, set_scaling, validation_loss, window_loss
 from model.network import Architecture, Network
 
-SMALL = Architecture(1, 1, hidden_size=16, head_steps=3)
+SMALL = Architecture(num_inputs=1, num_outputs=1, hidden_size=16, head_steps=3)
 RECIPE = Recipe(seed=1, max_epochs=4, num_streams=3, window_steps=8, burn_in_steps=4)
 
 
@@ -33,7 +33,7 @@ def weights_of(fit: Fit) -> torch.Tensor:
 
 def test_scaling_is_mean_and_deviation():
     """Mean and standard deviation per column; a constant column is left unstretched."""
-    network = Network(Architecture(2, 2, hidden_size=16))
+    network = Network(Architecture(num_inputs=2, num_outputs=2, hidden_size=16))
     set_scaling(network, torch.tensor([[1.0, 7.0], [3.0, 7.0]]))
     assert network.mean.tolist() == [2.0, 7.0]
     assert network.scale.tolist() == [1.0, 1.0]
@@ -41,24 +41,25 @@ def test_scaling_is_mean_and_deviation():
 
 def test_horizons_weigh_alike():
     """A step ahead over which the series changes twice as much counts half as much."""
-    network = Network(Architecture(1, 1, hidden_size=16, head_steps=2))
+    network = Network(Architecture(num_inputs=1, num_outputs=1, hidden_size=16, head_steps=2))
     ramp = torch.arange(10.0)[:, None]  # changes by 1 over one step, by 2 over two
     assert horizon_weights(network, ramp).flatten().tolist() == pytest.approx([4 / 3, 2 / 3])
 
 
 def test_window_loss_by_hand():
     """The loss is the weighted mean over targets within the series, none beyond its end."""
-    network = Network(Architecture(1, 1, hidden_size=16, head_steps=2))
+    network = Network(Architecture(num_inputs=1, num_outputs=1, hidden_size=16, head_steps=2))
     network.scale.fill_(2.0)
     x = torch.tensor([[0.0], [1.0], [3.0]])
     index = torch.tensor([[0], [1]])  # (T, B): after row 0 two targets, after row 1 one
     predicted = torch.zeros(2, 1, 2, 1)
     weights = torch.tensor([[1.0], [3.0]])
     everything = torch.ones(2, 1, 1, 1, dtype=torch.bool)
-    loss = window_loss(network, x, index, predicted, everything, weights)
+    loss = window_loss(network, x, index=index, predicted=predicted, counted=everything, weights=weights)
     assert loss.item() == pytest.approx((1.0 + 3.0 * 3.0 + 3.0) / 2.0 / 3)
     only_second = torch.tensor([False, True]).view(2, 1, 1, 1)
-    assert window_loss(network, x, index, predicted, only_second, weights).item() == pytest.approx(3.0 / 2.0)
+    loss = window_loss(network, x, index=index, predicted=predicted, counted=only_second, weights=weights)
+    assert loss.item() == pytest.approx(3.0 / 2.0)
 
 
 def test_learns():
@@ -134,11 +135,11 @@ def test_validation_judges_only_its_rows():
     """The loss counts forecasts made from the first validation row on; earlier rows only prime."""
     fit = fit_of()
     rows = rows_of(120)
-    loss = validation_loss(fit.network, rows, 90, 1000, fit.weights)
-    assert loss == validation_loss(fit.network, rows, 90, 1000, fit.weights)
+    loss = validation_loss(fit.network, rows, first=90, prime_steps=1000, weights=fit.weights)
+    assert loss == validation_loss(fit.network, rows, first=90, prime_steps=1000, weights=fit.weights)
     primed_otherwise = Rows(torch.cat([rows.x[:10] + 100.0, rows.x[10:]]), rows.time)
-    assert validation_loss(fit.network, primed_otherwise, 90, 80, fit.weights) == pytest.approx(
-        validation_loss(fit.network, rows, 90, 80, fit.weights)
-    )
+    assert validation_loss(
+        fit.network, primed_otherwise, first=90, prime_steps=80, weights=fit.weights
+    ) == pytest.approx(validation_loss(fit.network, rows, first=90, prime_steps=80, weights=fit.weights))
     changed = Rows(torch.cat([rows.x[:100], rows.x[100:] + 1.0]), rows.time)
-    assert validation_loss(fit.network, changed, 90, 1000, fit.weights) != loss
+    assert validation_loss(fit.network, changed, first=90, prime_steps=1000, weights=fit.weights) != loss

@@ -12,7 +12,7 @@ from model.manifest import Manifest, layout_of
 @pytest.fixture
 def manifest() -> Manifest:
     """The reference artifact's manifest."""
-    return reference(8, 128, 1, 0)[1]
+    return reference(num_inputs=8, hidden_size=128, num_layers=1, seed=0)[1]
 
 
 def test_has_the_fields_of_the_contract(manifest):

@@ -12,12 +12,23 @@ from model.cells import CELLS
 from model.network import Architecture, Network, state_layout
 
 HALF_HOUR_NS = 1800 * 10**9
-TAXI_LIKE = Architecture(1, 1, HALF_HOUR_NS, uses_time=True, hidden_size=16, head_steps=6)
+TAXI_LIKE = Architecture(
+    num_inputs=1, num_outputs=1, interval_ns=HALF_HOUR_NS, uses_time=True, hidden_size=16, head_steps=6
+)
 MANY = Architecture(
-    3, 3, HALF_HOUR_NS, uses_time=True, hidden_size=16, num_layers=2, head_steps=5, head_size=16
+    num_inputs=3,
+    num_outputs=3,
+    interval_ns=HALF_HOUR_NS,
+    uses_time=True,
+    hidden_size=16,
+    num_layers=2,
+    head_steps=5,
+    head_size=16,
 )
 SOME = replace(MANY, num_outputs=2, offsets=False, uses_time=False, head_size=0)
-BARE = Architecture(4, 1, hidden_size=32, head_size=16, head_steps=1, scaled=False, offsets=False)
+BARE = Architecture(
+    num_inputs=4, num_outputs=1, hidden_size=32, head_size=16, head_steps=1, scaled=False, offsets=False
+)
 ARCHITECTURES = {"taxi-like": TAXI_LIKE, "many": MANY, "some": SOME, "bare": BARE}
 KINDS = {f"many, {kind}": replace(MANY, cell=kind) for kind in CELLS}
 
@@ -164,9 +175,9 @@ def test_dropout_only_while_training():
     """Dropout moves predictions in training mode, and not in the artifact's."""
     network = network_of(replace(TAXI_LIKE, dropout=0.5))
     z, x = torch.randn(4, 16), torch.randn(4, 1)
-    assert torch.equal(network.all_values(z, x), network.all_values(z, x))
+    assert torch.equal(network.direct_values(z, x), network.direct_values(z, x))
     network.train()
-    assert not torch.equal(network.all_values(z, x), network.all_values(z, x))
+    assert not torch.equal(network.direct_values(z, x), network.direct_values(z, x))
 
 
 def test_state_layout_names_every_part():

@@ -6,8 +6,8 @@ import shlex
 import pytest
 
 from model.artifact import load_artifact
+from model.backtest import run_backtest
 from model.datasets import mackey_glass, read_csv
-from model.evaluate import look_ahead
 
 ROOT = pathlib.Path(__file__).parents[3]
 ARTIFACTS = ROOT / "model" / "artifacts"
@@ -34,10 +34,10 @@ def beats_both(figures):
 def test_nyc_taxi_on_the_rows_after_those_it_learnt_from():
     """It beats both baselines, and errs no more than a plain LSTM was seen to: .049, .118 and .139."""
     artifact = load_artifact(ARTIFACTS / "nyc-taxi" / "1" / "model.pt")
-    outlook = look_ahead(artifact, read_csv(TAXI), 8640, 48)
-    assert beats_both(outlook.at(1))
-    assert beats_both(outlook.at(5))
-    found = {horizon: outlook.at(horizon)["model"]["altmape"] for horizon in (1, 5, 48)}
+    backtest = run_backtest(artifact, read_csv(TAXI), from_row=8640, horizon=48)
+    assert beats_both(backtest.figures_at(1))
+    assert beats_both(backtest.figures_at(5))
+    found = {horizon: backtest.figures_at(horizon)["model"]["altmape"] for horizon in (1, 5, 48)}
     assert found[1] <= 0.049
     assert found[5] <= 0.118
     assert found[48] <= 0.139
@@ -46,6 +46,6 @@ def test_nyc_taxi_on_the_rows_after_those_it_learnt_from():
 def test_mackey_glass_on_a_series_of_another_beginning():
     """It beats both baselines on a series from a history it never saw."""
     artifact = load_artifact(ARTIFACTS / "mackey-glass" / "1" / "model.pt")
-    outlook = look_ahead(artifact, mackey_glass(2000, seed=77), 1000, 5)
-    assert beats_both(outlook.at(1))
-    assert beats_both(outlook.at(5))
+    backtest = run_backtest(artifact, mackey_glass(2000, seed=77), from_row=1000, horizon=5)
+    assert beats_both(backtest.figures_at(1))
+    assert beats_both(backtest.figures_at(5))
