@@ -17,7 +17,7 @@ from model.options import add_source_arguments, parse_horizons, read_source
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
-    parser.add_argument("--artifact", type=Path, required=True, help="the artifact, a file model.pt")
+    parser.add_argument("--artifact", type=Path, required=True, metavar="FILE", help="the artifact, model.pt")
     add_source_arguments(parser)
     parser.add_argument(
         "--horizons", default="1,5,48", help="steps ahead to compare, separated by commas (default 1,5,48)"
@@ -25,9 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from-row",
         type=int,
+        metavar="ROW",
         help="first row whose forecasts count; the rows before prime the state (default: half of the rows)",
     )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
 
 
 def run(options: argparse.Namespace) -> str:
@@ -64,7 +65,8 @@ def _require_usable(artifact: Artifact) -> None:
 
 def as_text(table: dict[str, Any], period: int) -> str:
     """Formats the comparison as a table with one line per horizon and forecast."""
-    lines = [f"{table['rows']} rows, season {period} rows", ""]
+    season = f"the season of the seasonal naive forecast is {period} rows"
+    lines = [f"{table['rows']:,} rows; {season}", ""]
     lines.append(f"{'horizon':>7}  {'forecast':<16}{'MAE':>14}{'RMSE':>14}{'altMAPE':>10}")
     for horizon, forecasts in table["horizons"].items():
         for name, row in forecasts.items():

@@ -22,16 +22,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--reference", action="store_true", help="a network of random weights, for benchmarks"
     )
-    source.add_argument("--checkpoint", type=Path, help="a checkpoint that `train` wrote")
+    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="a checkpoint that `train` wrote")
     source.add_argument(
-        "--artifact", type=Path, help="an older artifact: its weights with the script of this version"
+        "--artifact",
+        type=Path,
+        metavar="FILE",
+        help="an older artifact: its weights with the script of this version",
     )
-    parser.add_argument("--out", type=Path, required=True, help="the file to write, model.pt")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write, model.pt")
     sizes = parser.add_argument_group("the network of --reference")
-    sizes.add_argument("--inputs", type=int, default=8, help="number of inputs (default 8)")
-    sizes.add_argument("--hidden", type=int, default=128, help="hidden size, a multiple of 16 (default 128)")
-    sizes.add_argument("--layers", type=int, default=1, help="number of layers of cells (default 1)")
-    sizes.add_argument("--seed", type=int, default=0, help="seed of the weights (default 0)")
+    sizes.add_argument("--inputs", type=int, default=8, metavar="N", help="number of inputs (default 8)")
+    sizes.add_argument(
+        "--hidden", type=int, default=128, metavar="N", help="hidden size, a multiple of 16 (default 128)"
+    )
+    sizes.add_argument(
+        "--layers", type=int, default=1, metavar="N", help="number of layers of cells (default 1)"
+    )
+    sizes.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the weights (default 0)")
 
 
 def run(options: argparse.Namespace) -> str:

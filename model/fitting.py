@@ -97,7 +97,7 @@ class Fit:
         if len(rows) // recipe.num_streams <= recipe.burn_in_steps:
             raise ValueError(
                 f"{len(rows)} rows in {recipe.num_streams} streams leave no row"
-                f" after {recipe.burn_in_steps} steps of burn-in"
+                f" after {recipe.burn_in_steps} steps of burn-in: take fewer streams or less burn-in"
             )
         self.recipe = recipe
         self.rows = rows

@@ -14,7 +14,7 @@ from model.manifest import Manifest
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
-    parser.add_argument("--artifact", type=Path, required=True, help="the artifact, a file model.pt")
+    parser.add_argument("--artifact", type=Path, required=True, metavar="FILE", help="the artifact, model.pt")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON, as it is stored")
 
 
@@ -34,7 +34,7 @@ def describe(manifest: Manifest) -> str:
     lines = [
         f"{manifest.name}, version {manifest.version}",
         f"  {manifest.description}",
-        f"  training data: {manifest.attribution}",
+        f"  training data: {manifest.attribution or 'not stated'}",
         f"steps: {interval}, {'uses' if manifest.uses_time else 'does not use'} time",
         "inputs:",
         *(f"  {column.name} {_unit(column.unit)}" for column in manifest.inputs),

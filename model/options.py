@@ -14,24 +14,31 @@ from model.errors import OptionError
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options that name a series: a CSV file, or a generated series."""
-    source = parser.add_mutually_exclusive_group(required=True)
+    series = parser.add_argument_group("the series")
+    source = series.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--csv", type=Path, help="a CSV file with a header, a time column and columns of numbers"
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="a CSV file with a header, a time column and columns of numbers",
     )
     source.add_argument(
         "--generate", choices=["mackey-glass"], help="generate the Mackey-Glass series instead"
     )
-    parser.add_argument(
-        "--time-column", help="name of the time column (default: found by name or by its dates)"
+    series.add_argument(
+        "--time-column", metavar="NAME", help="the time column (default: found by its name or its dates)"
     )
-    parser.add_argument("--generate-rows", type=int, default=6000, help="rows to generate (default 6000)")
-    parser.add_argument(
+    series.add_argument(
+        "--generate-rows", type=int, default=6000, metavar="N", help="rows to generate (default 6000)"
+    )
+    series.add_argument(
         "--generate-seed",
         type=int,
         default=0,
+        metavar="N",
         help="seed of the history before the generated rows (default 0)",
     )
-    parser.add_argument(
+    series.add_argument(
         "--tau", type=float, default=17.0, help="delay of the Mackey-Glass equation (default 17)"
     )
 

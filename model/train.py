@@ -46,35 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         required=True,
+        metavar="FOLDER",
         help="folder in which NAME/VERSION gets model.pt, the checkpoint and the report",
-    )
-    parser.add_argument("--name", help="the model's name (default: the series' name)")
-    parser.add_argument("--model-version", default="1", help="the model's version (default 1)")
-    parser.add_argument("--description", help="one sentence about the model, for the manifest")
-    parser.add_argument(
-        "--attribution", default="", help="where the series came from, and its licence, for the manifest"
-    )
-    parser.add_argument("--columns", help="columns to learn and predict, separated by commas (default: all)")
-    parser.add_argument("--units", default="", help="the columns' units, separated by commas (default: none)")
-    parser.add_argument(
-        "--rows", default=":", help="rows to train on, START:STOP, from 0, without STOP (default: all)"
-    )
-    parser.add_argument(
-        "--validation",
-        type=float,
-        default=0.2,
-        help="share of these rows, at their end, that chooses the best epoch (default 0.2)",
-    )
-    parser.add_argument(
-        "--refit",
-        action="store_true",
-        help="then fit a fresh network to all these rows for the best number of epochs",
-    )
-    parser.add_argument(
-        "--calendar",
-        choices=["auto", "yes", "no"],
-        default="auto",
-        help="use the time of day and week (default auto: where times are dates at a fixed interval)",
     )
     parser.add_argument(
         "--horizons", default="1,5,48", help="steps ahead in the report, separated by commas (default 1,5,48)"
@@ -82,40 +55,87 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="continue from the checkpoint in the output folder"
     )
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        help="threads of torch; the weights' last bits depend on the number (default 1)",
-    )
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
-    _add_architecture_arguments(parser)
-    for field in fields(Recipe):
-        default = getattr(_DEFAULTS, field.name)
-        purpose = f"{_PURPOSES[field.name]} (default {default:g})"
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}", type=type(default), default=default, help=purpose
-        )
+    _add_manifest_arguments(parser.add_argument_group("what the manifest says"))
+    _add_rows_arguments(parser.add_argument_group("the rows and columns"))
+    _add_architecture_arguments(parser.add_argument_group("the network"))
+    _add_recipe_arguments(parser.add_argument_group("the fit"))
 
 
-def _add_architecture_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cell", choices=sorted(CELLS), default="lstm", help="kind of cell (default lstm)")
-    parser.add_argument("--hidden", type=int, default=128, help="hidden size, a multiple of 16 (default 128)")
-    parser.add_argument("--layers", type=int, default=1, help="number of layers of cells (default 1)")
-    parser.add_argument(
-        "--head",
-        type=int,
-        default=0,
-        help="width of the head's hidden layer, a multiple of 16 (default 0: none)",
+def _add_manifest_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--name", help="the model's name (default: the series' name)")
+    group.add_argument(
+        "--model-version", default="1", metavar="VERSION", help="the model's version (default 1)"
     )
-    parser.add_argument(
-        "--head-steps", type=int, default=48, help="steps ahead that the head predicts directly (default 48)"
+    group.add_argument("--description", metavar="TEXT", help="one sentence about the model")
+    group.add_argument(
+        "--attribution", default="", metavar="TEXT", help="where the series came from, and its licence"
     )
-    parser.add_argument(
+    group.add_argument("--units", default="", help="the columns' units, separated by commas (default: none)")
+
+
+def _add_rows_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--columns", help="columns to learn and predict, separated by commas (default: all)")
+    group.add_argument(
+        "--rows",
+        default=":",
+        metavar="START:STOP",
+        help="rows to train on, counted from 0, STOP excluded (default: all)",
+    )
+    group.add_argument(
+        "--validation",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="share of these rows, at their end, that chooses the best epoch (default 0.2)",
+    )
+    group.add_argument(
+        "--refit",
+        action="store_true",
+        help="then fit a fresh network to all these rows for the best number of epochs",
+    )
+    group.add_argument(
+        "--calendar",
+        choices=["auto", "yes", "no"],
+        default="auto",
+        help="use the time of day and week (default auto: where times are dates at a fixed interval)",
+    )
+
+
+def _add_architecture_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--cell", choices=sorted(CELLS), default="lstm", help="kind of cell (default lstm)")
+    for flag, default, purpose in (
+        ("--hidden", 128, "hidden size, a multiple of 16 (default 128)"),
+        ("--layers", 1, "number of layers of cells (default 1)"),
+        ("--head", 0, "width of the head's hidden layer, a multiple of 16 (default 0: none)"),
+        ("--head-steps", 48, "steps ahead that the head predicts directly (default 48)"),
+    ):
+        group.add_argument(flag, type=int, default=default, metavar="N", help=purpose)
+    group.add_argument(
         "--dropout",
         type=float,
         default=0.0,
+        metavar="SHARE",
         help="share of hidden values dropped before the head (default 0)",
+    )
+
+
+def _add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
+    for field in fields(Recipe):
+        default = getattr(_DEFAULTS, field.name)
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=type(default),
+            default=default,
+            metavar="N" if isinstance(default, int) else "X",
+            help=f"{_PURPOSES[field.name]} (default {default:g})",
+        )
+    group.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        metavar="N",
+        help="threads of torch; the weights' last bits depend on the number (default 1)",
     )
 
 
