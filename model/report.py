@@ -74,11 +74,13 @@ def report_text(
 def _how_trained(training: Mapping[str, Any]) -> str:
     split = training["split"]
     start, stop = split["rows"]
-    refit = f" A fresh network was then fitted to all {stop - start:,} rows for as many epochs."
-    return (
-        f"Trained on rows {start:,} to {stop - 1:,}. The last {split['validation_rows']:,} of them are the"
-        f" validation part; the loss on it was lowest in epoch {training['best_epoch']}."
-    ) + (refit if split["refit"] else "")
+    validation = stop - split["validation_rows"]
+    search = (
+        f"The network was fitted to rows {start:,} to {validation - 1:,}. On the validation part, rows"
+        f" {validation:,} to {stop - 1:,}, the loss was lowest in epoch {training['best_epoch']}."
+    )
+    refit = f" A fresh network was then fitted to rows {start:,} to {stop - 1:,} for as many epochs."
+    return search + (refit if split["refit"] else "")
 
 
 def _markdown_table(table: dict[str, Any]) -> list[str]:
