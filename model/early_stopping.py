@@ -5,8 +5,8 @@ Knows nothing of artifacts or reports.
 Early stopping, after Goodfellow, Bengio & Courville 2016, "Deep learning", section 7.8: the search fits the
 rows before a validation part, and ends when the validation loss has not fallen for some epochs (algorithm
 7.1). The refit, where wanted, fits a fresh network on all rows for as many epochs as were best (algorithm
-7.2). A checkpoint is written after every epoch, and a training that goes on from one ends with the same
-weights as a training that was never stopped.
+7.2). A checkpoint is written after every epoch, and a resumed training ends with the same weights as an
+uninterrupted training.
 """
 
 from collections.abc import Callable
@@ -79,7 +79,7 @@ class Training:
 
     @property
     def num_search_rows(self) -> int:
-        """Rows that the search learns from."""
+        """The number of rows to which the search fits."""
         return len(self.rows) - self.plan.num_validation
 
     @property

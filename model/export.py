@@ -81,7 +81,7 @@ def from_artifact(path: Path) -> tuple[Network, Manifest]:
     return network.eval(), artifact.manifest
 
 
-def reference(num_inputs: int, hidden_size: int, num_layers: int, seed: int) -> tuple[Network, Manifest]:
+def reference(*, num_inputs: int, hidden_size: int, num_layers: int, seed: int) -> tuple[Network, Manifest]:
     """Makes the benchmark network: an LSTM, a dense layer of 16 with ReLU, one output, no scaling, no time.
 
     Its state is h and c alone. A forecast feeds each prediction back as the first input, and zeros as the

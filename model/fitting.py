@@ -6,9 +6,9 @@ Rows are cut into parallel streams. Each stream carries its state from window to
 back within one window: truncated back-propagation through time (Williams & Peng 1990, "An efficient
 gradient-based algorithm for on-line training of recurrent network trajectories"). The optimiser is AdamW
 (Loshchilov & Hutter 2019, "Decoupled weight decay regularization") with a clipped gradient (Pascanu, Mikolov
-& Bengio 2013, "On the difficulty of training recurrent neural networks"). What is judged and kept is an
-average of the weights (Polyak & Juditsky 1992, "Acceleration of stochastic approximation by averaging"; here
-an exponential one).
+& Bengio 2013, "On the difficulty of training recurrent neural networks"). The network that is evaluated and
+exported has averaged weights (Polyak & Juditsky 1992, "Acceleration of stochastic approximation by
+averaging"; here the average is exponential).
 
 Everything random follows from the recipe's seed and the epoch's number. A fit that continues from its saved
 state therefore goes on as if it had never stopped.
@@ -40,7 +40,7 @@ class Recipe:
     window_steps: int = 24
     """Steps back through which gradients flow; the state itself is carried on."""
     burn_in_steps: int = 48
-    """First steps of each stream, near the zero state, which a served session soon leaves: no loss counts."""
+    """First steps of each stream, which count in no loss: a served session soon leaves the zero state."""
     learning_rate: float = 1e-2
     """The peak; half a cosine over max_epochs leads to a twentieth (Loshchilov & Hutter 2017, "SGDR")."""
     weight_decay: float = 0.1
@@ -50,7 +50,7 @@ class Recipe:
     input_noise: float = 0.05
     """Standard deviation of the noise on the scaled inputs, in training only."""
     averaging: float = 0.995
-    """Decay, per update, of the exponential average of the weights. The average is judged and kept."""
+    """Decay, per update, of the exponential average of the weights."""
 
 
 @dataclass(frozen=True)
