@@ -1,4 +1,7 @@
-"""Owns the command line `python -m model`; each command lives in its own module."""
+"""Owns the command line `python -m model`, and prints what a command returns.
+
+Knows nothing of what a command does: a module with the command's name declares its options and runs it.
+"""
 
 import argparse
 import importlib
@@ -8,21 +11,21 @@ import sys
 from model.errors import ModelError
 
 COMMANDS = {
-    "train": "train a network on a series and write its artifact and report",
-    "evaluate": "stream a series through an artifact and compare it with simple baselines",
-    "export": "write an artifact from a checkpoint, or the reference artifact",
+    "train": "train a network on a series, and write its artifact and a report",
+    "evaluate": "stream a series through an artifact, and compare its forecasts with simple ones",
+    "export": "write an artifact from a checkpoint, from an older artifact, or for benchmarks",
     "inspect": "print an artifact's manifest",
 }
-_MODULES = {"inspect": "inspection"}  # the other commands' modules have the commands' names
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; what the caller got wrong becomes one line on standard error and status 2."""
+    """Runs one command and returns its status: 2 for a ModelError, which is one line on standard error."""
     parser = argparse.ArgumentParser(
-        prog="python -m model", description="Trains, judges and exports networks."
+        prog="python -m model",
+        description="Trains, evaluates and exports recurrent networks.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    modules = {name: importlib.import_module(f"model.{_MODULES.get(name, name)}") for name in COMMANDS}
+    modules = {name: importlib.import_module(f"model.{name}") for name in COMMANDS}
     for name, purpose in COMMANDS.items():
         modules[name].add_arguments(
             commands.add_parser(name, help=purpose, description=purpose.capitalize() + ".")
@@ -34,9 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ModelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read, has read enough; nothing more can be said to them
+    except BrokenPipeError:  # the reader is gone; the text still buffered must not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return 141  # as a shell reports a process ended by SIGPIPE
     return 0
 
 

@@ -1,11 +1,10 @@
 """Owns the artifact's file: one TorchScript module with its manifest inside, written and read.
 
-Knows nothing of how the network was trained or what it is used for.
+Knows nothing of how the network was trained or what the artifact is used for.
 """
 
 import contextlib
 import io
-import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from model.errors import ArtifactError
+from model.files import write_atomically
 from model.manifest import Manifest
 from model.network import Network
 
@@ -24,29 +24,29 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Artifact:
-    """Pairs a scripted network with its manifest."""
+    """Pairs a network with its manifest."""
 
     script: Any
-    """A torch.jit.ScriptModule with the methods step, scan and forecast."""
+    """A torch.jit.ScriptModule, or a Network, with the methods `step`, `scan` and `forecast`."""
     manifest: Manifest
 
     def zero_state(self, num_rows: int) -> Tensor:
-        """Returns the state of rows before their first step."""
+        """Returns the state of rows before their first step, (num_rows, S)."""
         return torch.zeros(num_rows, self.manifest.state_size)
 
 
 @contextlib.contextmanager
-def _torchscript_is_meant() -> Iterator[None]:
-    """Silences torch's warning that TorchScript is deprecated: see docs/adr/0001."""
+def _without_deprecation_warning() -> Iterator[None]:
+    """Silences torch's warning that TorchScript is deprecated; docs/adr/0001 says why it is used."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
         yield
 
 
 def save_artifact(network: Network, manifest: Manifest, path: Path) -> None:
-    """Writes the network, scripted, with its manifest to `path`, whole or not at all."""
+    """Scripts the network and writes it with its manifest to `path`, whole or not at all."""
     buffer = io.BytesIO()
-    with _torchscript_is_meant():
+    with _without_deprecation_warning():
         script = torch.jit.script(network.eval())
         torch.jit.save(script, buffer, _extra_files={_MANIFEST: manifest.to_json().encode()})
     write_atomically(path, buffer.getvalue())
@@ -58,7 +58,7 @@ def load_artifact(path: Path) -> Artifact:
         raise ArtifactError(f"{path}: no such file")
     extra: dict[str, Any] = {_MANIFEST: ""}
     try:
-        with _torchscript_is_meant():
+        with _without_deprecation_warning():
             script = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
     except (RuntimeError, OSError, ValueError) as error:
         first_line = str(error).strip().split("\n", 1)[0]
@@ -73,11 +73,3 @@ def load_artifact(path: Path) -> Artifact:
     if missing:
         raise ArtifactError(f"{path}: the script has no method {missing[0]}")
     return Artifact(script, manifest)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)

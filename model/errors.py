@@ -1,17 +1,25 @@
-"""Owns the errors that a person at the command line can mend: each is one line and names what is wrong."""
+"""Owns the errors that a person at the command line can mend: each is one line that names what is wrong.
+
+    ModelError
+    ├── SeriesError      a file of a series
+    ├── ArtifactError    an artifact or a checkpoint
+    └── OptionError      an option's value
+
+Knows nothing of who raises them.
+"""
 
 
 class ModelError(Exception):
-    """Base of the errors that commands print as one line, ending with a non-zero status."""
+    """The base: commands print such an error as one line and end with status 2."""
 
 
 class SeriesError(ModelError):
-    """Tells what is wrong with a file of a series, by file, line and column."""
+    """A file of a series cannot be used; the message names file, line and column."""
 
 
 class ArtifactError(ModelError):
-    """Tells what is wrong with an artifact or a checkpoint."""
+    """An artifact or a checkpoint cannot be used; the message names the file."""
 
 
 class OptionError(ModelError):
-    """Tells which option's value cannot be used, and why."""
+    """An option's value cannot be used; the message says why."""

@@ -1,7 +1,17 @@
-"""Owns the fitting of a network to rows of a series: streams, truncated back-propagation, averaged weights.
+"""Owns the fitting of a network to rows of a series: one epoch after another, and the loss.
 
-Knows nothing of files or reports. Everything random follows from the recipe's seed and the epoch's number, so
-a fit that is taken up again from its saved state goes on as if it had never stopped.
+Knows nothing of files, reports or when to stop.
+
+Rows are cut into parallel streams. Each stream carries its state from window to window, and gradients flow
+back within one window: truncated back-propagation through time (Williams & Peng 1990, "An efficient
+gradient-based algorithm for on-line training of recurrent network trajectories"). The optimiser is AdamW
+(Loshchilov & Hutter 2019, "Decoupled weight decay regularization") with a clipped gradient (Pascanu, Mikolov
+& Bengio 2013, "On the difficulty of training recurrent neural networks"). The network that is evaluated and
+exported has averaged weights (Polyak & Juditsky 1992, "Acceleration of stochastic approximation by
+averaging"; here the average is exponential).
+
+Everything random follows from the recipe's seed and the epoch's number. A fit that continues from its saved
+state therefore goes on as if it had never stopped.
 """
 
 import copy
@@ -14,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from model.datasets import Series
-from model.network import Network
+from model.network import ROW_MULTIPLE, Network
 
 
 @dataclass(frozen=True)
@@ -24,32 +34,35 @@ class Recipe:
     seed: int = 0
     max_epochs: int = 160
     patience_epochs: int = 40
+    """Epochs without a better validation loss before the search stops."""
     num_streams: int = 16
     """Parallel contiguous pieces of the series, each with its own carried state."""
     window_steps: int = 24
     """Steps back through which gradients flow; the state itself is carried on."""
     burn_in_steps: int = 48
-    """First steps of each stream, whose zero state no serving session would have: they count for no loss."""
+    """First steps of each stream, which count in no loss: a served session soon leaves the zero state."""
     learning_rate: float = 1e-2
-    """The peak; it falls to a twentieth by a cosine over max_epochs."""
+    """The peak; half a cosine over max_epochs leads to a twentieth (Loshchilov & Hutter 2017, "SGDR")."""
     weight_decay: float = 0.1
+    """Decoupled: a share of the weights, times the learning rate, per update."""
     clip_norm: float = 1.0
+    """Largest norm of the gradient over all weights."""
     input_noise: float = 0.05
-    """Standard deviation of noise on the scaled inputs."""
+    """Standard deviation of the noise on the scaled inputs, in training only."""
     averaging: float = 0.995
-    """Decay, per update, of the exponential average of the weights, which is what is judged and kept."""
+    """Decay, per update, of the exponential average of the weights."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Holds a series as tensors: x (N, F) in plain units, time (N) Unix ns."""
+    """Holds a series as tensors: x (N, F) in plain units, time (N) in Unix ns."""
 
     x: Tensor
     time: Tensor
 
     @classmethod
     def of(cls, series: Series) -> "Rows":
-        """Copies a series."""
+        """Copies a series into tensors."""
         return cls(torch.from_numpy(series.values.copy()), torch.from_numpy(series.times_ns.copy()))
 
     def __len__(self) -> int:
@@ -57,14 +70,17 @@ class Rows:
 
 
 def set_scaling(network: Network, x: Tensor) -> None:
-    """Takes mean and standard deviation of the inputs (N, F); a constant column is scaled by one."""
+    """Takes mean and standard deviation of x (N, F) into the network; a constant column is scaled by one."""
     network.mean.copy_(x.double().mean(0))
     deviation = x.double().std(0, correction=0)
     network.scale.copy_(torch.where(deviation > 0, deviation, torch.ones_like(deviation)))
 
 
 def horizon_weights(network: Network, x: Tensor) -> Tensor:
-    """Weighs each step ahead by how much the series changes over it, so all count alike: (K, 1), mean one."""
+    """Returns a weight for each step ahead: (K, 1), with a mean of one.
+
+    A step over which the series changes more weighs less, so that all count alike in the loss.
+    """
     outputs = x[:, : network.num_outputs] / network.scale[: network.num_outputs]
     steps = range(1, network.head_steps + 1)
     changes = torch.stack(
@@ -75,13 +91,13 @@ def horizon_weights(network: Network, x: Tensor) -> Tensor:
 
 
 class Fit:
-    """Fits a network to rows by epochs; `network` is what learns, `average` what is judged."""
+    """Fits a network to rows, epoch by epoch; `network` learns, `average` holds its averaged weights."""
 
     def __init__(self, network: Network, rows: Rows, recipe: Recipe) -> None:
         if len(rows) // recipe.num_streams <= recipe.burn_in_steps:
             raise ValueError(
-                f"{len(rows)} rows in {recipe.num_streams} streams leave nothing"
-                f" after {recipe.burn_in_steps} steps of burn-in"
+                f"{len(rows)} rows in {recipe.num_streams} streams leave no row"
+                f" after {recipe.burn_in_steps} steps of burn-in: take fewer streams or less burn-in"
             )
         self.recipe = recipe
         self.rows = rows
@@ -96,7 +112,7 @@ class Fit:
         self.num_updates = 0
 
     def run_epoch(self) -> float:
-        """Goes once through the rows and returns the mean training loss."""
+        """Goes through the rows once and returns the mean training loss."""
         losses: list[float] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed * 1_000_003 + self.num_epochs)
@@ -109,7 +125,7 @@ class Fit:
         return sum(losses) / len(losses)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all that a later `load_state_dict` needs to go on."""
+        """Returns a copy of everything that `load_state_dict` needs to continue."""
         return {
             "network": copy.deepcopy(self.network.state_dict()),
             "average": copy.deepcopy(self.average.state_dict()),
@@ -119,7 +135,7 @@ class Fit:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Takes up what `state_dict` returned."""
+        """Continues from what `state_dict` returned."""
         self.network.load_state_dict(saved["network"])
         self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -133,7 +149,7 @@ class Fit:
             )
 
     def _losses(self) -> Iterator[Tensor]:
-        """Yields the loss of each window, with the state carried over from the one before."""
+        """Yields the loss of each window; the state is carried over from the window before."""
         length = len(self.rows) // self.recipe.num_streams
         shift = int(torch.randint(length, ()))
         num_streams = self.recipe.num_streams - (1 if shift else 0)
@@ -146,20 +162,26 @@ class Fit:
             predicted, state = self._predict(index, state)
             state = state.detach()
             if bool(counted.any()):
-                yield window_loss(self.network, self.rows.x, index, predicted, counted, self.weights)
+                yield window_loss(
+                    self.network,
+                    self.rows.x,
+                    index=index,
+                    predicted=predicted,
+                    counted=counted,
+                    weights=self.weights,
+                )
 
     def _predict(self, index: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicts all direct steps after each row of index (T, B): (T, B, K, O), and the state (B, S)."""
+        """Returns all direct steps after the rows index (T, B), as (T, B, K, O), and the new state (B, S)."""
         network = self.network
         x = self.rows.x[index.flatten()]  # (T·B, F)
-        noisy = (
-            x + self.recipe.input_noise * network.scale * torch.randn_like(x)
-            if self.recipe.input_noise
-            else x
-        )
-        z = network.features(noisy, self.rows.time[index.flatten()])
-        z, state = network.unroll(z, x, torch.full((index.size(1),), index.size(0)), state)
-        return network.all_values(z, x).view(*index.shape, network.head_steps, -1), state
+        noisy = x
+        if self.recipe.input_noise:
+            noisy = x + self.recipe.input_noise * network.scale * torch.randn_like(x)
+        features = network.features(noisy, self.rows.time[index.flatten()])
+        num_steps, num_streams = index.shape
+        h, state = network.unroll(features, x, torch.full((num_streams,), num_steps), state)
+        return network.direct_values(h, x).view(num_steps, num_streams, network.head_steps, -1), state
 
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad()
@@ -167,7 +189,7 @@ class Fit:
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.num_updates += 1
-        # The average forgets its random beginning first: an early update weighs as in a plain mean.
+        # Early updates weigh about as in a plain mean, so that the average soon forgets the random start.
         decay = min(self.recipe.averaging, self.num_updates / (self.num_updates + 10))
         with torch.no_grad():
             for mean, weight in zip(self.average.parameters(), self.network.parameters(), strict=True):
@@ -175,12 +197,12 @@ class Fit:
 
 
 def window_loss(
-    network: Network, x: Tensor, index: Tensor, predicted: Tensor, counted: Tensor, weights: Tensor
+    network: Network, x: Tensor, *, index: Tensor, predicted: Tensor, counted: Tensor, weights: Tensor
 ) -> Tensor:
-    """Returns the mean absolute error, scaled, of predictions made after some rows of x (N, F).
+    """Returns the weighted mean absolute error, in standard deviations, of predictions for rows of x (N, F).
 
-    predicted (T, B, K, O) was made after rows index (T, B). Only targets within x and steps where `counted`
-    (T, 1, 1, 1) holds take part; weights (K, 1) weigh the steps ahead.
+    predicted (T, B, K, O) was made after the rows index (T, B). Only targets within x take part, and only
+    steps where `counted` (T, 1, 1, 1) is true; weights (K, 1) weigh the steps ahead.
     """
     targets = index.unsqueeze(-1) + torch.arange(1, network.head_steps + 1)  # (T, B, K)
     within = (targets < len(x)).unsqueeze(-1) & counted  # (T, B, K, 1)
@@ -190,16 +212,25 @@ def window_loss(
 
 
 @torch.no_grad()
-def validation_loss(network: Network, rows: Rows, first: int, prime_steps: int, weights: Tensor) -> float:
-    """Returns the loss of forecasts made after rows `first` and later; those before only prime."""
+def validation_loss(network: Network, rows: Rows, *, first: int, prime_steps: int, weights: Tensor) -> float:
+    """Returns the loss of the forecasts made after row `first` and later rows.
+
+    The `prime_steps` rows before only bring the state there. weights (K, 1) weigh the steps ahead.
+    """
     network.eval()
     begin = max(0, first - prime_steps)
-    x = rows.x[begin:].repeat_interleave(4, dim=0)  # one stream, as four rows: (T·4, F)
-    z = network.features(x, rows.time[begin:].repeat_interleave(4))
-    z, _ = network.unroll(z, x, torch.full((4,), len(rows) - begin), torch.zeros(4, network.state_size))
-    index = torch.arange(first, len(rows) - 1).unsqueeze(1)  # (T, 1)
-    kept = slice((first - begin) * 4, (len(rows) - 1 - begin) * 4, 4)
-    predicted = network.all_values(z[kept], x[kept]).unsqueeze(1)  # (T, 1, K, O)
-    return window_loss(
-        network, rows.x, index, predicted, torch.ones(1, 1, 1, 1, dtype=torch.bool), weights
-    ).item()
+    copies = ROW_MULTIPLE  # the one stream stands in as many rows as need no padding
+    x = rows.x[begin:].repeat_interleave(copies, dim=0)  # (T·copies, F)
+    features = network.features(x, rows.time[begin:].repeat_interleave(copies))
+    lengths, state = torch.full((copies,), len(rows) - begin), torch.zeros(copies, network.state_size)
+    h, _ = network.unroll(features, x, lengths, state)
+    judged = slice((first - begin) * copies, (len(rows) - 1 - begin) * copies, copies)  # one of the copies
+    loss = window_loss(
+        network,
+        rows.x,
+        index=torch.arange(first, len(rows) - 1).unsqueeze(1),  # (T, 1)
+        predicted=network.direct_values(h[judged], x[judged]).unsqueeze(1),  # (T, 1, K, O)
+        counted=torch.ones(1, 1, 1, 1, dtype=torch.bool),
+        weights=weights,
+    )
+    return loss.item()

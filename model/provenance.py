@@ -1,4 +1,4 @@
-"""Owns what a manifest says of the training that made the weights.
+"""Owns what a manifest says of a model and of the training that made its weights.
 
 Knows nothing of how to train, or of files.
 """
@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from model.datasets import Series
-from model.manifest import Column, Manifest, Output, layout_of
+from model.manifest import Column, Manifest, layout_of, next_mean_of
 from model.network import Architecture, state_layout
 
 
-def describe(
-    options: argparse.Namespace, series: Series, source: Mapping[str, Any], name: str
+def about_of(
+    options: argparse.Namespace, series: Series, source: Mapping[str, Any], *, name: str
 ) -> dict[str, Any]:
-    """Collects what the manifest says beside figures, as plain values, so that a checkpoint can hold it."""
-    units = (options.units.split(",") if options.units else []) + [""] * len(series.names)
+    """Collects what the manifest says of the model and its series, as plain values for the checkpoint."""
+    units = (options.units.split(",") if options.units else []) + [""] * len(series.names)  # none: no unit
     description = options.description or f"Forecasts {', '.join(series.names)} of {source['name']}."
     return {
         "name": name,
@@ -33,9 +33,9 @@ def describe(
 
 
 def recorded_command(arguments: list[str]) -> str:
-    """Returns the command as it can be given again on another machine: absolute paths lose their folders."""
-    kept = [argument for argument in arguments if argument not in ("--resume", "--quiet")]
-    return shlex.join(["python", "-m", "model", *(_without_folders(argument) for argument in kept)])
+    """Returns the command for any machine: absolute paths lose their folders, flags of one run go."""
+    lasting = [argument for argument in arguments if argument not in ("--resume", "--quiet")]
+    return shlex.join(["python", "-m", "model", *(_without_folders(argument) for argument in lasting)])
 
 
 def _without_folders(argument: str) -> str:
@@ -44,9 +44,9 @@ def _without_folders(argument: str) -> str:
 
 
 def manifest_of(plan: dict[str, Any], about: dict[str, Any], training: dict[str, Any]) -> Manifest:
-    """Makes the manifest from a checkpoint's plain values."""
+    """Makes the manifest from a checkpoint's plan and about; `training` adds what came of the training."""
     architecture = Architecture(**plan["architecture"])
-    columns = [Column(name, unit) for name, unit in about["columns"]]
+    inputs = tuple(Column(name, unit) for name, unit in about["columns"])
     split = {
         "rows": plan["source"]["rows"],
         "validation_rows": plan["num_validation"],
@@ -57,8 +57,8 @@ def manifest_of(plan: dict[str, Any], about: dict[str, Any], training: dict[str,
         version=about["version"],
         description=about["description"],
         attribution=about["attribution"],
-        inputs=tuple(columns),
-        outputs=tuple(Output(column.name, column.name, "mean", None, column.unit, 1) for column in columns),
+        inputs=inputs,
+        outputs=tuple(next_mean_of(column) for column in inputs),
         state=layout_of(state_layout(architecture)),
         uses_time=architecture.uses_time,
         step_interval_seconds=architecture.interval_ns / 1e9,

@@ -1,10 +1,10 @@
-"""Owns the report that a person looks at after training: report.md, three plots and figures.json.
+"""Owns the report that a person reads after training: report.md, three plots and figures.json.
 
-Knows nothing of how the figures came about. Plots are drawn without a display.
+Knows nothing of how the figures were computed. Plots are drawn without a display.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,82 +13,88 @@ from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-from model.artifact import write_atomically
+from model.backtest import Backtest
 from model.datasets import Series
-from model.evaluate import Outlook
+from model.files import write_atomically
 from model.manifest import Manifest
 
 _COLOURS = {"model": "#1f5fa8", "persistence": "#c46a1b", "seasonal_naive": "#5a8f3c", "actual": "#222222"}
 _MAX_PLOTTED_ROWS = 336
 _PART_NAMES = {
-    "validation": "the validation part, by the network that did not learn from it",
-    "unseen": "rows after those learnt from, by the artifact",
+    "validation": "the validation part, forecast by a network that was not fitted to it",
+    "unseen": "the rows after the training rows, forecast by the artifact",
 }
 
 
 def write_report(
     folder: Path,
     manifest: Manifest,
+    *,
     history: Sequence[dict[str, Any]],
-    outlooks: dict[str, Outlook],
-    judged: dict[str, dict[str, Any]],
+    backtests: dict[str, Backtest],
+    figures: dict[str, dict[str, Any]],
     series: Series,
 ) -> None:
-    """Writes report.md, loss.png, forecast.png, horizons.png and figures.json into the folder."""
-    part = "unseen" if "unseen" in outlooks else "validation"
+    """Writes report.md, loss.png, forecast.png, horizons.png and figures.json into the folder.
+
+    backtests and figures have an entry for each part of the series: `validation`, and `unseen` where rows
+    follow the training rows.
+    """
+    part = "unseen" if "unseen" in backtests else "validation"
     start = manifest.training["split"]["rows"][0]
     _save(loss_plot(history, manifest.training["best_epoch"]), folder / "loss.png")
-    _save(forecast_plot(outlooks[part], series.rows(start, len(series)), manifest), folder / "forecast.png")
-    _save(horizon_plot(outlooks[part]), folder / "horizons.png")
-    content = {"figures": judged, "history": history}
+    _save(forecast_plot(backtests[part], series.rows(start, len(series)), manifest), folder / "forecast.png")
+    _save(horizon_plot(backtests[part]), folder / "horizons.png")
+    content = {"figures": figures, "history": history}
     write_atomically(folder / "figures.json", (json.dumps(content, indent=1) + "\n").encode())
-    write_atomically(folder / "report.md", report_text(manifest, judged, outlooks, part).encode())
+    write_atomically(folder / "report.md", report_text(manifest, figures, backtests, plotted=part).encode())
 
 
 def report_text(
-    manifest: Manifest, judged: dict[str, dict[str, Any]], outlooks: dict[str, Outlook], part: str
+    manifest: Manifest, figures: dict[str, dict[str, Any]], backtests: dict[str, Backtest], *, plotted: str
 ) -> str:
-    """Writes the report in Markdown."""
-    training = manifest.training
-    split = training["split"]
+    """Returns the report in Markdown; `plotted` is the part of the series that the plots show."""
     lines = [f"# {manifest.name}, version {manifest.version}", "", manifest.description, ""]
     lines += [f"Data: {manifest.attribution}", ""] if manifest.attribution else []
-    lines += ["Made by", "", f"    {training['command']}", ""]
-    num_rows = split["rows"][1] - split["rows"][0]
-    refit = f", then fitted anew on all {num_rows:,} rows for as many epochs" if split["refit"] else ""
+    lines += ["Made by", "", f"    {manifest.training['command']}", "", _how_trained(manifest.training), ""]
     lines += [
-        f"Learnt from rows {split['rows'][0]:,} to {split['rows'][1] - 1:,}, of which the last "
-        f"{split['validation_rows']:,} judged; the best epoch was {training['best_epoch']}{refit}.",
-        "",
-        "altMAPE is the mean absolute error divided by the mean absolute value.",
+        "MAE is the mean absolute error, RMSE the root of the mean squared error, and altMAPE the MAE divided"
+        " by the mean absolute value.",
         "",
     ]
-    for key, table in judged.items():
-        lines += [
-            f"## Figures on {_PART_NAMES[key]}",
-            "",
-            f"{table['rows']:,} rows; season {outlooks[key].period} rows.",
-            "",
-        ]
+    for part, table in figures.items():
+        season = f"the season of the seasonal naive forecast is {backtests[part].period} rows"
+        lines += [f"## Figures on {_PART_NAMES[part]}", "", f"{table['rows']:,} rows; {season}.", ""]
         lines += [*_markdown_table(table), ""]
-    plotted = _PART_NAMES[part]
-    lines += ["## Plots", "", f"On {plotted}:", "", "![Error per horizon](horizons.png)", ""]
+    lines += ["## Plots", "", f"On {_PART_NAMES[plotted]}:", "", "![Error per horizon](horizons.png)", ""]
     lines += ["![Predicted against actual](forecast.png)", "", "![Loss per epoch](loss.png)", ""]
     return "\n".join(lines)
 
 
+def _how_trained(training: Mapping[str, Any]) -> str:
+    split = training["split"]
+    start, stop = split["rows"]
+    validation = stop - split["validation_rows"]
+    search = (
+        f"The network was fitted to rows {start:,} to {validation - 1:,}. On the validation part, rows"
+        f" {validation:,} to {stop - 1:,}, the loss was lowest in epoch {training['best_epoch']}."
+    )
+    refit = f" A fresh network was then fitted to rows {start:,} to {stop - 1:,} for as many epochs."
+    return search + (refit if split["refit"] else "")
+
+
 def _markdown_table(table: dict[str, Any]) -> list[str]:
     lines = ["| steps ahead | forecast | MAE | RMSE | altMAPE |", "|---:|---|---:|---:|---:|"]
-    for horizon, rivals in table["horizons"].items():
-        for name, row in rivals.items():
-            share = "" if row["altmape"] is None else f"{row['altmape']:.4f}"
-            cells = (horizon, name.replace("_", " "), f"{row['mae']:,.5g}", f"{row['rmse']:,.5g}", share)
+    for horizon, forecasts in table["horizons"].items():
+        for name, row in forecasts.items():
+            altmape = "" if row["altmape"] is None else f"{row['altmape']:.4f}"
+            cells = (horizon, name.replace("_", " "), f"{row['mae']:,.5g}", f"{row['rmse']:,.5g}", altmape)
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
 def loss_plot(history: Sequence[dict[str, Any]], best_epoch: int) -> Figure:
-    """Plots the loss of each epoch, and marks the one chosen."""
+    """Plots the loss of each epoch and marks the best epoch."""
     figure, axes = _canvas(3.6)
     search = [epoch for epoch in history if epoch["phase"] == "search"]
     refit = [epoch for epoch in history if epoch["phase"] == "refit"]
@@ -120,27 +126,27 @@ def loss_plot(history: Sequence[dict[str, Any]], best_epoch: int) -> Figure:
     return figure
 
 
-def forecast_plot(outlook: Outlook, series: Series, manifest: Manifest) -> Figure:
-    """Plots the first judged rows beside forecasts made one step and farther before, first output column."""
+def forecast_plot(backtest: Backtest, series: Series, manifest: Manifest) -> Figure:
+    """Plots the first output beside its forecasts of one step and of the farthest horizon."""
     figure, axes = _canvas(4.2)
-    farthest = outlook.predicted.shape[1]
-    _, targets = outlook.pairs(farthest)
+    farthest = backtest.predicted.shape[1]
+    _, targets = backtest.forecasts_of(farthest)
     shown = targets[: min(len(targets), _MAX_PLOTTED_ROWS)]
     when = series.times_ns[shown].astype("datetime64[ns]") if series.calendar else shown
-    axes.plot(when, outlook.actual[shown, 0], color=_COLOURS["actual"], linewidth=1.6, label="actual")
+    axes.plot(when, backtest.actual[shown, 0], color=_COLOURS["actual"], linewidth=1.6, label="actual")
     for horizon, colour in ((1, _COLOURS["model"]), (farthest, _COLOURS["persistence"])):
-        rows = shown - horizon - outlook.origins[0]
+        rows = shown - horizon - backtest.origins[0]
         steps = "step" if horizon == 1 else "steps"
         axes.plot(
             when,
-            outlook.predicted[rows, horizon - 1, 0],
+            backtest.predicted[rows, horizon - 1, 0],
             color=colour,
             linewidth=1.0,
             label=f"{horizon} {steps} ahead",
         )
     output = manifest.outputs[0]
     axes.set_ylabel(f"{output.name} [{output.unit}]" if output.unit else output.name)
-    axes.set_title(f"Predicted against actual, {len(shown)} rows that were not learnt from")
+    axes.set_title(f"Predicted against actual, {len(shown)} rows that the network was not fitted to")
     if series.calendar:
         locator = AutoDateLocator()  # type: ignore[no-untyped-call]
         axes.xaxis.set_major_locator(locator)
@@ -152,11 +158,11 @@ def forecast_plot(outlook: Outlook, series: Series, manifest: Manifest) -> Figur
     return figure
 
 
-def horizon_plot(outlook: Outlook) -> Figure:
-    """Plots the error at every horizon beside the simple forecasts."""
+def horizon_plot(backtest: Backtest) -> Figure:
+    """Plots the error at every horizon beside those of the simple forecasts."""
     figure, axes = _canvas(3.6)
-    horizons = np.arange(1, outlook.predicted.shape[1] + 1)
-    rows = [outlook.at(int(horizon)) for horizon in horizons]
+    horizons = np.arange(1, backtest.predicted.shape[1] + 1)
+    rows = [backtest.figures_at(int(horizon)) for horizon in horizons]
     for name in ("persistence", "seasonal_naive", "model"):
         axes.plot(
             horizons,

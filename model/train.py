@@ -1,6 +1,6 @@
-"""Owns the `train` command: options in, an artifact and a report out.
+"""Owns the `train` command: options and a series in, an artifact and a report out.
 
-Knows nothing of how the fit is done; see training and fitting.
+Knows nothing of how a network is fitted; see early_stopping and fitting.
 """
 
 import argparse
@@ -12,29 +12,30 @@ from typing import Any
 import torch
 
 from model.artifact import Artifact, load_artifact, save_artifact
+from model.backtest import Backtest, run_backtest
 from model.cells import CELLS
 from model.datasets import Series
+from model.early_stopping import Epoch, Plan, Training
 from model.errors import OptionError
-from model.evaluate import Outlook, look_ahead
 from model.fitting import Recipe, Rows
-from model.network import Architecture
-from model.provenance import describe, manifest_of
-from model.sources import add_source_arguments, parse_horizons, parse_range, read_source
-from model.training import Epoch, Plan, Training, network_with
+from model.manifest import Manifest
+from model.network import Architecture, network_with
+from model.options import add_source_arguments, parse_horizons, parse_range, read_source
+from model.provenance import about_of, manifest_of
 
 _DEFAULTS = Recipe()
 _PURPOSES = {
-    "seed": "seed of weights, dropout, noise and stream starts",
-    "max_epochs": "epochs at most",
+    "seed": "seed of the first weights, dropout, noise and where streams start",
+    "max_epochs": "largest number of epochs in the search",
     "patience_epochs": "epochs without a better validation loss before the search stops",
-    "num_streams": "parallel contiguous pieces of the series",
+    "num_streams": "parallel pieces of the series, each with its own state",
     "window_steps": "steps back through which gradients flow",
-    "burn_in_steps": "first steps of each stream, which count for no loss",
-    "learning_rate": "peak learning rate; it falls by a cosine over --max-epochs",
-    "weight_decay": "decoupled weight decay",
-    "clip_norm": "largest norm of the gradient",
+    "burn_in_steps": "first steps of each stream, which do not count in the loss",
+    "learning_rate": "peak learning rate; it falls along half a cosine over --max-epochs",
+    "weight_decay": "decoupled weight decay, as in AdamW",
+    "clip_norm": "largest norm of the gradient; longer gradients are scaled down",
     "input_noise": "standard deviation of noise on the scaled inputs",
-    "averaging": "decay per update of the average of the weights",
+    "averaging": "decay, per update, of the exponential average of the weights",
 }
 
 
@@ -42,71 +43,121 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
     add_source_arguments(parser)
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder that gets NAME/VERSION/model.pt and the report"
-    )
-    parser.add_argument("--name", help="the model's name (default: that of the series)")
-    parser.add_argument("--model-version", default="1", help="the model's version (default 1)")
-    parser.add_argument("--description", help="one sentence for the manifest")
-    parser.add_argument("--attribution", default="", help="where the series came from, and its licence")
-    parser.add_argument("--columns", help="value columns, separated by commas (default: all)")
-    parser.add_argument("--units", default="", help="their units, separated by commas")
-    parser.add_argument("--rows", default=":", help="rows to learn from, START:STOP (default: all)")
-    parser.add_argument(
-        "--validation", type=float, default=0.2, help="share of them, at the end, that judges (default 0.2)"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder in which NAME/VERSION gets model.pt, the checkpoint and the report",
     )
     parser.add_argument(
-        "--refit", action="store_true", help="then fit anew on all of them for the best number of epochs"
+        "--horizons", default="1,5,48", help="steps ahead in the report, separated by commas (default 1,5,48)"
     )
     parser.add_argument(
-        "--calendar", choices=["auto", "yes", "no"], default="auto", help="use time of day and week"
+        "--resume", action="store_true", help="continue from the checkpoint in the output folder"
     )
-    parser.add_argument("--horizons", default="1,5,48", help="steps ahead in the report (default 1,5,48)")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint in the output folder"
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    _add_manifest_arguments(parser.add_argument_group("what the manifest says"))
+    _add_rows_arguments(parser.add_argument_group("the rows and columns"))
+    _add_architecture_arguments(parser.add_argument_group("the network"))
+    _add_recipe_arguments(parser.add_argument_group("the fit"))
+
+
+def _add_manifest_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--name", help="the model's name (default: the series' name)")
+    group.add_argument(
+        "--model-version", default="1", metavar="VERSION", help="the model's version (default 1)"
     )
-    parser.add_argument(
-        "--threads", type=int, default=1, help="threads; the weights' last bits depend on it (default 1)"
+    group.add_argument("--description", metavar="TEXT", help="one sentence about the model")
+    group.add_argument(
+        "--attribution", default="", metavar="TEXT", help="where the series came from, and its licence"
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    _add_architecture_arguments(parser)
+    group.add_argument("--units", default="", help="the columns' units, separated by commas (default: none)")
+
+
+def _add_rows_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--columns", help="columns to learn and predict, separated by commas (default: all)")
+    group.add_argument(
+        "--rows",
+        default=":",
+        metavar="START:STOP",
+        help="rows to train on, counted from 0, STOP excluded (default: all)",
+    )
+    group.add_argument(
+        "--validation",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="share of these rows, at their end, that chooses the best epoch (default 0.2)",
+    )
+    group.add_argument(
+        "--refit",
+        action="store_true",
+        help="then fit a fresh network to all these rows for the best number of epochs",
+    )
+    group.add_argument(
+        "--calendar",
+        choices=["auto", "yes", "no"],
+        default="auto",
+        help="use the time of day and week (default auto: where times are dates at a fixed interval)",
+    )
+
+
+def _add_architecture_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--cell", choices=sorted(CELLS), default="lstm", help="kind of cell (default lstm)")
+    for flag, default, purpose in (
+        ("--hidden", 128, "hidden size, a multiple of 16 (default 128)"),
+        ("--layers", 1, "number of layers of cells (default 1)"),
+        ("--head", 0, "width of the head's hidden layer, a multiple of 16 (default 0: none)"),
+        ("--head-steps", 48, "steps ahead that the head predicts directly (default 48)"),
+    ):
+        group.add_argument(flag, type=int, default=default, metavar="N", help=purpose)
+    group.add_argument(
+        "--dropout",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of hidden values dropped before the head (default 0)",
+    )
+
+
+def _add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
     for field in fields(Recipe):
         default = getattr(_DEFAULTS, field.name)
-        purpose = f"{_PURPOSES[field.name]} (default {default:g})"
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}", type=type(default), default=default, help=purpose
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=type(default),
+            default=default,
+            metavar="N" if isinstance(default, int) else "X",
+            help=f"{_PURPOSES[field.name]} (default {default:g})",
         )
-
-
-def _add_architecture_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cell", choices=sorted(CELLS), default="lstm", help="kind of cell (default lstm)")
-    parser.add_argument("--hidden", type=int, default=128, help="hidden size, a multiple of 16 (default 128)")
-    parser.add_argument("--layers", type=int, default=1, help="layers (default 1)")
-    parser.add_argument(
-        "--head", type=int, default=0, help="width of the head's hidden layer (default 0: none)"
+    group.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        metavar="N",
+        help="threads of torch; the weights' last bits depend on the number (default 1)",
     )
-    parser.add_argument(
-        "--head-steps", type=int, default=48, help="steps ahead predicted directly (default 48)"
-    )
-    parser.add_argument("--dropout", type=float, default=0.0, help="dropout before the head (default 0)")
 
 
 def run(options: argparse.Namespace) -> str:
-    """Trains, writes the artifact and the report, and says where."""
+    """Trains, writes the artifact and the report, and returns a line that says where."""
     horizons = parse_horizons(options.horizons)
     series, source = read_source(options, options.columns.split(",") if options.columns else None)
     start, stop = parse_range(options.rows, len(series))
-    _check(options, stop - start)
+    _check_options(options, stop - start)
     torch.set_num_threads(options.threads)
     plan = make_plan(options, series.rows(start, stop), {**source, "rows": [start, stop]})
     name = options.name or Path(source["name"]).stem
-    if 2 * max(horizons[-1], options.head_steps) > stop - start - plan.num_validation:
+    num_search_rows, farthest = stop - start - plan.num_validation, max(horizons[-1], options.head_steps)
+    if 2 * farthest > num_search_rows:
         raise OptionError(
-            f"{stop - start - plan.num_validation} rows to learn from are too few"
-            f" for {max(horizons[-1], options.head_steps)} steps ahead"
+            f"{num_search_rows} rows before the validation part are too few for {farthest} steps ahead:"
+            f" at least {2 * farthest} are needed"
         )
     folder = options.out / name / options.model_version
-    about = describe(options, series, plan.source, name)
-    training = Training(plan, Rows.of(series.rows(start, stop)), about, folder / "checkpoint.pt")
+    about = about_of(options, series, plan.source, name=name)
+    rows = Rows.of(series.rows(start, stop))
+    training = Training(plan, rows, about=about, checkpoint=folder / "checkpoint.pt")
     if options.resume:
         training.resume()
     _run_with_progress(training, options.quiet)
@@ -114,7 +165,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def make_plan(options: argparse.Namespace, series: Series, source: dict[str, Any]) -> Plan:
-    """Turns options into a plan; OptionError where a value cannot be used."""
+    """Makes the plan that the options ask for; OptionError where a value cannot be used."""
     uses_time = options.calendar == "yes" or (
         options.calendar == "auto" and series.calendar and series.interval_ns > 0
     )
@@ -134,10 +185,16 @@ def make_plan(options: argparse.Namespace, series: Series, source: dict[str, Any
     except ValueError as error:
         raise OptionError(str(error)) from error
     recipe = Recipe(**{field.name: getattr(options, field.name) for field in fields(Recipe)})
-    return Plan(architecture, recipe, round(len(series) * options.validation), options.refit, source)
+    return Plan(
+        architecture=architecture,
+        recipe=recipe,
+        num_validation=round(len(series) * options.validation),
+        refit=options.refit,
+        source=source,
+    )
 
 
-def _check(options: argparse.Namespace, num_rows: int) -> None:
+def _check_options(options: argparse.Namespace, num_rows: int) -> None:
     positive = (
         "max_epochs",
         "patience_epochs",
@@ -157,7 +214,10 @@ def _check(options: argparse.Namespace, num_rows: int) -> None:
         if not 0 <= getattr(options, name) < 1:
             raise OptionError(f"--{name} {getattr(options, name)}: must be from 0 to under 1")
     if not 0 < options.validation < 1 or round(num_rows * options.validation) < 2:
-        raise OptionError(f"--validation {options.validation}: leaves no validation part in {num_rows} rows")
+        raise OptionError(
+            f"--validation {options.validation}: must be over 0 and under 1, and take at least 2"
+            f" of the {num_rows} rows"
+        )
     for text in (options.name or "name", options.model_version):
         if text != Path(text).name or text.startswith("."):
             raise OptionError(f"{text!r} cannot be the name of a folder")
@@ -182,27 +242,35 @@ def _run_with_progress(training: Training, quiet: bool) -> None:
 
 
 def _finish(training: Training, series: Series, folder: Path, horizons: list[int]) -> str:
-    """Judges, writes the artifact and the report."""
-    from model.report import write_report
+    from model.report import write_report  # needs matplotlib, which no other command needs
 
-    plan, architecture = training.plan.to_dict(), training.plan.architecture
-    start, stop = training.plan.source["rows"]
-    known = {"best_epoch": training.best_epoch}
-    searched = Artifact(
-        network_with(architecture, training.best_weights), manifest_of(plan, training.about, known)
-    )
-    farthest = max(horizons[-1], architecture.head_steps)
-    outlooks: dict[str, Outlook] = {
-        "validation": look_ahead(searched, series.rows(start, stop), training.num_search_rows, farthest)
-    }
-    final = network_with(architecture, training.final_weights)
-    if len(series) - stop >= 2:
-        unseen = Artifact(final, manifest_of(plan, training.about, known))
-        outlooks["unseen"] = look_ahead(unseen, series.rows(start, len(series)), stop - start, farthest)
-    judged = {part: outlook.table(horizons) for part, outlook in outlooks.items()}
-    manifest = manifest_of(plan, training.about, {**known, "figures": judged})
-    save_artifact(final, manifest, folder / "model.pt")
-    load_artifact(folder / "model.pt")
+    plan, known = training.plan.to_dict(), {"best_epoch": training.best_epoch}
+    backtests = _backtests(training, series, manifest_of(plan, training.about, known), horizons[-1])
+    figures = {part: backtest.table(horizons) for part, backtest in backtests.items()}
+    manifest = manifest_of(plan, training.about, {**known, "figures": figures})
+    network = network_with(training.plan.architecture, training.final_weights)
+    save_artifact(network, manifest, folder / "model.pt")
+    load_artifact(folder / "model.pt")  # an artifact that cannot be read fails here, not in the server
     history = [asdict(epoch) for epoch in training.history]
-    write_report(folder, manifest, history, outlooks, judged, series)
+    write_report(folder, manifest, history=history, backtests=backtests, figures=figures, series=series)
     return f"wrote {folder}/model.pt, report.md and figures.json"
+
+
+def _backtests(training: Training, series: Series, manifest: Manifest, farthest: int) -> dict[str, Backtest]:
+    """Forecasts the validation part and, where there are at least 2, the rows after the training rows.
+
+    The search's network forecasts the validation part, because a refit has seen these rows.
+    """
+    architecture = training.plan.architecture
+    start, stop = training.plan.source["rows"]
+    horizon = max(farthest, architecture.head_steps)
+    searched = Artifact(network_with(architecture, training.best_weights), manifest)
+    rows = series.rows(start, stop)
+    backtests = {
+        "validation": run_backtest(searched, rows, from_row=training.num_search_rows, horizon=horizon)
+    }
+    if len(series) - stop >= 2:
+        final = Artifact(network_with(architecture, training.final_weights), manifest)
+        rows = series.rows(start, len(series))
+        backtests["unseen"] = run_backtest(final, rows, from_row=stop - start, horizon=horizon)
+    return backtests

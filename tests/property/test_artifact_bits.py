@@ -1,6 +1,6 @@
 """A row's bits depend on that row alone: not on batch, place, neighbours, threads or grouping.
 
-Tried on a small fresh network of each kind of cell and on every shipped artifact.
+Hypothesis tries it on a small new network of each kind of cell, and on every shipped artifact.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.artifact import load_artifact, save_artifact
 from model.cells import CELLS
-from model.manifest import Column, Manifest, Output, layout_of
+from model.manifest import Column, Manifest, layout_of, next_mean_of
 from model.network import Architecture, Network, state_layout
 
 SHIPPED = sorted((Path(__file__).parents[2] / "model" / "artifacts").glob("*/*/model.pt"))
@@ -22,14 +22,14 @@ INTERVAL_NS = 300 * 10**9
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors agree to the bit, NaN included."""
+    """Returns whether two tensors agree to the bit, NaN included."""
     return a.shape == b.shape and torch.equal(
         a.contiguous().view(torch.int32), b.contiguous().view(torch.int32)
     )
 
 
 class Pool:
-    """Holds many rows of a stream and what one large batch on one thread makes of them."""
+    """Holds many rows of streams, and the reference results of one large batch on one thread."""
 
     def __init__(self, script, manifest: Manifest) -> None:
         self.script = script
@@ -51,18 +51,34 @@ class Pool:
 
 
 def fresh(kind: str, folder: Path) -> Pool:
-    """A small scripted network of the kind, with random weights, saved and loaded."""
+    """Makes a small scripted network of the kind with random weights, saved and loaded."""
     architecture = Architecture(
-        3, 2, INTERVAL_NS, uses_time=True, cell=kind, hidden_size=48, num_layers=2, head_steps=4, head_size=16
+        num_inputs=3,
+        num_outputs=2,
+        interval_ns=INTERVAL_NS,
+        uses_time=True,
+        cell=kind,
+        hidden_size=48,
+        num_layers=2,
+        head_steps=4,
+        head_size=16,
     )
     torch.manual_seed(1)
     network = Network(architecture)
     network.mean.copy_(torch.tensor([1.0, 20.0, 300.0]))
     network.scale.copy_(torch.tensor([0.5, 7.0, 90.0]))
-    columns = tuple(Column(name, "") for name in "abc")
-    outputs = tuple(Output(name, name, "mean", None, "", 1) for name in "ab")
-    layout = layout_of(state_layout(architecture))
-    manifest = Manifest(kind, "1", "Random.", "none", columns, outputs, layout, True, INTERVAL_NS / 1e9)
+    inputs = tuple(Column(name, "") for name in "abc")
+    manifest = Manifest(
+        name=kind,
+        version="1",
+        description="Random.",
+        attribution="none",
+        inputs=inputs,
+        outputs=tuple(next_mean_of(column) for column in inputs[:2]),
+        state=layout_of(state_layout(architecture)),
+        uses_time=True,
+        step_interval_seconds=INTERVAL_NS / 1e9,
+    )
     save_artifact(network, manifest, folder / "model.pt")
     artifact = load_artifact(folder / "model.pt")
     return Pool(artifact.script, artifact.manifest)
@@ -72,7 +88,7 @@ def fresh(kind: str, folder: Path) -> Pool:
     scope="module", params=[*sorted(CELLS), *SHIPPED], ids=lambda p: p if isinstance(p, str) else p.parts[-3]
 )
 def pool(request, tmp_path_factory) -> Pool:
-    """Each network under test, with its reference results from one thread."""
+    """Returns each network under test, with its reference results from one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -100,7 +116,7 @@ BATCHES = st.one_of(
 
 @st.composite
 def cases(draw):
-    """Which rows make a batch, in which order, on how many threads, and which of them are spoilt."""
+    """Draws a batch: rows in some order, those of them that are spoilt, the value, the number of threads."""
     size = draw(BATCHES)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     rows = torch.randperm(POOL_ROWS, generator=generator)[:size]
@@ -118,7 +134,7 @@ def cases(draw):
 @settings(max_examples=25, deadline=None)
 @given(case=cases(), before=st.integers(0, POOL_STEPS - 1))
 def test_step(pool, case, before):
-    """A step gives a row the same y and state in any batch, at any place, beside any neighbours."""
+    """A step gives a row the same y and state in any batch, at any place and beside any neighbours."""
     rows, spoilt, value, threads = case
     torch.set_num_threads(threads)
     x, state = pool.x[rows, before].clone(), pool.states[rows, before].clone()
@@ -134,7 +150,7 @@ def test_step(pool, case, before):
 @settings(max_examples=25, deadline=None)
 @given(case=cases(), steps=st.integers(1, POOL_STEPS), seed=st.integers(0, 2**31))
 def test_scan(pool, case, steps, seed):
-    """A scan over mixed lengths, 0 among them, leaves each row where its steps one by one left it."""
+    """A scan over mixed lengths, 0 among them, leaves each row where single steps leave it."""
     rows, spoilt, value, threads = case
     torch.set_num_threads(threads)
     lengths = torch.randint(0, steps + 1, rows.shape, generator=torch.Generator().manual_seed(seed))
@@ -152,7 +168,7 @@ def test_scan(pool, case, steps, seed):
 @settings(max_examples=8, deadline=None)
 @given(case=cases(), horizon=st.integers(1, HORIZON))
 def test_forecast(pool, case, horizon):
-    """A forecast gives a row the same bits in any batch, whatever the horizon asked for."""
+    """A forecast gives a row the same bits in any batch and at any horizon."""
     rows, spoilt, value, threads = case
     torch.set_num_threads(threads)
     state = pool.states[rows, POOL_STEPS].clone()
@@ -168,7 +184,7 @@ def test_first_forecast_is_the_last_prediction(pool):
 
 
 def test_views_and_odd_addresses(pool):
-    """Rows cut out of larger arrays, at odd addresses and with gaps, give the bits of rows of their own."""
+    """Rows cut out of larger arrays, at odd addresses and with gaps, give the same bits as whole arrays."""
     num_inputs, state_size = pool.x.size(2), pool.states.size(2)
     for rows in (1, 3, 5, 64):
         wide = torch.zeros(rows, state_size + 7)[:, 3 : 3 + state_size]

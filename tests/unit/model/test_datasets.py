@@ -168,49 +168,48 @@ def test_missing_columns_and_files_are_refused(csv_of, tmp_path):
         read_csv(csv_of(GOOD.replace("value", "\xe4"), "latin-1"))
 
 
-def test_mackey_glass_is_deterministic_and_seeded():
-    """The same seed gives the same rows, another seed others, and a longer series begins with the shorter."""
-    series = mackey_glass(300, seed=1)
-    assert series.values.tolist() == mackey_glass(300, seed=1).values.tolist()
-    assert series.values.tolist() == mackey_glass(400, seed=1).values[:300].tolist()
-    assert series.values.tolist() != mackey_glass(300, seed=2).values.tolist()
-    assert series.times_ns.tolist() == [i * 10**9 for i in range(300)]
-    assert not series.calendar
-
-
-def test_mackey_glass_converges_with_the_fourth_power_of_the_step():
-    """Halving the step divides the error by about sixteen, so the delayed term is as exact as the method."""
-
-    def rows(substeps: int) -> np.ndarray:
-        return mackey_glass(200, seed=1, gamma=0.3, beta=0.6, substeps=substeps, discard=0).values
-
-    exact = rows(64)
-    coarse, fine = np.abs(rows(1) - exact).max(), np.abs(rows(2) - exact).max()
-    assert coarse > 1e-4
-    assert 8 < coarse / fine < 40
-
-
-def test_mackey_glass_without_delayed_term_decays():
-    """With β = 0 the equation is x' = −γ x, whose solution is known."""
-    values = mackey_glass(20, beta=0.0, discard=0).values[:, 0]
-    np.testing.assert_allclose(values / values[0], np.exp(-0.1 * np.arange(20)), rtol=1e-5)
-
-
-def test_mackey_glass_stays_on_its_attractor():
-    """At τ = 17 the series neither settles nor leaves the known range."""
-    values = mackey_glass(2000).values
-    assert 0.3 < values.min() < 0.6
-    assert 1.2 < values.max() < 1.4
-    assert values[1000:].std() > 0.15
-
-
-def test_mackey_glass_refuses_a_delay_between_steps():
-    """A delay that is no whole number of steps is refused."""
-    with pytest.raises(ValueError, match="tau"):
-        mackey_glass(10, tau=17.05)
-
-
 def test_imports_without_torch():
     """Reading and generating series, and the simple forecasts, need no torch."""
     code = "import sys, model.datasets, model.baselines; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+
+
+class TestMackeyGlass:
+    """The generated series."""
+
+    def test_is_deterministic_and_seeded(self):
+        """The same seed gives the same rows, another seed gives others, and more rows begin with the same."""
+        series = mackey_glass(300, seed=1)
+        assert series.values.tolist() == mackey_glass(300, seed=1).values.tolist()
+        assert series.values.tolist() == mackey_glass(400, seed=1).values[:300].tolist()
+        assert series.values.tolist() != mackey_glass(300, seed=2).values.tolist()
+        assert series.times_ns.tolist() == [i * 10**9 for i in range(300)]
+        assert not series.calendar
+
+    def test_converges_with_the_fourth_power_of_the_step(self):
+        """Halving the step divides the error by about 16: the delayed term is as exact as the method."""
+
+        def rows(substeps: int) -> np.ndarray:
+            return mackey_glass(200, seed=1, gamma=0.3, beta=0.6, substeps=substeps, discard=0).values
+
+        exact = rows(64)
+        coarse, fine = np.abs(rows(1) - exact).max(), np.abs(rows(2) - exact).max()
+        assert coarse > 1e-4
+        assert 8 < coarse / fine < 40
+
+    def test_without_delayed_term_decays(self):
+        """With β = 0 the equation is x' = −γ x, whose solution is known."""
+        values = mackey_glass(20, beta=0.0, discard=0).values[:, 0]
+        np.testing.assert_allclose(values / values[0], np.exp(-0.1 * np.arange(20)), rtol=1e-5)
+
+    def test_stays_on_its_attractor(self):
+        """At τ = 17 the series neither settles nor leaves the known range."""
+        values = mackey_glass(2000).values
+        assert 0.3 < values.min() < 0.6
+        assert 1.2 < values.max() < 1.4
+        assert values[1000:].std() > 0.15
+
+    def test_refuses_a_delay_between_steps(self):
+        """A delay that is not a whole number of steps is refused."""
+        with pytest.raises(ValueError, match="tau"):
+            mackey_glass(10, tau=17.05)

@@ -1,4 +1,4 @@
-"""The artifacts that are shipped: small, and better than simple forecasts on what they never saw."""
+"""The shipped artifacts: small, and better than simple forecasts on rows that they were not trained on."""
 
 import pathlib
 import shlex
@@ -6,8 +6,8 @@ import shlex
 import pytest
 
 from model.artifact import load_artifact
+from model.backtest import run_backtest
 from model.datasets import mackey_glass, read_csv
-from model.evaluate import look_ahead
 
 ROOT = pathlib.Path(__file__).parents[3]
 ARTIFACTS = ROOT / "model" / "artifacts"
@@ -17,7 +17,7 @@ PATHS = sorted(ARTIFACTS.glob("*/*/model.pt"))
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.parent.parent.name)
 def test_it_is_small_and_says_how_it_was_made(path):
-    """Under 2 MB, with the command and without a machine's path."""
+    """The file is under 2 MB, and its manifest has the command without a machine's path."""
     assert path.stat().st_size < 2_000_000
     manifest = load_artifact(path).manifest
     command = manifest.training["command"]
@@ -26,26 +26,26 @@ def test_it_is_small_and_says_how_it_was_made(path):
 
 
 def beats_both(figures):
-    """Whether the model's mean error is below both baselines'."""
+    """Returns whether the model's mean error is below those of both baselines."""
     return figures["model"]["mae"] < min(figures["persistence"]["mae"], figures["seasonal_naive"]["mae"])
 
 
 @pytest.mark.skipif(not TAXI.exists(), reason="needs ../shared/data/nab/nyc_taxi.csv")
-def test_nyc_taxi_on_the_rows_after_those_it_learnt_from():
-    """It beats both baselines, and errs no more than a plain LSTM was seen to: .049, .118 and .139."""
+def test_nyc_taxi_on_the_rows_after_its_training():
+    """It beats both baselines, and its error is at most a plain LSTM's: .049, .118 and .139."""
     artifact = load_artifact(ARTIFACTS / "nyc-taxi" / "1" / "model.pt")
-    outlook = look_ahead(artifact, read_csv(TAXI), 8640, 48)
-    assert beats_both(outlook.at(1))
-    assert beats_both(outlook.at(5))
-    found = {horizon: outlook.at(horizon)["model"]["altmape"] for horizon in (1, 5, 48)}
+    backtest = run_backtest(artifact, read_csv(TAXI), from_row=8640, horizon=48)
+    assert beats_both(backtest.figures_at(1))
+    assert beats_both(backtest.figures_at(5))
+    found = {horizon: backtest.figures_at(horizon)["model"]["altmape"] for horizon in (1, 5, 48)}
     assert found[1] <= 0.049
     assert found[5] <= 0.118
     assert found[48] <= 0.139
 
 
-def test_mackey_glass_on_a_series_of_another_beginning():
-    """It beats both baselines on a series from a history it never saw."""
+def test_mackey_glass_on_a_series_with_another_history():
+    """It beats both baselines on a series whose history it was not trained on."""
     artifact = load_artifact(ARTIFACTS / "mackey-glass" / "1" / "model.pt")
-    outlook = look_ahead(artifact, mackey_glass(2000, seed=77), 1000, 5)
-    assert beats_both(outlook.at(1))
-    assert beats_both(outlook.at(5))
+    backtest = run_backtest(artifact, mackey_glass(2000, seed=77), from_row=1000, horizon=5)
+    assert beats_both(backtest.figures_at(1))
+    assert beats_both(backtest.figures_at(5))

@@ -14,7 +14,7 @@ def weights_of(path):
 
 
 def test_it_writes_the_artifact_and_a_report(command, tiny, tiny_csv, tmp_path):
-    """Artifact, figures and plots are there, and the report names the command and shows every horizon."""
+    """The command writes artifact, figures and plots; the report has the command and every horizon."""
     status, out, _ = command("train", "--csv", tiny_csv, "--out", tmp_path, "--name", "tiny", *tiny)
     assert status == 0
     folder = tmp_path / "tiny" / "1"
@@ -32,7 +32,7 @@ def test_it_writes_the_artifact_and_a_report(command, tiny, tiny_csv, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_weights(command, tiny, tiny_csv, tmp_path):
-    """Two runs agree to the bit; another seed does not."""
+    """Two runs with the same seed agree to the bit; a run with another seed differs."""
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         status, _, err = command(
             "train", "--csv", tiny_csv, "--out", tmp_path / name, "--name", "tiny", "--seed", seed, *tiny
@@ -43,7 +43,7 @@ def test_the_same_seed_gives_the_same_weights(command, tiny, tiny_csv, tmp_path)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_several_columns_are_learnt_together(command, tiny, tmp_path):
+def test_several_columns_make_one_model(command, tiny, tmp_path):
     """A file of two columns gives a model of two inputs and two outputs, named as in its header."""
     path = tmp_path / "two.csv"
     rows = [
@@ -68,6 +68,6 @@ def test_several_columns_are_learnt_together(command, tiny, tmp_path):
         (["--csv", "missing.csv"], "missing.csv"),
     ],
 )
-def test_what_cannot_be_trained_is_one_line(refused, tiny, tiny_csv, tmp_path, options, said):
-    """Rows, columns and choices that cannot be are named."""
+def test_what_cannot_be_trained_is_refused(refused, tiny, tiny_csv, tmp_path, options, said):
+    """Rows, columns, files and option values that cannot be used are named in one line."""
     assert said in refused("train", "--csv", tiny_csv, "--out", tmp_path, *tiny, *options)

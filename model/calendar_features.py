@@ -1,8 +1,8 @@
-"""Owns the calendar features: where in its day and its week a time lies, as waves, looked up in a table.
+"""Owns the calendar features: where a time lies in its day and its week, as sines and cosines in a table.
 
-Knows nothing of networks or series; imports no torch.
+Knows nothing of networks or series, and imports no torch.
 
-A table instead of sines in the script: one lookup per step instead of ten small operations.
+The script looks the features up in a table: one operation per step instead of ten small ones for the sines.
 """
 
 import numpy as np
@@ -14,11 +14,14 @@ DAY_HARMONICS = 4
 WEEK_HARMONICS = 6
 NUM_FEATURES = 2 * (DAY_HARMONICS + WEEK_HARMONICS)
 FINEST_SLOT_NS = 300 * 10**9
-"""A finer table would outgrow the network, and five minutes move a daily wave by two per cent at most."""
+"""A finer table would outgrow the network, and in five minutes a daily wave moves by two per cent at most."""
 
 
 def slot_ns_of(interval_ns: int) -> int:
-    """Returns the width of a table's slot: a divisor of a day, no wider than the interval."""
+    """Returns the width of a slot of the table: a divisor of a day, no wider than the interval.
+
+    A slot is never narrower than about FINEST_SLOT_NS, and never wider than a day.
+    """
     wanted = min(max(interval_ns, FINEST_SLOT_NS), DAY_NS)
     slots_per_day = -(-DAY_NS // wanted)
     while DAY_NS % slots_per_day:
@@ -27,9 +30,9 @@ def slot_ns_of(interval_ns: int) -> int:
 
 
 def calendar_table(slot_ns: int) -> NDArray[np.float32]:
-    """Returns sines and cosines of the day's and the week's first harmonics, (slots of a week, NUM_FEATURES).
+    """Returns sines and cosines of the first harmonics of day and week: (slots of a week, NUM_FEATURES).
 
-    A slot stands for its beginning. Weeks count from 1970-01-01, a Thursday.
+    A slot has the features of its beginning. Weeks begin as 1970-01-01 did, on Thursdays, at 0:00 UTC.
     """
     start_ns = np.arange(WEEK_NS // slot_ns, dtype=np.float64) * slot_ns  # (slots)
     daily = np.outer(start_ns / DAY_NS, np.arange(1, DAY_HARMONICS + 1))

@@ -1,29 +1,31 @@
-"""Owns a whole training: the search for the best epoch on a validation part, the refit, the checkpoint.
+"""Owns a whole training: the search for the best epoch, the refit on all rows, and how both are resumed.
 
-Knows nothing of artifacts or reports. The checkpoint is written whole after every epoch, and a training that
-is taken up from it ends with the same weights as one that was never stopped.
+Knows nothing of artifacts or reports.
+
+Early stopping, after Goodfellow, Bengio & Courville 2016, "Deep learning", section 7.8: the search fits the
+rows before a validation part, and ends when the validation loss has not fallen for some epochs (algorithm
+7.1). The refit, where wanted, fits a fresh network on all rows for as many epochs as were best (algorithm
+7.2). A checkpoint is written after every epoch, and a resumed training ends with the same weights as an
+uninterrupted training.
 """
 
-import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from model.artifact import write_atomically
-from model.errors import ArtifactError, OptionError
+from model.checkpoint import load_checkpoint, save_checkpoint
+from model.errors import OptionError
 from model.fitting import Fit, Recipe, Rows, validation_loss
-from model.network import Architecture, Network
+from model.network import Architecture, Network, Weights
 
-Weights = dict[str, Tensor]
-CHECKPOINT_FORMAT = 1
 _PRIME_STEPS = 1000
+"""Rows before the validation part that prime the state."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Holds everything that the final weights depend on, beside the rows themselves."""
 
@@ -41,24 +43,34 @@ class Plan:
         return asdict(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """Records one epoch for the loss curve; the refit has no validation loss."""
+    """Records one epoch for the loss curve."""
 
     phase: str
+    """`search` or `refit`."""
     number: int
+    """Counts from 1 in each phase."""
     training_loss: float
     validation_loss: float | None
+    """None in the refit, which sees the validation part."""
 
 
 class Training:
-    """Runs a plan, epoch by epoch."""
+    """Runs a plan epoch by epoch, and writes a checkpoint after each.
 
-    def __init__(self, plan: Plan, rows: Rows, about: dict[str, Any], checkpoint: Path) -> None:
+        training = Training(plan, rows, about=about, checkpoint=path)
+        training.run(lambda epoch: print(epoch.number, epoch.training_loss))
+        network = network_with(plan.architecture, training.final_weights)
+
+    `about` is what the manifest will say beside the plan; the checkpoint carries it, so that `export` has it.
+    """
+
+    def __init__(self, plan: Plan, rows: Rows, *, about: dict[str, Any], checkpoint: Path) -> None:
         if not 1 <= plan.num_validation < len(rows):
-            raise OptionError(f"a validation part of {plan.num_validation} of {len(rows)} rows")
+            raise OptionError(f"the validation part cannot have {plan.num_validation} of {len(rows)} rows")
         self.plan, self.rows, self.about, self.checkpoint = plan, rows, about, checkpoint
-        self.phase = "search"
+        self.phase = "search"  # then "refit" where the plan has one, then "done"
         self.history: list[Epoch] = []
         self.best_epoch, self.best_loss = 0, float("inf")
         self.best_weights: Weights = {}
@@ -67,12 +79,12 @@ class Training:
 
     @property
     def num_search_rows(self) -> int:
-        """Rows that the search learns from."""
+        """The number of rows to which the search fits."""
         return len(self.rows) - self.plan.num_validation
 
     @property
     def done(self) -> bool:
-        """Whether the final weights are there."""
+        """Whether the training is over, so that `final_weights` are final."""
         return self.phase == "done"
 
     def run(self, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> None:
@@ -84,7 +96,7 @@ class Training:
             on_epoch(epoch)
 
     def resume(self) -> None:
-        """Takes up the checkpoint; ArtifactError where none is, OptionError where it follows another plan."""
+        """Continues from the checkpoint: ArtifactError where none is, OptionError where its plan differs."""
         saved = load_checkpoint(self.checkpoint)
         if saved["plan"] != self.plan.to_dict():
             changed = _first_difference(saved["plan"], self.plan.to_dict())
@@ -112,13 +124,17 @@ class Training:
     def _search_epoch(self) -> Epoch:
         fit, recipe = self._fit, self.plan.recipe
         training_loss = fit.run_epoch()
-        loss = validation_loss(fit.average, self.rows, self.num_search_rows, _PRIME_STEPS, fit.weights)
+        loss = validation_loss(
+            fit.average, self.rows, first=self.num_search_rows, prime_steps=_PRIME_STEPS, weights=fit.weights
+        )
         if loss < self.best_loss:
             self.best_epoch, self.best_loss = fit.num_epochs, loss
             self.best_weights = fit.state_dict()["average"]
-        epoch = Epoch("search", fit.num_epochs, training_loss, loss)
-        waited = fit.num_epochs - self.best_epoch
-        if fit.num_epochs >= recipe.max_epochs or waited >= recipe.patience_epochs:
+        epoch = Epoch(
+            phase="search", number=fit.num_epochs, training_loss=training_loss, validation_loss=loss
+        )
+        epochs_without_better = fit.num_epochs - self.best_epoch
+        if fit.num_epochs >= recipe.max_epochs or epochs_without_better >= recipe.patience_epochs:
             self._end_search()
         return epoch
 
@@ -131,50 +147,30 @@ class Training:
             self._fit = self._new_fit()
 
     def _refit_epoch(self) -> Epoch:
-        epoch = Epoch("refit", self._fit.num_epochs + 1, self._fit.run_epoch(), None)
+        training_loss = self._fit.run_epoch()
         if self._fit.num_epochs >= self.best_epoch:
             self.final_weights = self._fit.state_dict()["average"]
             self.phase = "done"
-        return epoch
+        return Epoch(
+            phase="refit",
+            number=self._fit.num_epochs,
+            training_loss=training_loss,
+            validation_loss=None,
+        )
 
     def _save(self) -> None:
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "format": CHECKPOINT_FORMAT,
-                "plan": self.plan.to_dict(),
-                "about": self.about,
-                "phase": self.phase,
-                "history": [asdict(epoch) for epoch in self.history],
-                "best_epoch": self.best_epoch,
-                "best_loss": self.best_loss,
-                "best_weights": self.best_weights,
-                "final_weights": self.final_weights,
-                "fit": self._fit.state_dict(),
-            },
-            buffer,
-        )
-        write_atomically(self.checkpoint, buffer.getvalue())
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint; ArtifactError names the file and what is wrong with it."""
-    if not path.is_file():
-        raise ArtifactError(f"{path}: no such checkpoint")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle fails in whatever way its bytes lead to
-        raise ArtifactError(f"{path}: not a checkpoint, or damaged") from error
-    if not isinstance(saved, dict) or saved.get("format") != CHECKPOINT_FORMAT:
-        raise ArtifactError(f"{path}: not a checkpoint of format {CHECKPOINT_FORMAT}")
-    return saved
-
-
-def network_with(architecture: Architecture, weights: Weights) -> Network:
-    """Builds the network that a training's weights belong to."""
-    network = Network(architecture)
-    network.load_state_dict(weights)
-    return network.eval()
+        fields = {
+            "plan": self.plan.to_dict(),
+            "about": self.about,
+            "phase": self.phase,
+            "history": [asdict(epoch) for epoch in self.history],
+            "best_epoch": self.best_epoch,
+            "best_loss": self.best_loss,
+            "best_weights": self.best_weights,
+            "final_weights": self.final_weights,
+            "fit": self._fit.state_dict(),
+        }
+        save_checkpoint(self.checkpoint, fields)
 
 
 def _first_difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
