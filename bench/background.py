@@ -30,7 +30,7 @@ def loading(options: Options, cores: Sequence[int]) -> Iterator[None]:
     """
     with machine.pinned(cores):
         process = subprocess.Popen(
-            [sys.executable, "-m", "loadtest.member"],
+            [sys.executable, "-m", "loadtest.process"],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             start_new_session=True,  # an interrupt at the terminal comes through this process
         )  # fmt: skip

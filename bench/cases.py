@@ -12,7 +12,7 @@ HIDDEN_SIZE = 128
 CELL_BATCHES = (1, 8, 64, 256)
 ENGINE_BATCHES = (1, 8, 64, 256)
 # The modules that send; the last one by the Open Inference Protocol.
-LOADTEST, RAW, INFER = "loadtest", "bench.generator", "bench.infer"
+LOADTEST, RAW, INFER = "loadtest", "bench.raw", "bench.infer"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import grpc
 from streamcell.inference import open_inference_pb2 as pb
 from streamcell.inference import open_inference_pb2_grpc as pb_grpc
 
-from bench import generator, http2
+from bench import http2, raw
 from bench.http2 import Frame
 from bench.wire import Connection
 from loadtest.errors import LoadtestError, OptionError
@@ -102,10 +102,10 @@ def run(options: Options) -> Result:
     if options.mode != "stream":
         raise OptionError(f"--mode: {options.mode} is not for this: it streams single steps")
     model, width = model_of(options)
-    return generator.run_as(
+    return raw.run_as(
         options, names(model, options.streams), lambda connections: Inferrers(connections, width)
     )
 
 
 if __name__ == "__main__":
-    sys.exit(generator.main(run))
+    sys.exit(raw.main(run))

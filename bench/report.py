@@ -17,7 +17,7 @@ _LEGEND = (
     "Latency is a message's, in an open loop from its planned time. CPU µs: the server's, a step. "
     "server, gen.: the\nshare of a core that the server and the busiest generator process used. MiB: the "
     "server's peak memory.\nA server is all of its processes. Steps on 64 and 256 streams, and unary ones, "
-    "come from bench.generator, all\nelse from loadtest."
+    "come from bench.raw, all\nelse from loadtest."
 )
 _Show = Callable[[float], str]
 _COLUMNS: tuple[tuple[str, str, _Show], ...] = (

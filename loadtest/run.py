@@ -5,9 +5,9 @@ import contextlib
 import dataclasses
 import time
 
-from loadtest import crowd
+from loadtest import processes
+from loadtest.driver import generate
 from loadtest.errors import LoadtestError
-from loadtest.load import generate
 from loadtest.options import Options
 from loadtest.plan import Window
 from loadtest.server_side import Observer, Reading, ServerCost, cost
@@ -37,7 +37,7 @@ async def run(options: Options, stop: asyncio.Event) -> Result:
     if options.processes == 1:
         tally = await generate(options, watch.begin, stop)
     else:
-        tally = await crowd.generate(options, watch.begin, stop)
+        tally = await processes.generate(options, watch.begin, stop)
     return Result(options, tally, await watch.finish(tally.num_steps), stop.is_set())
 
 

@@ -83,7 +83,7 @@ def test_split_counts_complete_messages():
 @pytest.mark.parametrize("mode", ["stream", "unary"])
 async def test_both_generators_can_drive_it(mode):
     """It is two processes, both counted; and it ends when it is told to."""
-    from bench import generator
+    from bench import raw
     from loadtest.run import run
 
     with running("bench.envoy_echo", cores=()) as echo:
@@ -92,6 +92,6 @@ async def test_both_generators_can_drive_it(mode):
         options = Options(
             target=echo.listen, mode=mode, streams=3, seconds=0.05, warm_up=0.0, server_pid=echo.pid
         )
-        for result in (await asyncio.to_thread(generator.run, options), await run(options, asyncio.Event())):
+        for result in (await asyncio.to_thread(raw.run, options), await run(options, asyncio.Event())):
             assert result.tally.num_errors == 0
             assert result.tally.num_steps > 0

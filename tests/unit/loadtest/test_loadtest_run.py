@@ -9,8 +9,8 @@ import time
 import pytest
 
 from loadtest.api import CallSender, Connection, OverError, StreamSender
+from loadtest.driver import generate
 from loadtest.errors import LoadtestError, OptionError
-from loadtest.load import generate
 from loadtest.options import Options
 from loadtest.payloads import Payloads
 from loadtest.pipelined import PipelinedSender

@@ -1,6 +1,6 @@
 """One generator process of several: hears its share on standard input and answers on standard output.
 
-`crowd` is the other end. When standard input ends, the load does too.
+`processes` is the other end. When standard input ends, the load does too.
 """
 
 import asyncio
@@ -11,8 +11,8 @@ from typing import Any
 
 import uvloop
 
+from loadtest.driver import generate
 from loadtest.errors import LoadtestError
-from loadtest.load import generate
 from loadtest.options import Options
 
 

@@ -1,6 +1,6 @@
 """A load of single steps that a server cannot outrun: bare HTTP/2, the same bytes again and again.
 
-`python -m bench.generator` takes loadtest's options, of modes stream and unary, and prints its JSON. loadtest
+`python -m bench.raw` takes loadtest's options, of modes stream and unary, and prints its JSON. loadtest
 is a gRPC client like any other: on one core it saturates before a server does, which then idles and wakes up
 for every message, at several times the cost. Here a message costs a tenth.
 
@@ -215,7 +215,7 @@ def main(run: Callable[[Options], Result] = run) -> int:
     try:
         result = run(parse(sys.argv[1:]))
     except (LoadtestError, OSError) as error:
-        sys.stderr.write(f"bench.generator: {error}\n")
+        sys.stderr.write(f"bench.raw: {error}\n")
         return 2
     sys.stdout.write(json.dumps(report.to_json(result)) + "\n")
     return 1 if result.tally.num_errors else 0

@@ -11,8 +11,8 @@ import json
 import sys
 from typing import Any
 
+from loadtest.driver import Begin
 from loadtest.errors import LoadtestError
-from loadtest.load import Begin
 from loadtest.options import Options
 from loadtest.tally import Tally, together
 
@@ -30,7 +30,7 @@ class Member:
     async def start(cls, options: Options) -> "Member":
         """Starts a process for its share of the load."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "loadtest.member",
+            sys.executable, "-m", "loadtest.process",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_LINE_LIMIT,
             start_new_session=True,  # an interrupt at the terminal comes through this process
         )  # fmt: skip

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bench import generator, http2, replies
+from bench import http2, raw, replies
 from bench.wire import Callers, Streams
 from loadtest.errors import LoadtestError, OptionError
 from loadtest.options import Options
@@ -35,7 +35,7 @@ async def echo():
 @pytest.mark.parametrize("rate", [0.0, 500.0])
 async def test_load_counts_what_is_answered(echo, mode, rate):
     """Steps, latencies, what it cost; an open loop sends by its plan and no more."""
-    found = await asyncio.to_thread(generator.run, options(echo, mode=mode, rate=rate, seconds=0.2))
+    found = await asyncio.to_thread(raw.run, options(echo, mode=mode, rate=rate, seconds=0.2))
     tally = found.tally
     assert tally.num_errors == 0
     assert tally.num_messages == tally.num_steps > 0
@@ -50,7 +50,7 @@ async def test_server_that_refuses_sessions_is_quoted():
     """None is left behind."""
     async with real_server() as server:
         target = str(server.listen)
-        block = generator.sessions(target, ["a", "b", "c"])
+        block = raw.sessions(target, ["a", "b", "c"])
         with pytest.raises(LoadtestError, match="model"):  # there are two: none is named
             await asyncio.to_thread(block.__enter__)
         assert open_sessions(server) == 0
@@ -59,24 +59,24 @@ async def test_server_that_refuses_sessions_is_quoted():
 def test_nobody_answers():
     """One line, and loadtest's exit status."""
     with pytest.raises(LoadtestError, match=r"127\.0\.0\.1:1"):
-        generator.run(options())
+        raw.run(options())
 
 
 def test_modes_of_many_steps_are_for_loadtest():
     """Whose messages differ from one to the next."""
     with pytest.raises(OptionError, match="--mode: frame is for loadtest"):
-        generator.run(options(mode="frame"))
+        raw.run(options(mode="frame"))
 
 
 async def test_command_prints_what_loadtest_prints(echo, monkeypatch, capsys):
     """JSON alone, for the benchmark; what goes wrong is a line elsewhere."""
     arguments = ["--target", echo, "--streams", "2", "--seconds", "0.05", "--warm-up", "0", "--json", "-"]
     monkeypatch.setattr(sys, "argv", ["generator", *arguments])
-    assert await asyncio.to_thread(generator.main) == 0
+    assert await asyncio.to_thread(raw.main) == 0
     assert json.loads(capsys.readouterr().out)["steps"] > 0
     monkeypatch.setattr(sys, "argv", ["generator", "--target", "127.0.0.1:1"])
-    assert generator.main() == 2
-    assert capsys.readouterr().err.startswith("bench.generator: 127.0.0.1:1")
+    assert raw.main() == 2
+    assert capsys.readouterr().err.startswith("bench.raw: 127.0.0.1:1")
 
 
 def test_step_that_failed_on_a_stream_ends_the_load():

@@ -7,7 +7,7 @@ import pytest
 import uvloop
 
 from loadtest.api import OverError
-from loadtest.load import Load, sleep_until
+from loadtest.driver import Load, sleep_until
 from loadtest.options import Options
 from loadtest.plan import Window
 
