@@ -13,11 +13,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 import grpc
 from streamcell.v1 import streamcell_pb2 as pb
 
-from loadtest.api import CallSender, Connection, Sender, StreamSender
+from loadtest.api import Connection
 from loadtest.errors import LoadtestError, OptionError, one_line
 from loadtest.options import Options
 from loadtest.payloads import Payloads, forecasts
 from loadtest.pipelined import PipelinedSender
+from loadtest.senders import CallSender, Sender, StreamSender
 
 _CALLS_AT_ONCE = 64  # while opening and closing: quick, and no flood
 _CLOSE_SECONDS = 20.0

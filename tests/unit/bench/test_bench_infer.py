@@ -6,9 +6,10 @@ import pytest
 from streamcell.inference import open_inference_pb2 as pb
 
 from bench import http2, infer
+from bench.wire import Streams
 from loadtest.errors import LoadtestError, OptionError
 from loadtest.options import Options
-from tests.unit.bench.fake_connection import FakeConnection
+from tests.unit.bench import fake_connection
 from tests.unit.loadtest.test_loadtest_run import open_sessions, real_server
 
 
@@ -50,9 +51,9 @@ def test_other_modes_are_for_others():
 
 def test_step_that_failed_ends_the_load():
     """As its answer says, or the stream's end."""
-    connection = FakeConnection()
-    streams = infer.Inferrers([connection], 2)
-    (name,) = infer.names("m/1", 1)
+    connection = fake_connection.connection()
+    streams = Streams([connection], infer.stream_method(2))
+    (name,) = infer.session_ids("m/1", 1)
     streams.open(7, name)
     good = pb.ModelStreamInferResponse(infer_response=pb.ModelInferResponse(id="1")).SerializeToString()
     assert streams.answered(connection, (http2.DATA, 0, 1, http2.message(good))) == 7
@@ -66,4 +67,4 @@ def test_step_that_failed_ends_the_load():
 
 def test_sequences_are_all_others():
     """Each of the streams has its own."""
-    assert len(set(infer.names("m/1", 50))) == 50
+    assert len(set(infer.session_ids("m/1", 50))) == 50

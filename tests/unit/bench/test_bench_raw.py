@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from bench import http2, raw, replies
-from bench.wire import Callers, Streams
+from bench.wire import STEPS, Callers, Streams
 from loadtest.errors import LoadtestError, OptionError
 from loadtest.options import Options
-from tests.unit.bench.fake_connection import FakeConnection
+from tests.unit.bench import fake_connection
 from tests.unit.loadtest.test_loadtest_run import open_sessions, real_server
 
 
@@ -83,8 +83,8 @@ def test_step_that_failed_on_a_stream_ends_the_load():
     """As its answer says, or the stream's end."""
     from streamcell.v1 import streamcell_pb2 as pb
 
-    connection = FakeConnection()
-    streams = Streams([connection])
+    connection = fake_connection.connection()
+    streams = Streams([connection], STEPS)
     streams.open(7, "a")
     good = http2.message(replies.STREAM_STEP)
     assert streams.answered(connection, (http2.DATA, 0, 1, good)) == 7
@@ -98,7 +98,7 @@ def test_step_that_failed_on_a_stream_ends_the_load():
 
 def test_call_is_answered_with_its_trailers():
     """Which alone are an error."""
-    connection = FakeConnection()
+    connection = fake_connection.connection()
     callers = Callers([connection])
     callers.open(4, "a")
     assert callers.answered(connection, (http2.DATA, 0, 1, http2.message(b""))) is None
@@ -110,18 +110,18 @@ def test_call_is_answered_with_its_trailers():
 
 def test_connection_answers_for_itself():
     """Settings and pings; it takes note of what breaks a call off."""
-    connection = FakeConnection()
+    connection = fake_connection.connection()
     connection.begin("/s/m", 0)
     connection._out.clear()
     ping = http2.frame(http2.PING, 0, 0, b"12345678")
-    assert connection.feed(http2.frame(http2.SETTINGS, 0, 0, b"") + ping) == []
+    assert fake_connection.receive(connection, http2.frame(http2.SETTINGS, 0, 0, b"") + ping) == []
     acknowledged = http2.Reader().feed(bytes(connection._out))
     assert acknowledged == [
         (http2.SETTINGS, http2.ACK, 0, b""), (http2.PING, http2.ACK, 0, b"12345678")
     ]  # fmt: skip
-    assert connection.feed(http2.frame(http2.RST_STREAM, 0, 99, b"\0" * 4)) == []
+    assert fake_connection.receive(connection, http2.frame(http2.RST_STREAM, 0, 99, b"\0" * 4)) == []
     for broken in ((http2.RST_STREAM, 1), (http2.GOAWAY, 0)):
         with pytest.raises(LoadtestError, match="broke a call off"):
-            connection.feed(http2.frame(broken[0], 0, broken[1], b"\0" * 8))
+            fake_connection.receive(connection, http2.frame(broken[0], 0, broken[1], b"\0" * 8))
     with pytest.raises(LoadtestError, match="closed a connection"):
-        connection.feed(b"")
+        fake_connection.receive(connection, b"")

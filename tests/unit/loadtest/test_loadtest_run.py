@@ -8,13 +8,14 @@ import time
 
 import pytest
 
-from loadtest.api import CallSender, Connection, OverError, StreamSender
+from loadtest.api import Connection
 from loadtest.driver import generate
 from loadtest.errors import LoadtestError, OptionError
 from loadtest.options import Options
 from loadtest.payloads import Payloads
 from loadtest.pipelined import PipelinedSender
 from loadtest.run import run
+from loadtest.senders import CallSender, SenderBrokenError, StreamSender
 from service.config import Address, Config
 from service.server import serving
 
@@ -109,8 +110,8 @@ async def connected(server):
 async def test_error_of_a_call_is_the_servers_reason():
     """Its session is not there: a reason, and the caller may go on."""
     async with real_server() as server, connected(server) as (connection, payloads):
-        assert await CallSender(connection.step, payloads.steps("mine")).send(0) == ""
-        assert await CallSender(connection.step, payloads.steps("other")).send(0) == "SESSION_NOT_FOUND"
+        assert await CallSender(connection.step, payloads.steps("mine")).send() == ""
+        assert await CallSender(connection.step, payloads.steps("other")).send() == "SESSION_NOT_FOUND"
 
 
 async def test_error_on_a_stream_is_the_servers_reason():
@@ -119,9 +120,9 @@ async def test_error_on_a_stream_is_the_servers_reason():
         messages = [payloads.stream_steps[0], payloads.stream_steps[0], payloads.stream_frames[0]]
         sender = StreamSender(connection.stream, messages, ["mine"])
         await sender.open()
-        assert await sender.send(0) == ""
+        assert await sender.send() == ""
         await connection.close_session("mine")
-        assert [await sender.send(1), await sender.send(2)] == ["SESSION_NOT_FOUND"] * 2
+        assert [await sender.send(), await sender.send()] == ["SESSION_NOT_FOUND"] * 2
         await sender.close()
 
 
@@ -130,9 +131,9 @@ async def test_answers_find_their_messages_whatever_their_order():
     async with real_server() as server, connected(server) as (connection, payloads):
         sender = PipelinedSender(connection.stream, payloads.stream_steps, ["mine"])
         await sender.open()
-        assert await asyncio.gather(*(sender.send(k) for k in range(20))) == [""] * 20
+        assert await asyncio.gather(*(sender.send() for _ in range(20))) == [""] * 20
         await connection.close_session("mine")
-        found = await asyncio.gather(*(sender.send(k) for k in range(20)))
+        found = await asyncio.gather(*(sender.send() for _ in range(20)))
         assert found == ["SESSION_NOT_FOUND"] * 20
         await sender.close()
 
@@ -155,8 +156,8 @@ async def test_senders_are_over_when_the_server_is_gone():
         await pipelined.open()
         await server.abandon()
         for each in (stream, pipelined, CallSender(connection.step, payloads.steps("mine"))):
-            with pytest.raises(OverError):
-                await asyncio.wait_for(each.send(0), BOUND_SECONDS)
+            with pytest.raises(SenderBrokenError):
+                await asyncio.wait_for(each.send(), BOUND_SECONDS)
 
 
 async def test_stopped_load_closes_its_sessions():
