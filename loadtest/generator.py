@@ -88,7 +88,7 @@ class Generator:
         end = min(now, self._window.end)
         self.tally.seconds = max(0, end - self._window.begin) * 1e-9
         if self._schedules and self._messages_left is None:
-            unsent = sum(schedule.planned_before(end) for schedule in self._schedules) - self._num_sent
+            unsent = sum(schedule.num_due_before(end) for schedule in self._schedules) - self._num_sent
             self.tally.unsent_steps = max(0, unsent) * self._steps_per_message
         if self._num_unanswered and not is_interrupted:
             self.tally.errors["NO_REPLY"] = self._num_unanswered

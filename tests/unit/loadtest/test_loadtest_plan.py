@@ -21,9 +21,9 @@ def test_plan_keeps_its_pace_over_an_hour():
 
 
 @pytest.mark.parametrize(("elapsed_ns", "planned"), [(-1, 0), (0, 0), (1, 1), (4_000_000, 1), (4_000_001, 2)])
-def test_messages_planned_before_an_instant(elapsed_ns, planned):
+def test_messages_num_due_before_an_instant(elapsed_ns, planned):
     """A message due at the instant itself is not before it."""
-    assert Schedule.of_stream(0, 4, 1000, START).planned_before(START + elapsed_ns) == planned
+    assert Schedule.of_stream(0, 4, 1000, START).num_due_before(START + elapsed_ns) == planned
 
 
 def test_window_follows_the_warm_up():

@@ -79,7 +79,7 @@ def test_table_names_every_figure():
     ("changes", "warning"),
     [
         ({"cpu_seconds": 1.9}, "the generator used 95% of a core: it was the limit"),
-        ({"rate": 1000.0}, "1,000 steps a second were asked for and 500 were answered; 40 planned"),
+        ({"rate": 1000.0}, "1,000 steps a second were to be offered and 500 were answered; 40 scheduled"),
         ({"is_interrupted": True}, "interrupted"),
     ],
 )
@@ -94,7 +94,7 @@ def test_an_open_loop_that_kept_its_rate_warns_of_nothing():
     """And says from where its latencies count."""
     table = report.table(result(rate=500.0))
     assert "WARNING" not in table
-    assert "(planned time to reply)" in table
+    assert "(scheduled time to reply)" in table
 
 
 def test_forecasts_are_called_forecasts():
