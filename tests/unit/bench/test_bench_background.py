@@ -45,5 +45,5 @@ async def test_load_that_failed_stops_the_benchmark():
         block = loading(options(str(server.listen)), ())
         await asyncio.to_thread(block.__enter__)
         await server.abandon()
-        with pytest.raises(BenchError, match="the load beside the measured one"):
+        with pytest.raises(BenchError, match="the load in the background"):
             await asyncio.to_thread(block.__exit__, None, None, None)

@@ -21,7 +21,7 @@ from bench.cases import (
 )
 from bench.errors import BenchError
 from bench.figures import summarise
-from bench.loads import _check, figures_of
+from bench.loads import check, figures_of
 from bench.processes import Cores
 from bench.servers import ECHO
 from loadtest.options import parse
@@ -60,8 +60,8 @@ def test_a_rate_follows_from_a_case_measured_before(case):
     """In the same round."""
     names = list(BY_NAME)
     assert names.index(case.rate_of) < names.index(case.name)
-    options = parse(["--target", "a:1", *case.arguments(case.share_of * 1000.0)])
-    assert options.rate == case.share_of * 1000
+    options = parse(["--target", "a:1", *case.arguments(case.rate_share * 1000.0)])
+    assert options.rate == case.rate_share * 1000
 
 
 def test_cases_that_are_compared_stand_side_by_side():
@@ -85,7 +85,7 @@ def test_cases_that_are_compared_stand_side_by_side():
 def test_half_load_is_the_same_on_the_echo():
     """But for the server."""
     service, echo = BY_NAME["half_64"], BY_NAME["echo_half_64"]
-    assert echo.on == ECHO
+    assert echo.server == ECHO
     assert service.arguments(100.0) == echo.arguments(100.0)
 
 
@@ -94,22 +94,22 @@ def test_every_case_of_the_envoy_front_has_its_like_on_the_other(name):
     """The same load, from the same generator."""
     here, there = BY_NAME[name], BY_NAME[name.removeprefix("envoy_")]
     assert here.arguments(100.0) == there.arguments(100.0)
-    assert (here.by, here.rate_of, here.share_of) == (there.by, there.rate_of, there.share_of)
-    assert here.on != there.on
+    assert (here.module, here.rate_of, here.rate_share) == (there.module, there.rate_of, there.rate_share)
+    assert here.server != there.server
 
 
 def test_raw_generator_sends_what_loadtest_could_not():
     """Single steps, one at a time on a stream; it drives every echo, and hence what is compared with one."""
-    raw = [case for case in CASES if case.by in (RAW, INFER)]
+    raw = [case for case in CASES if case.module in (RAW, INFER)]
     assert {case.mode for case in raw} == {"stream", "unary"}
     assert all(case.in_flight == 0 for case in raw)
-    assert all(case.by == RAW for case in CASES if case.name in FLOORS)
-    assert all(case.by in (RAW, INFER, LOADTEST) for case in CASES)
+    assert all(case.module == RAW for case in CASES if case.name in FLOORS)
+    assert all(case.module in (RAW, INFER, LOADTEST) for case in CASES)
 
 
 def test_priming_fits_into_the_queue():
     """Eight clients' messages at once, beside the single steps: else some would be refused."""
-    priming = BY_NAME["primed_4"].beside
+    priming = BY_NAME["primed_4"].background
     assert priming.streams == 8
     assert priming.streams * priming.frame_steps < 262_144 - 1000
 
@@ -154,7 +154,7 @@ def test_a_system_without_peak_memory_leaves_it_out():
 def test_refusals_are_counted_where_the_server_is_overloaded():
     """They are what the case is for; elsewhere, and for any other reason, the benchmark stops."""
     refused = RESULT | {"errors": {"OVERLOADED": 4}}
-    _check(BY_NAME["overload"], refused)
+    check(BY_NAME["overload"], refused)
     assert figures_of(refused, None)["num_refused"] == 4
     for case, result, named in (
         ("stream_64", refused, "messages failed: {'OVERLOADED': 4}"),
@@ -162,7 +162,7 @@ def test_refusals_are_counted_where_the_server_is_overloaded():
         ("stream_64", RESULT | {"steps": 0}, "no step was answered"),
     ):
         with pytest.raises(BenchError, match=named):
-            _check(BY_NAME[case], result)
+            check(BY_NAME[case], result)
 
 
 def test_batches_of_a_gpu_can_be_measured_elsewhere():

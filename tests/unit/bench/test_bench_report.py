@@ -103,7 +103,7 @@ def test_envoy_front_that_cannot_be_had_is_a_line(tmp_path):
 def test_what_the_columns_have_no_place_for_is_said_below():
     """What was really offered, what was primed meanwhile, what opening took."""
     text = markdown(one_round())
-    assert "2,000 steps/s were asked for, 1,500 sent, 1,000 answered; 7 frames refused" in text
+    assert "2,000 steps/s were to be offered, 1,500 sent, 1,000 answered; 7 frames refused" in text
     assert "Beside the single steps 8 clients primed 2,000 steps/s." in text
     assert "1,000 resident sessions took 12.5 µs each to open." in text
 
@@ -113,7 +113,7 @@ def test_rounds_without_some_cases_leave_their_rows_out():
     short = {name: each for name, each in one_round().items() if name not in ("overload", "resident")}
     rows = rows_of(markdown(short))
     assert labels()["overload"] not in rows
-    assert rows["memory a session, its state row aside"][:4] == ["not measured", "", "", ""]
+    assert rows["memory a session, without its state row"][:4] == ["not measured", "", "", ""]
 
 
 def test_gpu_is_a_table_or_one_line():

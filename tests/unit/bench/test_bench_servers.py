@@ -10,7 +10,7 @@ from service.fronts import envoy_process
 
 def test_every_server_has_cases():
     """And every case a server."""
-    assert {case.on for case in CASES} == set(SERVERS)
+    assert {case.server for case in CASES} == set(SERVERS)
 
 
 @pytest.mark.parametrize(("name", "front"), [(SERVICE, "grpcio"), (ENVOY, "envoy")])

@@ -7,9 +7,9 @@ import pytest
 from bench.cases import RESIDENT, START, labels
 from bench.targets import TARGETS, Ratio, Target, Value, outcome, strain
 
-AT_MOST = Target("least", "a cost", Value("cost", "case"), 2.0, 1.0)
-AT_LEAST = Target("most", "a rate", Value("rate", "case"), 20.0, 60.0, at_least=True)
-NO_STRETCH = Target("plain", "a cost", Value("cost", "case"), 5.0)
+AT_MOST = Target("least", "a cost", Value("cost", "case"), goal=2.0, stretch=1.0)
+AT_LEAST = Target("most", "a rate", Value("rate", "case"), goal=20.0, stretch=60.0, at_least=True)
+NO_STRETCH = Target("plain", "a cost", Value("cost", "case"), goal=5.0)
 
 
 @pytest.mark.parametrize(
