@@ -94,7 +94,7 @@ def _at_least(kind: type[int] | type[float], least: float) -> "type[int] | type[
 
 
 def _show_progress(line: str) -> None:
-    """Shows what is being measured: on one line of a terminal, overwritten each time; elsewhere a line each."""
+    """Shows what is being measured: on one line of a terminal, which it overwrites; elsewhere a line each."""
     if sys.stderr.isatty():
         print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
     elif line:

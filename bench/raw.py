@@ -64,7 +64,7 @@ class Driver:
         gc.freeze()  # what is prepared lives to the end: the collector need not look at it again
 
     def run(self) -> Result:
-        """Sends until the window ends, then waits for the outstanding answers.
+        """Sends until the window ends or `max_steps` are answered, then waits for the outstanding answers.
 
         Raises:
             LoadtestError: a step failed, or a connection broke.
@@ -86,15 +86,15 @@ class Driver:
         return Result(options, tally, server, is_interrupted=False)
 
     def _send_until(self, end: int) -> None:
-        """Sends what is due, and counts answers, until an instant."""
-        scheduled = self._scheduled
-        while (now := time.monotonic_ns()) < end:
+        """Sends what is due, and counts answers, until an instant or until nothing is left to do."""
+        scheduled, generator = self._scheduled, self._generator
+        while (now := time.monotonic_ns()) < end and (scheduled or generator.num_unanswered):
             while scheduled and scheduled[0][0] <= now:
                 due, number = heapq.heappop(scheduled)
                 self._send(number, due, now)
             until = min(scheduled[0][0], end) if scheduled else end
             for number, at in self._answers((until - now) * 1e-9):
-                self._generator.answered(self._due[number], at)
+                generator.answered(self._due[number], at)
                 self._go_on(number, at)
 
     def _go_on(self, number: int, now: int) -> None:

@@ -4,14 +4,19 @@ from bench.wire import Connection
 
 
 class FakeSocket:
-    """A socket that receives what a test says."""
+    """A socket that receives what a test says, and records what is sent."""
 
     def __init__(self):
         self.received = b""
+        self.sent = bytearray()
 
     def recv(self, _):
-        """Returns what was received."""
+        """Returns what the test says."""
         return self.received
+
+    def sendall(self, sent):
+        """Records some bytes."""
+        self.sent += sent
 
 
 def connection():
@@ -20,6 +25,6 @@ def connection():
 
 
 def receive(over, received):
-    """Returns the frames that a connection leaves to the senders when it receives some bytes."""
+    """Returns the frames that a connection passes to the senders when it receives some bytes."""
     over.socket.received = received
     return over.receive()
