@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     _show_progress("")
     summary = summarise(measured.rounds, measured.left_out)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    about = report.About(today, machine.describe(), str(cores), plan)
+    about = report.About(date=today, machine=machine.describe(), pinning=str(cores), plan=plan)
     _write(options.out / ("quick" if options.quick else "bench"), about, measured, summary)
     if options.check and summary.missed:
         print(f"bench: targets missed: {'; '.join(summary.missed)}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """A load in the background, while another one is measured.
 
-It is a generator process of loadtest, which begins when it is told to, and ends when its standard input ends.
+It is a generator process of loadtest: it begins at a message, and ends when its standard input ends.
 Does not know what the load is for.
 """
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from bench.cases import ENVOY_CASES, FLOORS, GROUPS, labels
 from bench.figures import Spread, Summary
 from bench.report import About, goal, with_unit
-from bench.targets import Target, strain
+from bench.targets import Outcome, Target, strain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +84,7 @@ def _bars(
     for name, each in found.items():
         row = rows[name]
         axes.plot([each.least, each.most], [row, row], color=_INK, linewidth=1, zorder=3)
-        _number(axes, each.most, row, number_format.format(each.median), _INK)
+        _number(axes, each.most, row, text=number_format.format(each.median), colour=_INK)
     axes.set_xlim(min(medians) / 2.5, max(each.most for each in found.values()) * 5)  # room for the number
 
 
@@ -100,7 +100,7 @@ def _latencies(axes: "Axes", rows: dict[str, float], summary: Summary) -> None:
         for value, marker, fill in zip(found, "oo|", (colour, "white", colour), strict=False):
             axes.plot([value], [row], marker, color=colour, markerfacecolor=fill, markersize=6, zorder=3)
         text = " – ".join(_short(value) for value in found)
-        _number(axes, found[-1], row, text, _INK)
+        _number(axes, found[-1], row, text=text, colour=_INK)
         largest = max(largest, found[-1])
     axes.set_xlim(axes.get_xlim()[0], largest * 60)
 
@@ -110,7 +110,7 @@ def _targets(axes: "Axes", summary: Summary) -> None:
     wanted = summary.wanted
     for row, target in enumerate(wanted):
         if (found := summary.targets.get(target.name)) is not None:
-            _target(axes, row, target, found, summary)
+            _target(axes, row, target, found=found, result=summary.outcome(target))
         if target.stretch is not None:
             axes.plot([_position(target, target.stretch)], [row], "|", color=_INK, markersize=9, zorder=4)
     axes.axvline(1.0, color=_INK, linewidth=1, zorder=1)
@@ -120,14 +120,13 @@ def _targets(axes: "Axes", summary: Summary) -> None:
     axes.set_xlim(min(low, 0.1), max(high, 2.0) * 3)
 
 
-def _target(axes: "Axes", row: int, target: Target, found: Spread, summary: Summary) -> None:
-    result = summary.outcome(target)
+def _target(axes: "Axes", row: int, target: Target, *, found: Spread, result: Outcome) -> None:
     colour = _MET if result.is_met else _MISSED
     ends = [_position(target, found.least), _position(target, found.most)]
     axes.plot(ends, [row, row], color=colour, linewidth=2, alpha=0.5, zorder=2)
     axes.plot([_position(target, found.median)], [row], "o", color=colour, markersize=7, zorder=3)
     shown = f"{with_unit(found.median, target)}  ({goal(target, target.goal)}): {result}"
-    _number(axes, max(*ends, 1.0), row, shown, colour)
+    _number(axes, max(*ends, 1.0), row, text=shown, colour=colour)
 
 
 def _position(target: Target, value: float) -> float:
@@ -135,7 +134,7 @@ def _position(target: Target, value: float) -> float:
     return min(max(strain(target, value), _LEAST_STRAIN), _MOST_STRAIN)
 
 
-def _number(axes: "Axes", x: float, row: float, text: str, colour: str) -> None:
+def _number(axes: "Axes", x: float, row: float, *, text: str, colour: str) -> None:
     """Writes the figure of a mark to the right of it."""
     axes.annotate(
         text, (x, row), (_NUMBER_GAP, 0), textcoords="offset points", va="center", fontsize=8, color=colour

@@ -16,7 +16,7 @@ from typing import Any
 from bench import machine
 from bench.errors import BenchError
 from loadtest.errors import LoadtestError
-from loadtest.server_side import family
+from loadtest.server_side import process_tree
 
 ROOT = pathlib.Path(__file__).parents[1]
 STOP_SECONDS = 30.0
@@ -52,7 +52,7 @@ class Server:
         self._last_lines: collections.deque[str] = collections.deque(maxlen=20)
         self.pid = process.pid
         self.listen, self.metrics = self._wait_until_serving()
-        self._pids = _family(self.pid)
+        self._pids = _processes_of(self.pid)
         threading.Thread(target=self._read_lines, daemon=True).start()
 
     def _wait_until_serving(self) -> tuple[str, str]:
@@ -84,10 +84,10 @@ class Server:
             return None
 
 
-def _family(pid: int) -> tuple[int, ...]:
+def _processes_of(pid: int) -> tuple[int, ...]:
     """Returns the processes of a server; none if the system does not say."""
     try:
-        return family(pid)
+        return process_tree(pid)
     except LoadtestError:
         return ()
 

@@ -30,38 +30,50 @@ from loadtest.generator import Generator
 from loadtest.options import Options, parse
 from loadtest.plan import Window
 from loadtest.run import Result
-from loadtest.server_side import Reading, cost, family, read_process
+from loadtest.server_side import Reading, cost, process_tree, read_process
 
 _PREPARE_SECONDS = 30.0  # timeout of what precedes the load
 MakeSenders = Callable[[list[Connection]], Senders]
 
 
-class Driver:
-    """One run of a generator over raw senders, each with one message outstanding at most."""
+class Poller:
+    """Waits for the answers to some senders, on all connections."""
 
-    def __init__(self, options: Options, connections: list[Connection], senders: Senders) -> None:
-        self._options = options
+    def __init__(self, connections: list[Connection], senders: Senders) -> None:
         self._connections = {each.socket: each for each in connections}
         self._senders = senders
-        self._due = [0] * options.streams  # of the outstanding message, by sender
-        self._scheduled: list[tuple[int, int]] = []  # a heap of due times to come, each with its sender
-        self._generator: Generator
 
-    def open(self, session_ids: list[str]) -> None:
-        """Prepares all senders.
+    def answers(self, seconds: float) -> list[tuple[int, int]]:
+        """Flushes what is to be sent and waits for answers; returns each one's sender and instant.
 
         Raises:
-            LoadtestError: the server does not answer.
+            LoadtestError: an answer reports an error, or a connection broke.
         """
-        for number, session_id in enumerate(session_ids):
-            self._senders.open(number, session_id)
-        missing, bound = len(session_ids), time.monotonic() + _PREPARE_SECONDS
-        while missing:
-            if (left := bound - time.monotonic()) <= 0:
-                raise LoadtestError("the server does not answer")
-            missing -= len(self._answers(left))
-        gc.collect()
-        gc.freeze()  # what is prepared lives to the end: the collector need not look at it again
+        for connection in self._connections.values():
+            connection.flush()
+        found = []
+        readable, _, _ = select.select(self._connections, (), (), max(0.0, seconds))
+        for socket in readable:
+            connection = self._connections[socket]
+            frames = connection.receive()
+            now = time.monotonic_ns()
+            numbers = (self._senders.answered(connection, frame) for frame in frames)
+            found += [(number, now) for number in numbers if number is not None]
+        return found
+
+
+class Driver:
+    """One run of a generator over raw senders, each with one message outstanding at most. It starts now."""
+
+    def __init__(self, options: Options, poller: Poller, senders: Senders) -> None:
+        self._options = options
+        self._poller = poller
+        self._senders = senders
+        self._server_pids = process_tree(options.server_pid) if options.server_pid else ()
+        self._window = Window.after(time.monotonic_ns(), options.warm_up, options.seconds)
+        self._generator = Generator(options, self._window)
+        self._due = [0] * options.streams  # of the outstanding message, by sender
+        self._scheduled: list[tuple[int, int]] = []  # a heap of due times to come, each with its sender
 
     def run(self) -> Result:
         """Sends until the window ends or `max_steps` are answered, then waits for the outstanding answers.
@@ -69,16 +81,13 @@ class Driver:
         Raises:
             LoadtestError: a step failed, or a connection broke.
         """
-        options = self._options
-        pids = family(options.server_pid) if options.server_pid else ()
-        window = Window.after(time.monotonic_ns(), options.warm_up, options.seconds)
-        self._generator = Generator(options, window)
+        options, window = self._options, self._window
         for number in range(options.streams):
             self._go_on(number, window.start)
         self._send_until(window.begin)
-        own_before, before = _cpu(pids)
+        own_before, before = _cpu(self._server_pids)
         self._send_until(window.end)
-        own_after, after = _cpu(pids)
+        own_after, after = _cpu(self._server_pids)
         self._await_answers(window.end + round(LAST_REPLIES_SECONDS * 1e9))
         tally = self._generator.finish(time.monotonic_ns())
         tally.cpu_seconds = [own_after - own_before]
@@ -93,7 +102,7 @@ class Driver:
                 due, number = heapq.heappop(scheduled)
                 self._send(number, due, now)
             until = min(scheduled[0][0], end) if scheduled else end
-            for number, at in self._answers((until - now) * 1e-9):
+            for number, at in self._poller.answers((until - now) * 1e-9):
                 generator.answered(self._due[number], at)
                 self._go_on(number, at)
 
@@ -115,22 +124,8 @@ class Driver:
     def _await_answers(self, bound: int) -> None:
         """Counts the outstanding answers that come before an instant."""
         while self._generator.num_unanswered and (left := bound - time.monotonic_ns()) > 0:
-            for number, at in self._answers(left * 1e-9):
+            for number, at in self._poller.answers(left * 1e-9):
                 self._generator.answered(self._due[number], at)
-
-    def _answers(self, seconds: float) -> list[tuple[int, int]]:
-        """Flushes what is to be sent and waits for answers; returns each one's sender and instant."""
-        for connection in self._connections.values():
-            connection.flush()
-        found = []
-        readable, _, _ = select.select(self._connections, (), (), max(0.0, seconds))
-        for socket in readable:
-            connection = self._connections[socket]
-            frames = connection.receive()
-            now = time.monotonic_ns()
-            numbers = (self._senders.answered(connection, frame) for frame in frames)
-            found += [(number, now) for number in numbers if number is not None]
-        return found
 
 
 def _cpu(pids: tuple[int, ...]) -> tuple[float, Reading | None]:
@@ -186,9 +181,27 @@ def drive(options: Options, session_ids: list[str], make_senders: MakeSenders) -
         connections = [Connection.to(options.target) for _ in range(options.num_connections)]
         for each in connections:
             stack.enter_context(each.socket)
-        driver = Driver(options, connections, make_senders(connections))
-        driver.open(session_ids)
-        return driver.run()
+        senders = make_senders(connections)
+        poller = Poller(connections, senders)
+        prepare(senders, poller, session_ids)
+        return Driver(options, poller, senders).run()
+
+
+def prepare(senders: Senders, poller: Poller, session_ids: list[str]) -> None:
+    """Prepares a sender for each session.
+
+    Raises:
+        LoadtestError: the server does not answer.
+    """
+    for number, session_id in enumerate(session_ids):
+        senders.open(number, session_id)
+    missing, bound = len(session_ids), time.monotonic() + _PREPARE_SECONDS
+    while missing:
+        if (left := bound - time.monotonic()) <= 0:
+            raise LoadtestError("the server does not answer")
+        missing -= len(poller.answers(left))
+    gc.collect()
+    gc.freeze()  # what is prepared lives to the end: the collector need not look at it again
 
 
 def main(run: Callable[[Options], Result] = run) -> int:

@@ -140,7 +140,8 @@ class _Bench:
     def _load(self, case: Case, found: Round) -> Figures:
         peak = found[case.rate_of]["steps_per_second"] if case.rate_of else None
         rate = case.rate_share * peak if peak is not None else 0.0
-        return load(case, rate, self._servers[case.server], self._plan.lengths, self._cores)
+        server = self._servers[case.server]
+        return load(case, rate, server, lengths=self._plan.lengths, cores=self._cores)
 
     def _module(self, name: str, seconds: float, *more: str) -> dict[str, Figures]:
         """Runs a module that measures without a server, on the server's core, and returns its figures."""

@@ -33,7 +33,7 @@ async def generate(options: Options, begin: Begin, stop: asyncio.Event) -> Tally
         gc.collect()
         gc.freeze()  # what is prepared lives to the end: the collector need not look at it again
         window = Window.after(await begin(), options.warm_up, options.seconds)
-        return await drive(options, fleet.senders, window, stop)
+        return await drive(options, fleet.senders, window, stop=stop)
 
 
 async def drive(options: Options, senders: list[Sender], window: Window, stop: asyncio.Event) -> Tally:

@@ -14,8 +14,8 @@ class Generator:
 
     Closed loop, without a rate: a sender's next message is due when its last one is answered. Open loop: the
     messages are due by a schedule. A message that cannot be sent when it is due is sent late, and its latency
-    counts from the due time. So the latencies show what a slow server kept from being sent, which a closed
-    loop does not ("coordinated omission").
+    counts from the due time. So the latencies of an open loop include the waits that a slow server causes
+    before sending; those of a closed loop omit them ("coordinated omission").
     """
 
     def __init__(self, options: Options, window: Window) -> None:
@@ -101,6 +101,6 @@ def _schedules(options: Options, start: int) -> list[Schedule]:
         return []
     messages_per_second = options.rate / options.steps_per_message
     return [
-        Schedule.of_stream(number, options.streams, messages_per_second, start)
+        Schedule.of_stream(number, options.streams, messages_per_second, start_ns=start)
         for number in range(options.streams)
     ]

@@ -13,7 +13,7 @@ from typing import Any
 from loadtest.driver import Begin
 from loadtest.errors import LoadtestError
 from loadtest.options import Options
-from loadtest.tally import Tally, together
+from loadtest.tally import Tally, add_up
 
 _LINE_LIMIT = 1 << 24  # of a result, in bytes
 _EXIT_SECONDS = 30.0  # then a process is killed
@@ -87,7 +87,7 @@ async def generate(options: Options, begin: Begin, stop: asyncio.Event) -> Tally
     finally:
         stopping.cancel()
         await asyncio.gather(*(process.wait() for process in processes))
-    return together(Tally.from_json(result["tally"]) for result in results)
+    return add_up(Tally.from_json(result["tally"]) for result in results)
 
 
 async def _stop_all(processes: list[GeneratorProcess], stop: asyncio.Event) -> None:

@@ -38,7 +38,8 @@ async def run(options: Options, stop: asyncio.Event) -> Result:
         tally = await generate(options, watch.begin, stop)
     else:
         tally = await processes.generate(options, watch.begin, stop)
-    return Result(options, tally, await watch.finish(tally.num_steps), stop.is_set())
+    server = await watch.finish(tally.num_steps)
+    return Result(options, tally, server, is_interrupted=stop.is_set())
 
 
 class _Watch:

@@ -83,7 +83,7 @@ def parse_metrics(text: str) -> Reading:
     return Reading(totals[_CPU], totals[_STEPS], buckets)
 
 
-def family(pid: int) -> tuple[int, ...]:
+def process_tree(pid: int) -> tuple[int, ...]:
     """Returns a process of this machine and all its descendants, as they are now.
 
     A server may be several processes: a supervisor, and others that serve.
@@ -172,7 +172,7 @@ class Observer:
             LoadtestError: there is no such process, or no /proc.
         """
         self._metrics = metrics
-        self._pids = family(server_pid) if server_pid else ()
+        self._pids = process_tree(server_pid) if server_pid else ()
 
     @property
     def has_source(self) -> bool:

@@ -61,7 +61,7 @@ class Tally:
         return cls(**fields | {"errors": Counter(fields["errors"]), "latencies": latencies})
 
 
-def together(tallies: Iterable[Tally]) -> Tally:
+def add_up(tallies: Iterable[Tally]) -> Tally:
     """Returns the sum of tallies of one window. Its seconds are those of the longest."""
     total = Tally()
     for tally in tallies:

@@ -9,7 +9,7 @@ from bench.http2 import message
 from bench.processes import running
 from loadtest.options import Options
 from loadtest.run import run
-from loadtest.server_side import family
+from loadtest.server_side import process_tree
 from service.fronts import envoy_process
 
 STEP = message(b"\x12\x34")
@@ -85,7 +85,7 @@ def test_split_counts_complete_messages():
 async def test_both_generators_can_drive_it(mode):
     """The echo is two processes, both counted, and it ends when the block does."""
     with running("bench.envoy_echo", cores=()) as echo:
-        assert len(family(echo.pid)) == 2
+        assert len(process_tree(echo.pid)) == 2
         assert echo.peak_memory_bytes() > 32 << 20
         options = Options(
             target=echo.listen, mode=mode, streams=3, warm_up=0.0, max_steps=30, server_pid=echo.pid

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from loadtest.latencies import Latencies
-from loadtest.tally import Tally, together
+from loadtest.tally import Tally, add_up
 
 
 def recorded(values_ns):
@@ -68,7 +68,7 @@ class TestTally:
             for half in np.split(values, 2)
         ]
         halves[1].errors["OVERLOADED"] += 3
-        total = together(Tally.from_json(half.to_json()) for half in halves)
+        total = add_up(Tally.from_json(half.to_json()) for half in halves)
         whole = recorded(values)
         assert (total.num_steps, total.num_messages, total.unsent_steps, total.num_errors) == (20, 10, 2, 3)
         assert total.seconds == 2.0

@@ -13,7 +13,7 @@ from loadtest.errors import LoadtestError
 from loadtest.latencies import Latencies
 from loadtest.options import Options
 from loadtest.run import Result
-from loadtest.server_side import Reading, cost, family, parse_metrics, quantile, read_process
+from loadtest.server_side import Reading, cost, parse_metrics, process_tree, quantile, read_process
 from loadtest.tally import Tally
 
 METRICS = """\
@@ -166,7 +166,7 @@ class TestProcesses:
         with pytest.raises(LoadtestError, match="--server-pid: there is no process 99999999"):
             read_process(99_999_999)
         with pytest.raises(LoadtestError, match="--server-pid: there is no process 99999999"):
-            family(99_999_999)
+            process_tree(99_999_999)
 
     def test_server_of_several_processes_is_read_as_one(self):
         """With all its descendants, and all their threads."""
@@ -176,10 +176,10 @@ class TestProcesses:
             [sys.executable, "-c", outer], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as process:
             process.stdout.readline()  # the inner one runs
-            pids = family(process.pid)
+            pids = process_tree(process.pid)
             assert len(pids) == 2
             assert pids[0] == process.pid
-            assert set(pids) < set(family(os.getpid()))
+            assert set(pids) < set(process_tree(os.getpid()))
             each = [read_process(pid).cpu_seconds for pid in pids]
             assert read_process(*pids).cpu_seconds >= sum(each)
             process.stdin.close()
