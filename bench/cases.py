@@ -122,7 +122,7 @@ CASES = (
     ),
     Case("envoy_frame_256", "envoy: frames of 256, 2 streams", "frame", 2, frame_steps=256, server=ENVOY),
     Case("frame_256", "frames of 256, 2 streams", "frame", 2, frame_steps=256),
-    # Many streams, because flow control stops a stream that the server does not read: it offers no more.
+    # Many streams, because flow control stops a stream that the server does not read: it then offers less.
     Case(
         "overload", "frames of 256 at 5 times their rate", "frame", 64, frame_steps=256,
         server=SMALL_QUEUE, rate_of="frame_256", rate_share=5.0, in_flight=64, max_rounds=3, may_refuse=True,

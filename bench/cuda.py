@@ -30,7 +30,7 @@ def copy_bandwidth(device: torch.device) -> float:
     """Returns the device's bandwidth while it copies: bytes read and bytes written, added up, per second."""
     source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    target.copy_(source)  # pays what is paid once
+    target.copy_(source)  # so that the costs of a first call are not measured
     _wait_for(device)
     begun = time.perf_counter()
     for _ in range(_NUM_COPIES):

@@ -107,7 +107,7 @@ def latencies(model: artifact.Artifact, batch: int, seconds: float) -> dict[str,
 def residents(model: artifact.Artifact, count: int) -> dict[str, float]:
     """Opens `count` sessions, steps each once, and returns their memory and their rate."""
     bench = Bench(model, count)
-    bench.step(bench.open(1))  # pays what is paid once
+    bench.step(bench.open(1))  # so that the costs of a first call are not measured
     before, begun = _status_bytes("VmRSS"), time.perf_counter()
     slots = bench.open(count - 1)
     opened = time.perf_counter() - begun

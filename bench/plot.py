@@ -85,7 +85,7 @@ def _bars(
         row = rows[name]
         axes.plot([each.least, each.most], [row, row], color=_INK, linewidth=1, zorder=3)
         _number(axes, each.most, row, text=number_format.format(each.median), colour=_INK)
-    axes.set_xlim(min(medians) / 2.5, max(each.most for each in found.values()) * 5)  # room for the number
+    axes.set_xlim(min(medians) / 2.5, max(each.most for each in found.values()) * 5)  # space for the numbers
 
 
 def _latencies(axes: "Axes", rows: dict[str, float], summary: Summary) -> None:

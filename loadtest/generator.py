@@ -68,7 +68,7 @@ class Generator:
         """Counts an answer.
 
         Steps count by the instant of the answer; in an open loop a latency counts by the due time. Otherwise
-        a stall at the end of the window would show in nothing but a lower rate.
+        a stall at the end of the window would show only in a lower rate.
         """
         self._num_unanswered -= 1
         is_within = self._window.begin <= now < self._window.end

@@ -12,7 +12,7 @@ import numpy.typing as npt
 _GROWTH = 1.005
 _LEAST_NS = 1_000.0
 _NUM_BUCKETS = math.ceil(math.log(1e9) / math.log(_GROWTH))  # 1 µs to 1000 s
-_PENDING = 8192  # latencies are appended to a list, and put into buckets so many at a time
+_PENDING = 8192  # latencies that are put into buckets at once: until then recording is an append
 
 
 class Latencies:

@@ -1,6 +1,6 @@
 """Several generator processes as one: started, begun together, stopped, their counts added up.
 
-They are started anew, never forked. Both sides speak JSON, a line each: the options, "ready", the start, the
+They are new processes, never forks. Both sides speak JSON, a line each: the options, "ready", the start, the
 result. However this process ends, their standard input ends with it, and they then close their sessions.
 """
 

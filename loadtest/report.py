@@ -6,7 +6,7 @@ from typing import Any
 from loadtest.run import Result
 
 _BUSY = 0.9  # of a core: beyond it every latency includes the generator's own queue
-_ON_TIME = 0.99  # of the offered load: an open loop that gets less answered warns
+_ON_TIME = 0.99  # of the offered load: a smaller answered rate is a warning
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
 
 
