@@ -48,9 +48,12 @@ class Fleet:
             await self._open_first(name)
             await _all_of(self._open_session(number, name) for number in range(1, len(self._session_ids)))
             if model.uses_time:
-                await self._give_times(payloads)
+                now = time.time_ns()
+                await self._for_each_session(
+                    lambda connection, id_: connection.step(payloads.first_step(id_, now))
+                )
             if self._options.mode == "forecast":
-                await self._give_histories(payloads)
+                await self._for_each_session(lambda connection, id_: connection.prime(payloads.history(id_)))
             make = functools.partial(self._sender, payloads=payloads, num_future=len(model.future))
             self.senders = [make(number) for number in range(self._options.streams)]
             await _all_of(sender.open() for sender in self.senders)
@@ -85,19 +88,9 @@ class Fleet:
     async def _close_session(self, number: int) -> None:
         await self._connection(number).close_session(self._session_ids[number])
 
-    async def _give_times(self, payloads: Payloads) -> None:
-        now = time.time_ns()
-
-        async def give(number: int) -> None:
-            await self._connection(number).step(payloads.first_step(self._session_ids[number], now))
-
-        await _all_of(give(number) for number in range(len(self._session_ids)))
-
-    async def _give_histories(self, payloads: Payloads) -> None:
-        async def give(number: int) -> None:
-            await self._connection(number).prime(payloads.history(self._session_ids[number]))
-
-        await _all_of(give(number) for number in range(len(self._session_ids)))
+    async def _for_each_session(self, call: Callable[[Connection, str], Awaitable[object]]) -> None:
+        """Makes a call for each session, given its connection and its id."""
+        await _all_of(call(self._connection(number), id_) for number, id_ in enumerate(self._session_ids))
 
     def _connection(self, session: int) -> Connection:
         stream = session // self._options.sessions_per_stream

@@ -88,8 +88,9 @@ async def test_both_generators_can_drive_it(mode):
         assert len(process_tree(echo.pid)) == 2
         assert echo.peak_memory_bytes() > 32 << 20
         options = Options(
-            target=echo.listen, mode=mode, streams=3, warm_up=0.0, max_steps=30, server_pid=echo.pid
-        )
+            target=echo.listen, mode=mode, streams=3, seconds=60.0, warm_up=0.0, max_steps=30,
+            server_pid=echo.pid,
+        )  # fmt: skip
         for result in (await asyncio.to_thread(raw.run, options), await run(options, asyncio.Event())):
             assert result.tally.num_errors == 0
             assert result.tally.num_steps == 30
