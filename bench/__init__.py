@@ -1,1 +1,1 @@
-"""Measures the server side by side with its floors: what gRPC and the cell cost by themselves."""
+"""Measures the server beside its floors: what gRPC alone and the cell alone cost."""

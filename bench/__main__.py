@@ -23,17 +23,17 @@ def main(arguments: list[str] | None = None) -> int:
     plan = QUICK if options.quick else _plan(options.rounds, options.seconds)
     cores = Cores(machine.cores())
     try:
-        measured = measure(plan, cores, _tell)
+        measured = measure(plan, cores, _show_progress)
     except BenchError as error:
-        _tell("")
+        _show_progress("")
         print(f"bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    _tell("")
+    _show_progress("")
     summary = summarise(measured.rounds, measured.left_out)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    about = report.About(today, machine.describe(), str(cores), plan)
+    about = report.About(date=today, machine=machine.describe(), pinning=str(cores), plan=plan)
     _write(options.out / ("quick" if options.quick else "bench"), about, measured, summary)
     if options.check and summary.missed:
         print(f"bench: targets missed: {'; '.join(summary.missed)}", file=sys.stderr)
@@ -47,7 +47,7 @@ def _plan(num_rounds: int, seconds: float) -> Plan:
 
 
 def _write(stem: pathlib.Path, about: report.About, measured: Measured, summary: Summary) -> None:
-    """Writes the files, and shows the tables."""
+    """Writes the files and prints the tables."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     found = report.to_json(about, measured, summary)
     stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
@@ -62,22 +62,27 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Measures the server beside its floors: an empty gRPC echo, and the cell alone.",
-        epilog="About eight minutes. What is compared is measured side by side in a round, and ratios are "
-        "taken within it: on a machine that does other things too, read those and not the figures.",
+        epilog="Takes about eight minutes. Cases that are compared are measured one after the other in a "
+        "round, and their ratio is taken within the round: on a machine that does other things too, read the "
+        "ratios and not the figures.",
     )
-    parser.add_argument("--quick", action="store_true", help="one short round, to see that it works")
     parser.add_argument(
-        "--rounds", type=_at_least(int, 1), default=FULL.num_rounds, help="rounds (%(default)s)"
+        "--quick", action="store_true", help="one short round, to see that the benchmark works"
+    )
+    parser.add_argument(
+        "--rounds", type=_at_least(int, 1), default=FULL.num_rounds, help="number of rounds (%(default)s)"
     )
     parser.add_argument(
         "--seconds",
         type=_at_least(float, 0.1),
         default=FULL.lengths.seconds,
-        help="seconds measured a case (%(default)s)",
+        help="seconds measured for each case (%(default)s)",
     )
-    parser.add_argument("--check", action="store_true", help="exit status 1 where a target is missed")
+    parser.add_argument("--check", action="store_true", help="exit with status 1 if a target is missed")
     default = ROOT / "bench" / "results"
-    parser.add_argument("--out", type=pathlib.Path, default=default, help="folder (bench/results)")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=default, help="folder for the results (bench/results)"
+    )
     return parser
 
 
@@ -91,8 +96,8 @@ def _at_least(kind: type[int] | type[float], least: float) -> "type[int] | type[
     return convert  # type: ignore[return-value]  # argparse takes any callable
 
 
-def _tell(line: str) -> None:
-    """Shows what is under way, on one line of a terminal or a line each elsewhere."""
+def _show_progress(line: str) -> None:
+    """Shows what is being measured: on one line of a terminal, which it overwrites; elsewhere a line each."""
     if sys.stderr.isatty():
         print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
     elif line:

@@ -1,7 +1,7 @@
-"""A load that is under way for as long as a block lasts, while another one is measured beside it.
+"""A load in the background, while another one is measured.
 
-It is a process of a load test's crowd, which begins when it is told and ends with its standard input. Does
-not know what the load is for.
+It is a generator process of loadtest: it begins at a message, and ends when its standard input ends.
+Does not know what the load is for.
 """
 
 import contextlib
@@ -23,44 +23,44 @@ _Process = subprocess.Popen[str]
 
 @contextlib.contextmanager
 def loading(options: Options, cores: Sequence[int]) -> Iterator[None]:
-    """Runs a load from the block's begin to its end.
+    """Runs a load for as long as the block lasts.
 
     Raises:
-        BenchError: it could not begin, ended before the block did, or met an error.
+        BenchError: the load could not begin, ended before the block, or had errors.
     """
     with machine.pinned(cores):
         process = subprocess.Popen(
-            [sys.executable, "-m", "loadtest.member"],
+            [sys.executable, "-m", "loadtest.process"],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            start_new_session=True,  # an interrupt at the terminal comes through this process
+            start_new_session=True,  # an interrupt at the terminal reaches it through this process only
         )  # fmt: skip
     try:
-        _tell(process, dataclasses.asdict(options))
-        _hear(process)  # that it is ready
-        _tell(process, {"start_ns": time.monotonic_ns()})
+        _send(process, dataclasses.asdict(options))
+        _receive(process)  # "ready"
+        _send(process, {"start_ns": time.monotonic_ns()})
         yield
         if process.poll() is not None:
-            raise BenchError("the load beside the measured one ended before it")
+            raise BenchError("the load in the background ended before the measured one")
         if process.stdin is not None:
-            process.stdin.close()  # which ends it
-        errors = _hear(process)["tally"]["errors"]
+            process.stdin.close()  # this ends the load
+        errors = _receive(process)["tally"]["errors"]
         if errors:
-            raise BenchError(f"the load beside the measured one failed: {errors}")
+            raise BenchError(f"the load in the background failed: {errors}")
     finally:
         _end(process)
 
 
-def _tell(process: _Process, message: dict[str, Any]) -> None:
+def _send(process: _Process, message: dict[str, Any]) -> None:
     if process.stdin is not None:
         process.stdin.write(json.dumps(message) + "\n")
         process.stdin.flush()
 
 
-def _hear(process: _Process) -> dict[str, Any]:
+def _receive(process: _Process) -> dict[str, Any]:
     line = process.stdout.readline() if process.stdout is not None else ""
-    message: dict[str, Any] = json.loads(line) if line else {"error": "it ended without a word"}
+    message: dict[str, Any] = json.loads(line) if line else {"error": "its process ended early"}
     if "error" in message:
-        raise BenchError(f"the load beside the measured one: {message['error']}")
+        raise BenchError(f"the load in the background: {message['error']}")
     return message
 
 
@@ -70,7 +70,7 @@ def _end(process: _Process) -> None:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
     try:
-        process.wait(STOP_SECONDS)  # it closes its sessions when its standard input ends
+        process.wait(STOP_SECONDS)  # the process closes its sessions first
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

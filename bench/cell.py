@@ -1,4 +1,4 @@
-"""The floors of the model: the scripted cell with its state rows gathered and scattered, without, its sgemm.
+"""The floors of the model: the scripted cell with and without moving its state rows, and its sgemm alone.
 
 `python -m bench.cell ARTIFACT SECONDS` prints a JSON object: steps per second and CPU µs a step of each case.
 """
@@ -27,7 +27,7 @@ def load(path: str) -> tuple[Any, int]:
 
 
 def cell_call(script: Any, state_size: int, batch: int) -> _Call:
-    """Returns an iteration's work on the model for `batch` sessions, as the service does it."""
+    """Returns the call of one iteration for `batch` sessions: gathers their state rows, steps, scatters."""
     pool = torch.zeros(_NUM_SLOTS, state_size)
     slots = torch.randperm(_NUM_SLOTS)[:batch]
     x, times = torch.rand(batch, NUM_INPUTS), torch.zeros(batch, dtype=torch.int64)
@@ -40,14 +40,14 @@ def cell_call(script: Any, state_size: int, batch: int) -> _Call:
 
 
 def step_call(script: Any, state_size: int, batch: int) -> _Call:
-    """Returns the cell's step alone: its state rows lie ready, and are left where it puts them."""
+    """Returns the call of the cell's step alone, without gathering and scattering state rows."""
     state = torch.zeros(batch, state_size)
     x, times = torch.rand(batch, NUM_INPUTS), torch.zeros(batch, dtype=torch.int64)
     return lambda: script.step(x, times, state)
 
 
 def sgemm_call(batch: int) -> _Call:
-    """Returns the cell's two products alone: x (B, F) and h (B, H) onto its gates (B, 4H)."""
+    """Returns the call of the cell's two products alone: x (B, F) and h (B, H) onto its gates (B, 4H)."""
     x, h = torch.rand(batch, NUM_INPUTS), torch.rand(batch, HIDDEN_SIZE)
     of_x, of_h = torch.rand(4 * HIDDEN_SIZE, NUM_INPUTS), torch.rand(4 * HIDDEN_SIZE, HIDDEN_SIZE)
     bias = torch.rand(4 * HIDDEN_SIZE)
@@ -55,7 +55,7 @@ def sgemm_call(batch: int) -> _Call:
 
 
 def measure(call: _Call, batch: int, seconds: float) -> dict[str, float]:
-    """Returns what a call over `batch` rows comes to, repeated for so long."""
+    """Repeats a call over `batch` rows for some seconds and returns its figures."""
     for _ in range(_WARM_UP_CALLS):
         call()
     count = 0
@@ -74,14 +74,14 @@ def measure(call: _Call, batch: int, seconds: float) -> dict[str, float]:
 def main() -> None:
     """Measures every batch size."""
     torch.set_num_threads(1)
-    process.keep_freed_memory()  # as the server does: else fresh pages would be a part of the floor
+    process.keep_freed_memory()  # as the server does: otherwise the floor would include fresh pages
     script, state_size = load(sys.argv[1])
     seconds = float(sys.argv[2])
     calls = {f"cell_{batch}": (cell_call(script, state_size, batch), batch) for batch in CELL_BATCHES}
     largest = CELL_BATCHES[-1]
     calls[f"step_{largest}"] = (step_call(script, state_size, largest), largest)
     calls[f"sgemm_{largest}"] = (sgemm_call(largest), largest)
-    # The largest batches first: they are what frames of 256, measured just before, are compared with.
+    # The largest batches first: frames of 256, which were measured just before, are compared with them.
     found = {name: measure(*calls[name], seconds) for name in reversed(calls)}
     sys.stdout.write(json.dumps(found) + "\n")
 

@@ -1,7 +1,7 @@
 """Steps on a GPU by batch size, each beside its floor: the time to move its bytes once.
 
-`python -m bench.cuda ARTIFACT SECONDS` prints a JSON object: the device's copy bandwidth, and for each batch
-latency, rate and floor in seconds. Without CUDA it says that instead: {"skipped": why}.
+`python -m bench.cuda ARTIFACT SECONDS` prints a JSON object: the device's copy bandwidth, and the latency,
+rate and floor of each batch, times in seconds. Without CUDA it prints {"skipped": REASON}.
 """
 
 import json
@@ -27,10 +27,10 @@ _LEAST_CALLS = 5
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Returns the bytes that the device reads and writes a second, together, while it copies."""
+    """Returns the device's bandwidth while it copies: bytes read and bytes written, added up, per second."""
     source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    target.copy_(source)  # what is paid once
+    target.copy_(source)  # so that the costs of a first call are not measured
     _wait_for(device)
     begun = time.perf_counter()
     for _ in range(_NUM_COPIES):
@@ -40,7 +40,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":  # the only one here that returns before it is done
+    if device.type == "cuda":  # the only device here whose calls return before they are done
         torch.cuda.synchronize(device)
 
 
@@ -51,12 +51,12 @@ def weight_bytes(path: str) -> int:
 
 
 def floor_seconds(batch: int, state_bytes: int, weights: int, bandwidth: float) -> float:
-    """Returns the time to read and write each state row, and to read the weights, once."""
+    """Returns the time to read and write each state row once, and to read the weights once."""
     return (2 * batch * state_bytes + weights) / bandwidth
 
 
 def latencies(runner: Runner, batch: int, seconds: float) -> list[float]:
-    """Returns what each call over a batch took, from values in the CPU's memory to values there."""
+    """Returns the seconds of each call over a batch, which takes and returns values in the CPU's memory."""
     random = np.random.default_rng(0)
     slots = random.permutation(batch)
     num_inputs = len(runner.artifact.manifest.inputs)
@@ -71,7 +71,7 @@ def latencies(runner: Runner, batch: int, seconds: float) -> list[float]:
 
 
 def measure(path: str, seconds: float, device: torch.device, batches: Sequence[int]) -> dict[str, Any]:
-    """Returns the figures of every batch, and the bandwidth from which the floors follow."""
+    """Returns the figures of every batch, and the bandwidth for their floors."""
     model = artifact.load("reference", "1", pathlib.Path(path), device)
     runner = runner_for(model, max(batches))
     runner.warm_up(max(batches), _MAX_PIECE_STEPS)
@@ -92,7 +92,7 @@ def measure(path: str, seconds: float, device: torch.device, batches: Sequence[i
 
 
 def main() -> None:
-    """Measures every batch, where there is a GPU."""
+    """Measures every batch, if there is a GPU."""
     if torch.cuda.is_available():
         device = torch.device("cuda")
         found = measure(sys.argv[1], float(sys.argv[2]), device, BATCHES)

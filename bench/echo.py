@@ -1,7 +1,7 @@
-"""The floor of gRPC's Python server: it answers every message with bytes made before, and does nothing else.
+"""The floor of gRPC's Python server: answers every message with prepared bytes, and does nothing else.
 
-`python -m bench.echo` serves on a free port and says which, in a line of JSON on standard error; with
-`--batch` its threads are scheduled as the real server's are, where by default they are as grpcio leaves them.
+`python -m bench.echo` serves on a free port, and names it in a line of JSON on standard error. By default its
+threads are scheduled as grpcio leaves them; with `--batch` as the real server's are.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""The engine by itself, in process and without gRPC: steps by batch size, and what a resident session takes.
+"""The engine alone, in process and without gRPC: steps by batch size, and the memory of resident sessions.
 
-`python -m bench.engine ARTIFACT SECONDS NUM_SESSIONS` prints a JSON object: latency and rate of a batch of
-single steps, and of NUM_SESSIONS sessions open at once (0: not measured) their memory and a step of each.
+`python -m bench.engine ARTIFACT SECONDS NUM_SESSIONS` prints a JSON object: the latency and rate of batches
+of single steps; and with NUM_SESSIONS sessions open at once (0: not measured) their memory and their rate.
 """
 
 import json
@@ -30,27 +30,27 @@ _SWEEP_BATCH = 1024
 
 
 class _Loop:
-    """An event loop of nothing but the engine: what is due runs at once, nothing is held."""
+    """An event loop with nothing but the engine's calls: they run at once, none is delayed."""
 
     def __init__(self) -> None:
         self._due: deque[Callable[[], None]] = deque()
 
     def call_soon(self, function: Callable[[], None]) -> None:
-        """Runs a function with the next `run`."""
+        """Adds a function for the next `run`."""
         self._due.append(function)
 
     def call_later(self, delay: float, function: Callable[[], None]) -> None:
-        """Is not used: the engine is told to hold nothing."""
+        """Is never called: the engine's settings delay no step."""
         raise NotImplementedError
 
     def run(self) -> None:
-        """Runs what is due, until nothing is."""
+        """Runs the added functions, and those that they add."""
         while self._due:
             self._due.popleft()()
 
 
 class Bench:
-    """An engine whose iterations are run by hand, with sessions that all step at once."""
+    """An engine whose iterations the benchmark runs itself, with sessions that all step at once."""
 
     def __init__(self, model: artifact.Artifact, capacity: int) -> None:
         self._loop = _Loop()
@@ -64,14 +64,14 @@ class Bench:
         self._num_done = 0
 
     def open(self, count: int) -> list[int]:
-        """Opens sessions and returns their slots; ids are of a usual length."""
+        """Opens sessions, whose ids have a usual length, and returns their slots."""
         first = len(self.engine.sessions)
         return [
             self.engine.residents.open(f"\0sensor-{number:012d}") for number in range(first, first + count)
         ]
 
     def step(self, slots: list[int]) -> None:
-        """Steps every session once, in one batch, from submitting to the last answer."""
+        """Steps every session once in one batch, and returns after the last answer."""
         engine = self.engine
         for at, slot in enumerate(slots):
             generation = int(engine.sessions.generation[slot])
@@ -86,7 +86,7 @@ class Bench:
 
 
 def latencies(model: artifact.Artifact, batch: int, seconds: float) -> dict[str, float]:
-    """Returns what a batch of single steps takes, repeated for so long."""
+    """Repeats a batch of single steps for some seconds and returns its figures."""
     bench = Bench(model, 4096)
     slots = bench.open(batch)
     for _ in range(_WARM_UP_STEPS):
@@ -108,9 +108,9 @@ def latencies(model: artifact.Artifact, batch: int, seconds: float) -> dict[str,
 
 
 def residents(model: artifact.Artifact, count: int) -> dict[str, float]:
-    """Returns what so many open sessions take, and a step of each of them in turn."""
+    """Opens `count` sessions, steps each once, and returns their memory and their rate."""
     bench = Bench(model, count)
-    bench.step(bench.open(1))  # what is paid once
+    bench.step(bench.open(1))  # so that the costs of a first call are not measured
     before, begun = _status_bytes("VmRSS"), time.perf_counter()
     slots = bench.open(count - 1)
     opened = time.perf_counter() - begun

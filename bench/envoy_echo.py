@@ -1,8 +1,9 @@
-"""The floor of the envoy front: an ASGI application within Envoy that answers with bytes made before.
+"""The floor of the envoy front: an ASGI application within Envoy that answers with prepared bytes.
 
-`python -m bench.envoy_echo` serves on a free port and says which, in a line of JSON on standard error. Envoy
-runs as the real server's does: under the same supervisor, with its configuration and its scheduling.
-Deadlines, cancellation, limits and slow readers are left out: the front's own part is to be seen above this.
+`python -m bench.envoy_echo` serves on a free port, and names it in a line of JSON on standard error. Envoy
+runs as the real server's does: under the same supervisor, with the same configuration and scheduling.
+The echo has no deadlines, cancellation, limits or care for slow readers: what the real front costs above this
+floor is its own work.
 """
 
 import asyncio
@@ -50,7 +51,7 @@ _LAST = {"type": "http.response.body", "body": b"", "more_body": False}
 
 
 async def application(scope: _Event, receive: _Receive, send: _Send) -> None:
-    """Serves a request, or lives for as long as Envoy does."""
+    """Serves a request; or, as the application's lifespan, starts and ends with Envoy."""
     if scope["type"] == "lifespan":
         await _live(receive, send)
     elif scope["path"] == _STREAM:
@@ -59,7 +60,7 @@ async def application(scope: _Event, receive: _Receive, send: _Send) -> None:
         await _answer(_UNARY.get(scope["path"]), receive, send)
 
 
-# pyvoy sends when `send` is called, as the real front relies on too: what it returns need not be awaited.
+# pyvoy sends when `send` is called, so its result need not be awaited. The real front relies on that too.
 async def _stream(receive: _Receive, send: _Send) -> None:
     send(_BEGINNING)
     response, rest, has_more = _CONFIGURED, b"", True
@@ -93,7 +94,7 @@ async def _answer(response: _Event | None, receive: _Receive, send: _Send) -> No
 
 
 def split(data: bytes) -> tuple[int, bytes]:
-    """Returns how many messages some bytes complete, and those of one that has only begun."""
+    """Returns the number of complete messages in some bytes, and the bytes after them."""
     num_messages, at, size = 0, 0, len(data)
     while size - at >= _PREFIX_BYTES:
         end = at + _PREFIX_BYTES + int.from_bytes(data[at + 1 : at + _PREFIX_BYTES], "big")
@@ -116,7 +117,7 @@ async def _live(receive: _Receive, send: _Send) -> None:
 
 
 async def _leave_with_supervisor(channel: Channel) -> None:
-    while await channel.receive() is not None:  # nobody gives orders
+    while await channel.receive() is not None:  # no message matters, only their end
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -125,7 +126,7 @@ async def serve(settings: Config) -> None:
     """Serves until SIGTERM.
 
     Raises:
-        ConfigError: the front cannot be had here.
+        ConfigError: the envoy front does not run here.
     """
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

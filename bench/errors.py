@@ -1,5 +1,5 @@
-"""What stops a benchmark."""
+"""The error that stops a benchmark."""
 
 
 class BenchError(Exception):
-    """It cannot go on; the message is one line that says why."""
+    """The benchmark cannot go on. The message is one line that says why."""

@@ -1,4 +1,4 @@
-"""The arithmetic of a benchmark: medians over rounds, and ratios within them. Pure."""
+"""The arithmetic of a benchmark: medians over rounds, and ratios within them. Reads and writes nothing."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ _BUSY = 0.9  # of a core: beyond it a rate is the generator's limit, not the ser
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Spread:
-    """A figure over the rounds."""
+    """The median and the range of a figure over the rounds."""
 
     median: float
     least: float
@@ -23,10 +23,10 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Summary:
-    """What the rounds come to: each case's figures, those of the targets, and what the generator limited.
+    """The result of all rounds: the figures of each case and each target, as far as a round measured them.
 
-    A case or a target that no round could measure is not in it. `wanted` are the targets that count: all but
-    those of cases that cannot be had on this machine.
+    `limited`: the cases in which the generator was the limit. `wanted`: the targets that count, which are all
+    but those of cases that this machine cannot run.
     """
 
     cases: dict[str, dict[str, Spread]]
@@ -35,7 +35,7 @@ class Summary:
     wanted: tuple[Target, ...] = TARGETS
 
     def outcome(self, target: Target) -> Outcome:
-        """Returns whether a target is met, by the median."""
+        """Returns whether the median meets a target."""
         found = self.targets.get(target.name)
         return outcome(target, found.median if found is not None else None)
 
@@ -46,11 +46,11 @@ class Summary:
 
 
 def summarise(rounds: Sequence[Round], left_out: Collection[str] = ()) -> Summary:
-    """Returns medians and spreads. A ratio is taken within each round: both sides met its noise.
+    """Returns medians and ranges. A ratio is taken within each round, where both sides had the same noise.
 
     Args:
-        rounds: the figures of each, by case.
-        left_out: cases that no round has, and that nobody misses.
+        rounds: the figures of each round, by case.
+        left_out: the cases that this machine cannot run; their targets do not count.
     """
     names = dict.fromkeys(name for each in rounds for name in each)
     cases = {name: _spreads([each[name] for each in rounds if name in each]) for name in names}
@@ -65,7 +65,7 @@ def summarise(rounds: Sequence[Round], left_out: Collection[str] = ()) -> Summar
 
 
 def value_in(figures: Round, source: Ratio | Value) -> float:
-    """Returns a target's figure in one round; not a number where it was not measured there."""
+    """Returns the figure of a target in one round, NaN if it was not measured there."""
     if isinstance(source, Value):
         value = figures.get(source.case, {}).get(source.figure)
         return value * source.factor if value is not None else math.nan
@@ -74,7 +74,7 @@ def value_in(figures: Round, source: Ratio | Value) -> float:
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Returns the median, the least and the most of values."""
+    """Returns the median, the smallest and the largest of some values."""
     found = list(values)
     return Spread(statistics.median(found), min(found), max(found))
 

@@ -1,8 +1,8 @@
-"""HTTP/2 as far as a load generator needs it: a client's frames made, a server's taken apart, gRPC's in them.
+"""The part of HTTP/2 that a load generator needs: makes a client's frames, and splits a server's bytes.
 
-After RFC 9113, and RFC 7541 for headers, which are written out in full, so that there is no table to keep.
-Those that come back are not read, nor are windows kept: it is for small messages, one at a time on a stream.
-Without a network.
+After RFC 9113, and RFC 7541 for headers. Headers are written out in full, so there is no table of them. The
+server's headers are not read, and flow control windows are not counted: this is for small messages, one at a
+time on a stream. Knows no network.
 """
 
 import struct
@@ -14,7 +14,7 @@ _END_HEADERS = 4
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _ENABLE_PUSH, _INITIAL_WINDOW_SIZE = 2, 4
 _LARGEST_WINDOW, _DEFAULT_WINDOW = 2**31 - 1, 65_535
-_HEAD = struct.Struct(">HBBBI")  # a frame's length, of 16 bits and of 8, its kind, flags and stream
+_HEAD = struct.Struct(">HBBBI")  # a frame's length (its upper 16 bits, its lower 8), kind, flags and stream
 
 Frame = tuple[int, int, int, bytes]  # kind, flags, stream, payload
 
@@ -26,14 +26,14 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def opening() -> bytes:
-    """Returns what a client says first; the server may send as much as it likes."""
+    """Returns the first bytes of a client, which give the server the largest flow control windows."""
     settings = struct.pack(">HIHI", _ENABLE_PUSH, 0, _INITIAL_WINDOW_SIZE, _LARGEST_WINDOW)
     window = struct.pack(">I", _LARGEST_WINDOW - _DEFAULT_WINDOW)
     return _PREFACE + frame(SETTINGS, 0, 0, settings) + frame(WINDOW_UPDATE, 0, 0, window)
 
 
 def request(headers: Mapping[str, str], stream: int) -> bytes:
-    """Returns the frame that begins a request; each name and value is shorter than 127 bytes."""
+    """Returns the frame that begins a request. Each name and each value is shorter than 127 bytes."""
     fields = (b"\0" + _text(name) + _text(value) for name, value in headers.items())
     return frame(HEADERS, _END_HEADERS, stream, b"".join(fields))
 
@@ -43,18 +43,18 @@ def _text(text: str) -> bytes:
 
 
 def message(raw: bytes) -> bytes:
-    """Returns a message as gRPC has it in a request's data."""
+    """Returns a message as gRPC frames it in a request's data: after a flag and its length."""
     return b"\0" + len(raw).to_bytes(4, "big") + raw
 
 
 class Reader:
-    """Cuts what a server sends, which comes in pieces of any size, into frames."""
+    """Splits a server's bytes, which come in pieces of any size, into frames."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Takes the next bytes and returns the frames that they complete."""
+        """Takes the next bytes and returns the frames that are now complete."""
         data = self._rest + data
         found: list[Frame] = []
         at, size = 0, len(data)

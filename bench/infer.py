@@ -1,81 +1,60 @@
-"""The generator's load by the Open Inference Protocol; `python -m bench.infer` takes its options.
+"""The raw load by the Open Inference Protocol; `python -m bench.infer` takes the options of `bench.raw`.
 
-A sequence each, and its steps one at a time on a ModelStreamInfer of its own, as Triton's clients send them:
-x raw, and nothing beside the sequence's id. Does not know when messages are due.
+Each sender steps one sequence on a ModelStreamInfer of its own, as Triton's clients do: x is raw, and the
+only parameter is the sequence's id. Does not know when messages are due.
 """
 
 import secrets
 import sys
 
 import grpc
+from google.protobuf.message import Message
 from streamcell.inference import open_inference_pb2 as pb
 from streamcell.inference import open_inference_pb2_grpc as pb_grpc
 
-from bench import generator, http2
-from bench.http2 import Frame
-from bench.wire import Connection
+from bench import raw
+from bench.wire import StreamMethod, Streams
 from loadtest.errors import LoadtestError, OptionError
 from loadtest.options import Options
 from loadtest.run import Result
 
 _PATH = f"/{pb.DESCRIPTOR.services_by_name['GRPCInferenceService'].full_name}/ModelStreamInfer"
-_GOOD = 0x12  # what an answer that tells no error begins with: its infer_response
-_SECONDS = 30.0  # for what is asked before the load
+_GOOD = 0x12  # the first byte of an answer without an error: of its field infer_response
+_SECONDS = 30.0  # timeout of what precedes the load
 
 
-class Inferrers:
-    """Streams of the Open Inference Protocol, a sequence each; sessions are named by `names`."""
+def stream_method(num_inputs: int) -> StreamMethod:
+    """Returns the method that steps sequences of a model; their sessions are those of `session_ids`."""
 
-    def __init__(self, connections: list[Connection], width: int) -> None:
-        self._connections = connections
-        self._width = width
-        self._places: dict[int, tuple[Connection, int, bytes]] = {}
-
-    def open(self, number: int, session_id: str) -> None:
-        """Begins a stream, with a step."""
+    def messages(session_id: str) -> tuple[Message, Message]:
         _, model, _, sequence = session_id.split(":")
         name, version = model.split("/")
         request = pb.ModelInferRequest(model_name=name, model_version=version)
         request.parameters["sequence_id"].int64_param = int(sequence)
-        request.inputs.add(name="x", datatype="FP32", shape=[1, self._width])
-        request.raw_input_contents.append(bytes(4 * self._width))
-        connection = self._connections[number % len(self._connections)]
-        stream = connection.begin(_PATH, number)
-        self._places[number] = connection, stream, http2.message(request.SerializeToString())
-        self.send(number)
+        request.inputs.add(name="x", datatype="FP32", shape=[1, num_inputs])
+        request.raw_input_contents.append(bytes(4 * num_inputs))
+        return request, request
 
-    def send(self, number: int) -> None:
-        """Sends a step."""
-        connection, stream, framed = self._places[number]
-        connection.send(stream, framed)
-
-    def answered(self, connection: Connection, frame: Frame) -> int | None:
-        """Every message of the server's answers one, in a frame of its own.
-
-        Raises:
-            LoadtestError: a step failed, or the stream has ended.
-        """
-        kind, flags, stream, payload = frame
-        if flags & http2.END_STREAM:
-            raise LoadtestError("the server ended a stream")
-        if kind == http2.HEADERS or not payload:
-            return None
-        if payload[5] != _GOOD:
-            raise LoadtestError(f"a step failed: {pb.ModelStreamInferResponse.FromString(payload[5:])}")
-        return connection.owners[stream]
+    return StreamMethod(
+        path=_PATH,
+        messages=messages,
+        good_bytes=frozenset((_GOOD,)),
+        response=pb.ModelStreamInferResponse,
+    )
 
 
-def names(model: str, count: int) -> list[str]:
-    """Returns the names of the sessions that stand for so many sequences of a model, "NAME/VERSION"."""
+def session_ids(model: str, count: int) -> list[str]:
+    """Returns the ids of the sessions that stand for `count` new sequences of a model, "NAME/VERSION"."""
     first = 1 + secrets.randbelow(1 << 40)
     return [f"inference:{model}:int:{number}" for number in range(first, first + count)]
 
 
 def model_of(options: Options) -> tuple[str, int]:
-    """Returns the model to load, "NAME/VERSION", and how many inputs a step of it has.
+    """Returns the model to load, "NAME/VERSION", and the number of its inputs.
 
     Raises:
-        LoadtestError: the server does not answer, or has several.
+        OptionError: no model is named, and the server does not have exactly one; or it has not the named one.
+        LoadtestError: the server does not answer.
     """
     with grpc.insecure_channel(options.target) as channel:
         stub = pb_grpc.GRPCInferenceServiceStub(channel)
@@ -84,28 +63,29 @@ def model_of(options: Options) -> tuple[str, int]:
             served = [f"{each.name}/{each.version}" for each in index.models]
             found = [each for each in served if options.model in ("", each, each.split("/")[0])]
             if len(found) != 1:
-                raise LoadtestError(f"--model: name one of {', '.join(served)}")
+                raise OptionError(f"--model: name one of {', '.join(served)}")
             name, version = found[0].split("/")
             asked = pb.ModelMetadataRequest(name=name, version=version)
-            about = stub.ModelMetadata(asked, timeout=_SECONDS)
+            metadata = stub.ModelMetadata(asked, timeout=_SECONDS)
         except grpc.RpcError as error:
             raise LoadtestError(f"{options.target}: {error.details()}") from None
-    return found[0], about.inputs[0].shape[1]
+    return found[0], metadata.inputs[0].shape[1]
 
 
 def run(options: Options) -> Result:
-    """Runs a load.
+    """Runs a load of single steps on streams.
 
     Raises:
-        LoadtestError: it could not begin, or the server broke it off.
+        OptionError: the mode is another one, or no model is named and the server has several.
+        LoadtestError: the load could not begin, or the server ended it.
     """
     if options.mode != "stream":
-        raise OptionError(f"--mode: {options.mode} is not for this: it streams single steps")
-    model, width = model_of(options)
-    return generator.run_as(
-        options, names(model, options.streams), lambda connections: Inferrers(connections, width)
-    )
+        raise OptionError(f"--mode: {options.mode} is not for bench.infer, which streams single steps")
+    model, num_inputs = model_of(options)
+    method = stream_method(num_inputs)
+    ids = session_ids(model, options.streams)
+    return raw.drive(options, ids, lambda connections: Streams(connections, method))
 
 
 if __name__ == "__main__":
-    sys.exit(generator.main(run))
+    sys.exit(raw.main(run))

@@ -1,6 +1,6 @@
-"""One case measured: its load run against its server, and the figures that are kept of it.
+"""Measures one case: runs its load against its server, and picks the figures that the benchmark uses.
 
-Does not know which cases there are, nor their order.
+Knows neither the other cases nor their order.
 """
 
 import contextlib
@@ -16,19 +16,19 @@ from bench.processes import Cores, Server, json_of
 from loadtest.options import Options
 
 _BOUND_SECONDS = 60.0  # for a case that is measured by count
-_BESIDE_SECONDS = 3600.0  # longer than anything is measured
+_BACKGROUND_SECONDS = 3600.0  # longer than any measurement
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lengths:
-    """How long a load is measured, and how long it runs before; `scale` is for cases of their own length."""
+    """How long a load warms up and is measured. `scale`: a factor for cases that set their own length."""
 
     seconds: float
     warm_up_seconds: float
     scale: float = 1.0
 
     def window(self, case: Case) -> list[str]:
-        """Returns a case's window as options of loadtest."""
+        """Returns the measured window of a case as options of loadtest."""
         if case.num_steps:
             return ["--max-steps", str(case.num_steps), "--seconds", str(_BOUND_SECONDS), "--warm-up", "0"]
         seconds = case.seconds * self.scale or self.seconds
@@ -36,35 +36,40 @@ class Lengths:
 
 
 def load(case: Case, rate: float, server: Server, lengths: Lengths, cores: Cores) -> Figures:
-    """Returns the figures of a case; `rate` in steps a second where it follows another's, else 0.
+    """Measures a case and returns its figures. `rate`: steps a second if it follows from another case, or 0.
 
     Raises:
         BenchError: the load failed.
     """
-    server.forget_peak_memory()
-    source = ["--metrics", server.metrics] if case.beside else ["--server-pid", str(server.pid)]
-    where = ["--target", server.listen, *source, "--json", "-"]
-    num_processes = min(cores.num_generators, case.streams) if case.by == LOADTEST else 1
+    server.reset_peak_memory()
+    source = ["--metrics", server.metrics] if case.background else ["--server-pid", str(server.pid)]
+    target = ["--target", server.listen, *source, "--json", "-"]
+    num_processes = min(cores.num_generators, case.streams) if case.module == LOADTEST else 1
     processes = ["--processes", str(num_processes)]
-    options = [*where, *processes, *lengths.window(case), *case.arguments(rate)]
-    with _beside(case, server, cores):
-        result = json_of(case.by, *options, cores=cores.generators, statuses=(0, 1))
-    _check(case, result)
+    options = [*target, *processes, *lengths.window(case), *case.arguments(rate)]
+    with _background(case, server, cores):
+        result = json_of(case.module, *options, cores=cores.generators, statuses=(0, 1))
+    check(case, result)
     return figures_of(result, server.peak_memory_bytes())
 
 
-def _beside(case: Case, server: Server, cores: Cores) -> contextlib.AbstractContextManager[None]:
-    if case.beside is None:
+def _background(case: Case, server: Server, cores: Cores) -> contextlib.AbstractContextManager[None]:
+    if case.background is None:
         return contextlib.nullcontext()
-    beside = Options(
-        target=server.listen, mode=case.beside.mode, streams=case.beside.streams,
-        frame_steps=case.beside.frame_steps, seconds=_BESIDE_SECONDS, warm_up=0.0,
+    options = Options(
+        target=server.listen, mode=case.background.mode, streams=case.background.streams,
+        frame_steps=case.background.frame_steps, seconds=_BACKGROUND_SECONDS, warm_up=0.0,
     )  # fmt: skip
-    return loading(beside, cores.generators)
+    return loading(options, cores.generators)
 
 
-def _check(case: Case, result: dict[str, Any]) -> None:
-    """Raises BenchError where there is nothing to go by; a refusal is none where the case is made for it."""
+def check(case: Case, result: dict[str, Any]) -> None:
+    """Checks that a load was answered.
+
+    Raises:
+        BenchError: no step was answered, or messages failed. Refusals are no failure of a case that may be
+            refused.
+    """
     errors: Mapping[str, int] = result["errors"]
     failed = {reason: count for reason, count in errors.items() if reason != "OVERLOADED"}
     if failed or (errors and not case.may_refuse):
@@ -74,7 +79,7 @@ def _check(case: Case, result: dict[str, Any]) -> None:
 
 
 def figures_of(result: dict[str, Any], peak_memory_bytes: int | None) -> Figures:
-    """Returns the figures of a load test's JSON that the benchmark keeps."""
+    """Returns the figures that the benchmark uses of a load test's JSON."""
     latency, server = result["latency_seconds"], result["server"]
     return {
         "steps_per_second": result["steps_per_second"],

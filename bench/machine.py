@@ -1,4 +1,4 @@
-"""The machine and the versions that figures belong to, and its cores."""
+"""The machine and the package versions that figures belong to, and the cores."""
 
 import contextlib
 import importlib.metadata
@@ -11,7 +11,7 @@ _PACKAGES = ("torch", "grpcio", "uvloop", "protobuf", "numpy", "pyvoy")
 
 
 def describe() -> dict[str, str]:
-    """Returns the machine's CPU and cores, and the versions of what matters here."""
+    """Returns the machine's CPU and cores, and the versions of the packages that matter."""
     versions = {}
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not every system has pyvoy
@@ -35,13 +35,13 @@ def _cpu_model() -> str:
 
 
 def cores() -> list[int]:
-    """Returns the cores this process may run on; none where the system cannot tell."""
+    """Returns the cores that this process may run on; none if the system does not say."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 @contextlib.contextmanager
 def pinned(cores: Collection[int]) -> Iterator[None]:
-    """Makes what is started within the block run on these cores alone; none of them leaves it free."""
+    """Pins this process, and what it starts within the block, to cores. Without cores it pins nothing."""
     if not cores:
         yield
         return

@@ -1,9 +1,9 @@
-"""Messages of steps in files, for a load generator of another make that sends bytes as given.
+"""Messages of steps in files, for another load generator, which sends bytes as they are.
 
-`python -m bench.payloads --target HOST:PORT --streams 64 --out FOLDER` opens that many sessions and writes,
-one payload for each as its length (uint32, little-endian) and its bytes: `unary.bin` (requests of Step),
-`first.bin` (the first message of a Stream, which binds its session) and `stream.bin` (a step of it). No step
-has an index, so each may be sent again and again.
+`python -m bench.payloads --target HOST:PORT --streams 64 --out FOLDER` opens 64 sessions and writes three
+files with a payload for each session, as its length (uint32, little-endian) and its bytes: `unary.bin` (Step
+requests), `first.bin` (the first message of a Stream, which binds its session) and `stream.bin` (a step on
+that stream). No step has an index, so each may be sent again and again.
 """
 
 import argparse
@@ -22,13 +22,13 @@ _X = [0.1] * NUM_INPUTS
 
 
 def framed(messages: Iterable[Message]) -> bytes:
-    """Returns messages as payloads, one after the other."""
+    """Returns messages as payloads, each after its length."""
     raws = [message.SerializeToString() for message in messages]
     return b"".join(len(raw).to_bytes(4, "little") + raw for raw in raws)
 
 
 def files(session_ids: list[str]) -> dict[str, bytes]:
-    """Returns the contents of each file, by name."""
+    """Returns the content of each file, by its name."""
     step = pb.StreamRequest(step=pb.StepRequest(x=_X))
     firsts = (pb.StreamRequest(config=pb.StreamConfig(session_ids=[each])) for each in session_ids)
     return {
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.payloads", description=__doc__.splitlines()[0])
     parser.add_argument("--target", required=True, help="HOST:PORT of a server with the reference artifact")
-    parser.add_argument("--streams", type=int, default=64, help="sessions (%(default)s)")
+    parser.add_argument("--streams", type=int, default=64, help="number of sessions (%(default)s)")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the files")
     options = parser.parse_args(arguments)
     session_ids = [f"payload-{number}" for number in range(options.streams)]

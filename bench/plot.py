@@ -1,4 +1,4 @@
-"""A benchmark's outcome as one picture: rate, cost and latency of each case in a row, then the targets."""
+"""The result of a benchmark as one picture: rate, cost and latency of each case, then the targets."""
 
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from bench.cases import ENVOY_CASES, FLOORS, GROUPS, labels
 from bench.figures import Spread, Summary
 from bench.report import About, goal, with_unit
-from bench.targets import Target, strain
+from bench.targets import Outcome, Target, strain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,12 +21,12 @@ _INK, _FAINT, _GRID = "#2b3038", "#7a818c", "#e4e7ec"
 _MET, _MISSED = "#2e8b57", "#c4552d"
 _GAP = 0.55  # between groups, in rows
 _LEAST_STRAIN, _MOST_STRAIN = 0.02, 1000.0
-_ROOM = 7  # from a mark to its number, in points
+_NUMBER_GAP = 7  # from a mark to its number, in points
 
 
 def save(path: pathlib.Path, about: About, summary: Summary) -> None:
     """Draws the summary into a PNG file."""
-    rows = _places(summary)
+    rows = _positions(summary)
     heights = (0.27 * max(rows.values()) + 1.0, 0.3 * len(summary.wanted) + 0.6)  # inches
     layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.12)  # inches
     figure = Figure(figsize=(14, sum(heights) + 0.8), dpi=130, layout=layout)
@@ -34,8 +34,10 @@ def save(path: pathlib.Path, about: About, summary: Summary) -> None:
     grid = figure.add_gridspec(2, 3, width_ratios=(1, 1, 1.05), height_ratios=heights)
     left = figure.add_subplot(grid[0, 0])
     middle, right = (figure.add_subplot(grid[0, column], sharey=left) for column in (1, 2))
-    _bars(left, rows, summary, "steps_per_second", "steps a second", "{:,.0f}")
-    _bars(middle, rows, summary, "cpu_us_per_step", "server CPU a step, µs", "{:,.1f}")
+    _bars(left, rows, summary, key="steps_per_second", title="steps a second", number_format="{:,.0f}")
+    _bars(
+        middle, rows, summary, key="cpu_us_per_step", title="server CPU a step, µs", number_format="{:,.1f}"
+    )
     _latencies(right, rows, summary)
     left.set_yticks(list(rows.values()), [labels()[name] for name in rows])
     for label, name in zip(left.get_yticklabels(), rows, strict=True):
@@ -59,33 +61,35 @@ def _title(about: About) -> str:
     return f"{what}   ·   {where}   ·   {how}"
 
 
-def _places(summary: Summary) -> dict[str, float]:
-    """Returns where the row of each case that was measured stands, with gaps between the groups."""
-    places, at = {}, 0.0
+def _positions(summary: Summary) -> dict[str, float]:
+    """Returns the vertical position of each measured case, with gaps between the groups."""
+    positions, at = {}, 0.0
     for group in GROUPS:
         for name in group:
             if name in summary.cases:
-                places[name] = at
+                positions[name] = at
                 at += 1
         at += _GAP
-    return places
+    return positions
 
 
-def _bars(axes: "Axes", rows: dict[str, float], summary: Summary, key: str, title: str, form: str) -> None:
+def _bars(
+    axes: "Axes", rows: dict[str, float], summary: Summary, *, key: str, title: str, number_format: str
+) -> None:
     measured = {name: summary.cases[name][key] for name in rows if key in summary.cases[name]}
-    found = {name: each for name, each in measured.items() if each.least > 0}  # the axis has no zero
+    found = {name: each for name, each in measured.items() if each.least > 0}  # the axis is logarithmic
     medians = [each.median for each in found.values()]
-    _dress(axes, title)
+    _style(axes, title)
     axes.barh([rows[name] for name in found], medians, color=_colours(found), height=0.7, zorder=2)
     for name, each in found.items():
         row = rows[name]
         axes.plot([each.least, each.most], [row, row], color=_INK, linewidth=1, zorder=3)
-        _number(axes, each.most, row, form.format(each.median), _INK)
-    axes.set_xlim(min(medians) / 2.5, max(each.most for each in found.values()) * 5)  # room for the number
+        _number(axes, each.most, row, text=number_format.format(each.median), colour=_INK)
+    axes.set_xlim(min(medians) / 2.5, max(each.most for each in found.values()) * 5)  # space for the numbers
 
 
 def _latencies(axes: "Axes", rows: dict[str, float], summary: Summary) -> None:
-    _dress(axes, "latency of a message, ms: ● p50   ○ p99   | p99.9")
+    _style(axes, "latency of a message, ms: ● p50   ○ p99   | p99.9")
     largest = 0.0
     for (name, row), colour in zip(rows.items(), _colours(rows), strict=True):
         keys = ("p50_seconds", "p99_seconds", "p99_9_seconds")
@@ -96,19 +100,19 @@ def _latencies(axes: "Axes", rows: dict[str, float], summary: Summary) -> None:
         for value, marker, fill in zip(found, "oo|", (colour, "white", colour), strict=False):
             axes.plot([value], [row], marker, color=colour, markerfacecolor=fill, markersize=6, zorder=3)
         text = " – ".join(_short(value) for value in found)
-        _number(axes, found[-1], row, text, _INK)
+        _number(axes, found[-1], row, text=text, colour=_INK)
         largest = max(largest, found[-1])
     axes.set_xlim(axes.get_xlim()[0], largest * 60)
 
 
 def _targets(axes: "Axes", summary: Summary) -> None:
-    _dress(axes, "targets: the figure as a multiple of its goal; right of 1 it is missed   ( | stretch )")
+    _style(axes, "targets: the figure as a multiple of its goal; right of 1 it is missed   ( | stretch )")
     wanted = summary.wanted
     for row, target in enumerate(wanted):
         if (found := summary.targets.get(target.name)) is not None:
-            _target(axes, row, target, found, summary)
+            _target(axes, row, target, found=found, result=summary.outcome(target))
         if target.stretch is not None:
-            axes.plot([_place(target, target.stretch)], [row], "|", color=_INK, markersize=9, zorder=4)
+            axes.plot([_position(target, target.stretch)], [row], "|", color=_INK, markersize=9, zorder=4)
     axes.axvline(1.0, color=_INK, linewidth=1, zorder=1)
     axes.set_yticks(range(len(wanted)), [target.label for target in wanted])
     axes.set_ylim(len(wanted) - 0.4, -0.6)
@@ -116,25 +120,24 @@ def _targets(axes: "Axes", summary: Summary) -> None:
     axes.set_xlim(min(low, 0.1), max(high, 2.0) * 3)
 
 
-def _target(axes: "Axes", row: int, target: Target, found: Spread, summary: Summary) -> None:
-    result = summary.outcome(target)
+def _target(axes: "Axes", row: int, target: Target, *, found: Spread, result: Outcome) -> None:
     colour = _MET if result.is_met else _MISSED
-    ends = [_place(target, found.least), _place(target, found.most)]
+    ends = [_position(target, found.least), _position(target, found.most)]
     axes.plot(ends, [row, row], color=colour, linewidth=2, alpha=0.5, zorder=2)
-    axes.plot([_place(target, found.median)], [row], "o", color=colour, markersize=7, zorder=3)
+    axes.plot([_position(target, found.median)], [row], "o", color=colour, markersize=7, zorder=3)
     shown = f"{with_unit(found.median, target)}  ({goal(target, target.goal)}): {result}"
-    _number(axes, max(*ends, 1.0), row, shown, colour)
+    _number(axes, max(*ends, 1.0), row, text=shown, colour=colour)
 
 
-def _place(target: Target, value: float) -> float:
-    """Returns where a figure stands on the targets' axis; what lies off it, at its end."""
+def _position(target: Target, value: float) -> float:
+    """Returns the position of a figure on the targets' axis. Figures beyond the axis stand at its end."""
     return min(max(strain(target, value), _LEAST_STRAIN), _MOST_STRAIN)
 
 
-def _number(axes: "Axes", x: float, row: float, text: str, colour: str) -> None:
-    """Writes what a mark stands for to the right of it."""
+def _number(axes: "Axes", x: float, row: float, *, text: str, colour: str) -> None:
+    """Writes the figure of a mark to the right of it."""
     axes.annotate(
-        text, (x, row), (_ROOM, 0), textcoords="offset points", va="center", fontsize=8, color=colour
+        text, (x, row), (_NUMBER_GAP, 0), textcoords="offset points", va="center", fontsize=8, color=colour
     )
 
 
@@ -156,7 +159,7 @@ def _colour(name: str) -> str:
     return _ENVOY if name in ENVOY_CASES else _SERVICE
 
 
-def _dress(axes: "Axes", title: str) -> None:
+def _style(axes: "Axes", title: str) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())

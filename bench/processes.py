@@ -1,6 +1,6 @@
-"""The processes of a benchmark: servers and generators, on cores of their own where there are two.
+"""The processes of a benchmark: servers and generators, on separate cores where there are two.
 
-Owns their life and what they print. Does not know what is measured.
+Owns their start, their end and what they print. Does not know what is measured.
 """
 
 import collections
@@ -16,7 +16,7 @@ from typing import Any
 from bench import machine
 from bench.errors import BenchError
 from loadtest.errors import LoadtestError
-from loadtest.server_side import family
+from loadtest.server_side import process_tree
 
 ROOT = pathlib.Path(__file__).parents[1]
 STOP_SECONDS = 30.0
@@ -24,7 +24,7 @@ _MAX_GENERATORS = 4  # more than one server can keep busy
 
 
 class Cores:
-    """Which core serves and which ones generate; no core of either is named where there is only one."""
+    """The server's core and the generators' cores; none of them is set where there is only one core."""
 
     def __init__(self, found: Sequence[int]) -> None:
         self.server = found[:1] if len(found) > 1 else ()
@@ -32,7 +32,7 @@ class Cores:
 
     @property
     def num_generators(self) -> int:
-        """Generator processes that have a core each."""
+        """The number of generator processes that have a core each, at most 4; 1 where no core is set."""
         return min(max(1, len(self.generators)), _MAX_GENERATORS)
 
     def __str__(self) -> str:
@@ -45,49 +45,49 @@ class Cores:
 
 
 class Server:
-    """A server process that said where it listens; `metrics` where it has some."""
+    """A server process that has said where it listens. `metrics`: the address of its metrics page, or ""."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
-        self._said: collections.deque[str] = collections.deque(maxlen=20)
+        self._last_lines: collections.deque[str] = collections.deque(maxlen=20)
         self.pid = process.pid
         self.listen, self.metrics = self._wait_until_serving()
-        self._pids = _family(self.pid)
-        threading.Thread(target=self._read_on, daemon=True).start()
+        self._pids = _processes_of(self.pid)
+        threading.Thread(target=self._read_lines, daemon=True).start()
 
     def _wait_until_serving(self) -> tuple[str, str]:
         for line in self._process.stderr or ():
-            self._said.append(line.rstrip())
+            self._last_lines.append(line.rstrip())
             if '"event": "serving"' in line:
                 found: dict[str, str] = json.loads(line)
                 return found["listen"], found.get("metrics", "")
-        last = self._said[-1] if self._said else "it said nothing"
+        last = self._last_lines[-1] if self._last_lines else "it wrote nothing"
         raise BenchError(f"a server did not start: {last}")
 
-    def _read_on(self) -> None:
+    def _read_lines(self) -> None:
         if self._process.stderr is not None:
             with self._process.stderr as lines:
-                for line in lines:  # else it would block on a full pipe
-                    self._said.append(line.rstrip())
+                for line in lines:  # otherwise the server would block on a full pipe
+                    self._last_lines.append(line.rstrip())
 
-    def forget_peak_memory(self) -> None:
-        """Makes `peak_memory_bytes` begin anew, where the system can."""
+    def reset_peak_memory(self) -> None:
+        """Resets `peak_memory_bytes`, if the system allows it."""
         for pid in self._pids:
             with contextlib.suppress(OSError):
                 pathlib.Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     def peak_memory_bytes(self) -> int | None:
-        """Returns the most memory it had, the sum over its processes; None where the system cannot tell."""
+        """Returns the peak memory, summed over the server's processes; None if the system does not say."""
         try:
             return sum(map(_peak_memory_bytes, self._pids)) or None
         except OSError:
             return None
 
 
-def _family(pid: int) -> tuple[int, ...]:
-    """Returns a server's processes; none where the system cannot tell."""
+def _processes_of(pid: int) -> tuple[int, ...]:
+    """Returns the processes of a server; none if the system does not say."""
     try:
-        return family(pid)
+        return process_tree(pid)
     except LoadtestError:
         return ()
 
@@ -103,7 +103,7 @@ def running(module: str, *arguments: str, cores: Sequence[int]) -> Iterator[Serv
     """Runs a server for as long as the block lasts.
 
     Raises:
-        BenchError: it does not start.
+        BenchError: the server does not start.
     """
     with machine.pinned(cores):
         process = subprocess.Popen(  # noqa: S603 (this project's own modules)
@@ -124,7 +124,7 @@ def output_of(module: str, *arguments: str, cores: Sequence[int] = (), statuses:
     """Runs a module to its end and returns what it printed.
 
     Raises:
-        BenchError: it failed: its exit status is none of `statuses`.
+        BenchError: its exit status is none of `statuses`.
     """
     with machine.pinned(cores):
         process = subprocess.Popen(  # noqa: S603 (this project's own modules)
@@ -149,7 +149,7 @@ def json_of(
     """Runs a module and returns the JSON object that it printed.
 
     Raises:
-        BenchError: it failed.
+        BenchError: its exit status is none of `statuses`.
     """
     found: dict[str, Any] = json.loads(output_of(module, *arguments, cores=cores, statuses=statuses))
     return found

@@ -1,7 +1,7 @@
-"""What an echo answers: a response for every method that a load test calls, as bytes made before.
+"""The responses of an echo, serialised in advance: one for every method that a load test calls.
 
-They are as large as the real server's for one step. So that the same generator can drive both, an echo has a
-model's name and takes any session; it keeps none. Knows no server library.
+They are as large as the real server's for one step. An echo names a model and accepts any session, so that
+the same generator can load both; it stores no session. Knows no server library.
 """
 
 from google.protobuf.message import Message
@@ -22,7 +22,6 @@ _UNARY: dict[str, Message] = {
     "Step": _STEP,
 }
 UNARY = {name: message.SerializeToString() for name, message in _UNARY.items()}
-CONFIGURED = pb.StreamResponse(
-    config=pb.StreamConfigured()
-).SerializeToString()  # to a stream's first message
-STREAM_STEP = pb.StreamResponse(step=_STEP).SerializeToString()  # to all others
+# The responses to the first message of a stream, and to all others.
+CONFIGURED = pb.StreamResponse(config=pb.StreamConfigured()).SerializeToString()
+STREAM_STEP = pb.StreamResponse(step=_STEP).SerializeToString()

@@ -1,4 +1,4 @@
-"""A benchmark's outcome as Markdown, which is also what the terminal shows, and as JSON."""
+"""The result of a benchmark as Markdown, which the terminal shows too, and as JSON."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,10 +14,10 @@ _MIB = 1 << 20
 _LIMITED = "(*)"
 _LIMITED_NOTE = f"{_LIMITED} the generator was busy over 90 % of its core: the server could do more."
 _LEGEND = (
-    "Latency is a message's, in an open loop from its planned time. CPU µs: the server's, a step. "
+    "Latency is a message's, in an open loop from its scheduled time. CPU µs: the server's, a step. "
     "server, gen.: the\nshare of a core that the server and the busiest generator process used. MiB: the "
     "server's peak memory.\nA server is all of its processes. Steps on 64 and 256 streams, and unary ones, "
-    "come from bench.generator, all\nelse from loadtest."
+    "come from bench.raw, all\nothers from loadtest."
 )
 _Show = Callable[[float], str]
 _COLUMNS: tuple[tuple[str, str, _Show], ...] = (
@@ -35,7 +35,7 @@ _TARGET_HEADINGS = ("target", "outcome", "median", "least", "most", "goal", "str
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class About:
-    """What the figures belong to; `pinning` says which core had whom."""
+    """The conditions of the figures. `pinning`: the cores of the server and the generators, in words."""
 
     date: str
     machine: dict[str, str]
@@ -44,7 +44,7 @@ class About:
 
 
 def to_json(about: About, measured: Measured, summary: Summary) -> dict[str, Any]:
-    """Returns everything as plain values: what was measured, and what it comes to."""
+    """Returns everything as plain values: what was measured, and its summary."""
     return {
         "about": dataclasses.asdict(about),
         "targets": [_target_json(target, summary) for target in summary.wanted],
@@ -96,10 +96,10 @@ def _row(name: str, label: str, summary: Summary) -> tuple[str, ...]:
 
 
 def _notes(summary: Summary) -> list[str]:
-    """Returns what the columns have no place for."""
+    """Returns what no column shows, a line each."""
     notes: dict[str, Callable[[dict[str, float]], str]] = {
         "overload": lambda case: (
-            f"5 times the peak: {case['asked_steps_per_second']:,.0f} steps/s were asked for, "
+            f"5 times the peak: {case['asked_steps_per_second']:,.0f} steps/s were to be offered, "
             f"{case['sent_steps_per_second']:,.0f} sent, {case['steps_per_second']:,.0f} answered; "
             f"{case['num_refused']:,.0f} frames refused."
         ),
@@ -132,7 +132,7 @@ def with_unit(value: float, target: Target) -> str:
 
 
 def goal(target: Target, value: float | None) -> str:
-    """Returns a goal with the side on which it is met; "" for none."""
+    """Returns a goal with "≥" or "≤" and its unit, "" for no goal."""
     if value is None:
         return ""
     return f"{'≥' if target.at_least else '≤'} {value:g} {target.unit}".rstrip()
@@ -161,7 +161,7 @@ def _plain(cases: dict[str, dict[str, Spread]]) -> dict[str, Any]:
 
 
 def _cuda(cuda: dict[str, Any]) -> list[str]:
-    """Returns the GPU's figures, or in one line why there are none."""
+    """Returns the GPU's figures, or one line that says why there are none."""
     if "skipped" in cuda:
         return [f"CUDA rows were skipped: {cuda['skipped']}."]
     rows = [_cuda_row(each) for each in cuda["batches"]]

@@ -1,6 +1,6 @@
-"""The servers of a benchmark, all up at once, because those without load cost nothing.
+"""The servers of a benchmark. All run at once, because a server without load costs nothing.
 
-Knows how each is started, not what is measured on it.
+Owns how each is started. Does not know what is measured on it.
 """
 
 import dataclasses
@@ -9,21 +9,21 @@ import pathlib
 SERVICE, SMALL_QUEUE, ECHO, ECHO_BATCH = "service", "small queue", "echo", "echo, batch"
 ENVOY, ENVOY_ECHO = "envoy", "envoy echo"
 STORED = "stored"
-SMALL_QUEUE_STEPS = 8192  # of the server that is overloaded: it is then full within a tenth of a second
+SMALL_QUEUE_STEPS = 8192  # of the overloaded server: its queue is full within a tenth of a second
 _FREE = ("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
 _SERVED = ("--device", "cpu", "--models", "{folder}/models", *_FREE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kind:
-    """A module of this project that serves, with its options; "{folder}" in them: one for the whole run."""
+    """A module that serves, and its options, in which "{folder}" stands for the folder of the whole run."""
 
     module: str
     options: tuple[str, ...] = ()
     needs_envoy: bool = False
 
     def arguments(self, folder: pathlib.Path) -> list[str]:
-        """Returns the options, where the run's folder is this one."""
+        """Returns the options for a folder of the run."""
         return [option.format(folder=folder) for option in self.options]
 
 

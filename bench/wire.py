@@ -1,11 +1,14 @@
 """Senders of single steps on bare HTTP/2: what a stream or a caller sends, and which frames answer it.
 
-Owns the connections and who sends on which. Does not know when messages are due, nor counts them.
+Owns the connections, and which sender uses which. Does not know when messages are due, and counts nothing.
 """
 
+import dataclasses
 import socket
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
+from google.protobuf.message import Message
 from streamcell.v1 import streamcell_pb2 as pb
 
 from bench import http2, replies
@@ -14,45 +17,52 @@ from bench.http2 import Frame
 from loadtest.errors import LoadtestError
 
 _RECEIVED_BYTES = 1 << 18
+_MESSAGE = 5  # where a message begins in a data frame's payload: after gRPC's flag and length
 _X = [0.1] * NUM_INPUTS
-_STREAM, _CALL = f"/{replies.SERVICE}/{replies.STREAM}", f"/{replies.SERVICE}/Step"
-_GOOD = {
-    replies.CONFIGURED[0],
-    replies.STREAM_STEP[0],
-}  # what a stream's answers that tell no error begin with
+_CALL = f"/{replies.SERVICE}/Step"
 
 
 class Connection:
-    """A connection to a gRPC server. `owners`: whose each stream under way is, by number."""
+    """A connection to a gRPC server. `owners`: the sender's number of each open HTTP/2 stream."""
 
-    def __init__(self, target: str) -> None:
-        host, _, port = target.rpartition(":")
-        self.socket = socket.create_connection((host, int(port)))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def __init__(self, connected: socket.socket, authority: str) -> None:
+        self.socket = connected
         self.owners: dict[int, int] = {}
-        self._authority = target
+        self._authority = authority
         self._reader = http2.Reader()
         self._next_stream = 1
-        self._heads: dict[str, bytes] = {}
+        self._headers: dict[str, bytes] = {}  # a HEADERS frame for stream 0, by path
         self._out = bytearray(http2.opening())
 
+    @classmethod
+    def to(cls, target: str) -> "Connection":
+        """Connects to a server.
+
+        Raises:
+            OSError: nobody listens there.
+        """
+        host, _, port = target.rpartition(":")
+        connected = socket.create_connection((host, int(port)))
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return cls(connected, target)
+
     def begin(self, path: str, owner: int) -> int:
-        """Begins a call of the method at a path and returns its stream."""
+        """Begins a call of the method at a path and returns its HTTP/2 stream."""
         stream = self._next_stream
-        self._next_stream += 2  # a client's are odd
+        self._next_stream += 2  # a client's streams have odd numbers
         self.owners[stream] = owner
-        headers = self._heads.get(path) or self._head(path)
+        headers = self._headers.get(path) or self._make_headers(path)
         self._out += headers[:5] + stream.to_bytes(4, "big") + headers[9:]
         return stream
 
-    def _head(self, path: str) -> bytes:
+    def _make_headers(self, path: str) -> bytes:
         fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": self._authority}
-        head = http2.request(fields | {"te": "trailers", "content-type": "application/grpc"}, 0)
-        self._heads[path] = head
-        return head
+        frame = http2.request(fields | {"te": "trailers", "content-type": "application/grpc"}, 0)
+        self._headers[path] = frame
+        return frame
 
     def send(self, stream: int, framed: bytes, *, is_last: bool = False) -> None:
-        """Sends a message, framed as gRPC has it, with the next flush."""
+        """Sends a message, framed as gRPC frames it, with the next flush."""
         self._out += http2.frame(http2.DATA, http2.END_STREAM if is_last else 0, stream, framed)
 
     def flush(self) -> None:
@@ -74,6 +84,7 @@ class Connection:
         return [each for each in frames if each[0] <= http2.HEADERS or self._is_of_call(each)]
 
     def _is_of_call(self, frame: Frame) -> bool:
+        """Deals with a frame that is neither DATA nor HEADERS, and returns False: no sender needs it."""
         kind, flags, stream, payload = frame
         if kind in (http2.SETTINGS, http2.PING) and not flags & http2.ACK:
             answer = payload if kind == http2.PING else b""
@@ -84,46 +95,74 @@ class Connection:
 
 
 class Senders(Protocol):
-    """Streams or callers, by number, on some connections."""
+    """Streams or callers on some connections, numbered from 0."""
 
     def open(self, number: int, session_id: str) -> None:
-        """Prepares one; what it sends to that end is answered once."""
+        """Prepares a sender. What it sends for that is answered once."""
 
     def send(self, number: int) -> None:
-        """Sends one's next step, with the next flush."""
+        """Sends a sender's next step, with the next flush."""
 
     def answered(self, connection: Connection, frame: Frame) -> int | None:
-        """Returns whose last message a frame answers, if it does.
+        """Returns the number of the sender whose last message a frame answers, None if it answers none.
 
         Raises:
-            LoadtestError: it tells of an error.
+            LoadtestError: the frame reports an error.
         """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamMethod:
+    """A streaming method, and what is sent to it.
+
+    `messages` takes a session's id and returns the first message of its stream, which is answered once, and a
+    step. `good_bytes`: the first byte of an answer without an error, which names its field; `response`: an
+    answer's type.
+    """
+
+    path: str
+    messages: Callable[[str], tuple[Message, Message]]
+    good_bytes: frozenset[int]
+    response: Any
+
+
+def _steps(session_id: str) -> tuple[Message, Message]:
+    first = pb.StreamRequest(config=pb.StreamConfig(session_ids=[session_id]))
+    return first, pb.StreamRequest(step=pb.StepRequest(x=_X))
+
+
+STEPS = StreamMethod(
+    path=f"/{replies.SERVICE}/{replies.STREAM}",
+    messages=_steps,
+    good_bytes=frozenset((replies.CONFIGURED[0], replies.STREAM_STEP[0])),
+    response=pb.StreamResponse,
+)
 
 
 class Streams:
     """Bidirectional streams, a session each."""
 
-    _STEP = http2.message(pb.StreamRequest(step=pb.StepRequest(x=_X)).SerializeToString())
-
-    def __init__(self, connections: list[Connection]) -> None:
+    def __init__(self, connections: list[Connection], method: StreamMethod) -> None:
         self._connections = connections
-        self._places: dict[int, tuple[Connection, int]] = {}
+        self._method = method
+        self._good_bytes = method.good_bytes
+        self._streams: dict[int, tuple[Connection, int, bytes]] = {}  # with the framed step, by number
 
     def open(self, number: int, session_id: str) -> None:
-        """Begins a stream and binds its session."""
+        """Begins a stream with its first message."""
         connection = self._connections[number % len(self._connections)]
-        stream = connection.begin(_STREAM, number)
-        first = pb.StreamRequest(config=pb.StreamConfig(session_ids=[session_id]))
-        connection.send(stream, http2.message(first.SerializeToString()))
-        self._places[number] = connection, stream
+        stream = connection.begin(self._method.path, number)
+        first, step = (http2.message(each.SerializeToString()) for each in self._method.messages(session_id))
+        connection.send(stream, first)
+        self._streams[number] = connection, stream, step
 
     def send(self, number: int) -> None:
         """Sends a step."""
-        connection, stream = self._places[number]
-        connection.send(stream, self._STEP)
+        connection, stream, step = self._streams[number]
+        connection.send(stream, step)
 
     def answered(self, connection: Connection, frame: Frame) -> int | None:
-        """Every message of the server's answers one, in a frame of its own.
+        """Returns the number of the stream that a frame answers: each answer is a frame with one message.
 
         Raises:
             LoadtestError: a step failed, or the stream has ended.
@@ -133,8 +172,8 @@ class Streams:
             raise LoadtestError("the server ended a stream")
         if kind == http2.HEADERS or not payload:
             return None
-        if payload[5] not in _GOOD:
-            raise LoadtestError(f"a step failed: {pb.StreamResponse.FromString(payload[5:])}")
+        if payload[_MESSAGE] not in self._good_bytes:
+            raise LoadtestError(f"a step failed: {self._method.response.FromString(payload[_MESSAGE:])}")
         return connection.owners[stream]
 
 
@@ -147,7 +186,7 @@ class Callers:
         self._has_answer: set[int] = set()
 
     def open(self, number: int, session_id: str) -> None:
-        """Prepares a caller, who then makes a call."""
+        """Prepares a caller, which then makes a call."""
         request = pb.StepRequest(session_id=session_id, x=_X)
         self._requests[number] = http2.message(request.SerializeToString())
         self.send(number)
@@ -158,10 +197,10 @@ class Callers:
         connection.send(connection.begin(_CALL, number), self._requests[number], is_last=True)
 
     def answered(self, connection: Connection, frame: Frame) -> int | None:
-        """A call is over with its trailers.
+        """Returns the number of the caller whose call a frame ends: the trailers do.
 
         Raises:
-            LoadtestError: there was no message before them.
+            LoadtestError: no message came before the trailers.
         """
         kind, flags, stream, payload = frame
         if kind == http2.DATA and payload:

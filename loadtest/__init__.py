@@ -1,1 +1,1 @@
-"""Loads a Streamcell server with steps: how many it takes, how long each takes, and what it costs."""
+"""Loads a Streamcell server with steps: measures its rate, the latency of each message, and its CPU time."""

@@ -1,4 +1,4 @@
-"""The command `python -m loadtest`: options in, a table and JSON out, an exit status."""
+"""The command `python -m loadtest`: options in; a table, JSON and an exit status out."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from loadtest.run import Result, run
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status; whatever stops it is one line on standard error."""
+    """Runs the command and returns its exit status. An error is one line on standard error."""
     try:
         options = options_of.parse(sys.argv[1:] if arguments is None else arguments)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -41,17 +41,17 @@ async def _run(options: Options) -> Result:
 
 
 def _show(result: Result) -> None:
-    where = result.options.json
+    path = result.options.json
     text = json.dumps(report.to_json(result), indent=2)
-    if where == "-":  # alone, so that a program can read it
+    if path == "-":  # nothing but the JSON, so that a program can read it
         print(text)
         return
     print(report.table(result))
-    if where:
+    if path:
         try:
-            pathlib.Path(where).write_text(text + "\n")
+            pathlib.Path(path).write_text(text + "\n")
         except OSError as error:
-            raise LoadtestError(f"--json: cannot write {where}: {error.strerror}") from None
+            raise LoadtestError(f"--json: cannot write {path}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What ends a load test before it measures, and the reason of a call that failed.
+"""The errors of a load test, and the reason of a call that failed.
 
 Knows gRPC's error, not what the calls were for.
 """
@@ -9,19 +9,20 @@ from grpc_status import rpc_status
 
 
 class LoadtestError(Exception):
-    """The test cannot run; the message is one line that says why."""
+    """The test cannot run. The message is one line that says why."""
 
 
 class OptionError(LoadtestError):
-    """An option is wrong; the message begins with its name."""
+    """An option is wrong. The message begins with its name."""
 
 
 def reason_of(error: grpc.aio.AioRpcError) -> tuple[str, bool]:
-    """Returns why a call failed, and whether it was the server's own word: a reason of its API.
+    """Returns why a call failed, and whether the server itself gave the reason.
 
-    Without one (no connection, a deadline, a proxy's refusal) it is the name of gRPC's status.
+    Without a reason of the server's API (no connection, a deadline, a proxy's refusal) the name of gRPC's
+    status stands for it.
     """
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it reads what both kinds of call have
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it reads only what both kinds of call have
     for detail in status.details if status is not None else ():
         info = ErrorInfo()
         if detail.Unpack(info):

@@ -1,6 +1,6 @@
-"""Connections, sessions and senders of one generator process: made before the load, ended after it.
+"""The connections, sessions and senders of one generator process: opened before the load, closed after it.
 
-Owns which session goes over which connection. Does not know the load.
+Owns which session uses which connection. Does not know when messages are sent.
 """
 
 import asyncio
@@ -13,32 +13,33 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 import grpc
 from streamcell.v1 import streamcell_pb2 as pb
 
-from loadtest.api import CallSender, Connection, Sender, StreamSender
+from loadtest.api import Connection
 from loadtest.errors import LoadtestError, OptionError, one_line
 from loadtest.options import Options
 from loadtest.payloads import Payloads, forecasts
 from loadtest.pipelined import PipelinedSender
+from loadtest.senders import CallSender, Sender, StreamSender
 
-_CALLS_AT_ONCE = 64  # while opening and closing: quick, and no flood
+_CALLS_AT_ONCE = 64  # while opening and closing: fast, without flooding the server
 _CLOSE_SECONDS = 20.0
 
 
 class Fleet:
-    """What one process drives: `senders`, once `open` is done."""
+    """All that one process needs for its load; `senders` are there when `open` has returned."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._connections = [Connection(options.target) for _ in range(options.num_connections)]
         run = secrets.token_hex(6)
         self._session_ids = [f"loadtest-{run}-{number}" for number in range(options.num_sessions)]
-        self._num_asked = 0  # sessions that may be open
+        self._num_requested = 0  # sessions that may be open
         self.senders: list[Sender] = []
 
     async def open(self) -> None:
-        """Opens the sessions and whatever sends their steps.
+        """Opens the sessions and their senders.
 
         Raises:
-            LoadtestError: there is no server, or no such model, or it does not open sessions.
+            LoadtestError: there is no server, or no such model, or the server refuses sessions.
         """
         model = await self._find_model()
         payloads = Payloads(len(model.inputs), self._options.steps_per_message)
@@ -47,9 +48,12 @@ class Fleet:
             await self._open_first(name)
             await _all_of(self._open_session(number, name) for number in range(1, len(self._session_ids)))
             if model.uses_time:
-                await self._give_times(payloads)
+                now = time.time_ns()
+                await self._for_each_session(
+                    lambda connection, id_: connection.step(payloads.first_step(id_, now))
+                )
             if self._options.mode == "forecast":
-                await self._give_histories(payloads)
+                await self._for_each_session(lambda connection, id_: connection.prime(payloads.history(id_)))
             make = functools.partial(self._sender, payloads=payloads, num_future=len(model.future))
             self.senders = [make(number) for number in range(self._options.streams)]
             await _all_of(sender.open() for sender in self.senders)
@@ -57,11 +61,11 @@ class Fleet:
             raise LoadtestError(f"cannot open {len(self._session_ids)} sessions: {one_line(error)}") from None
 
     async def close(self) -> None:
-        """Ends streams, sessions and connections; a server that is gone has none left to end."""
+        """Closes streams, sessions and connections. A server that is gone has nothing left to close."""
         await _all_of(sender.close() for sender in self.senders)
         with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
-                await _all_of(self._close_session(number) for number in range(self._num_asked))
+                await _all_of(self._close_session(number) for number in range(self._num_requested))
         await _all_of(connection.close() for connection in self._connections)
 
     async def _find_model(self) -> pb.Model:
@@ -78,25 +82,15 @@ class Fleet:
             raise OptionError(f"--frame-steps: the server takes {limit:,} steps in a message at most")
 
     async def _open_session(self, number: int, model: str) -> pb.OpenSessionResponse:
-        self._num_asked = max(self._num_asked, number + 1)
+        self._num_requested = max(self._num_requested, number + 1)
         return await self._connection(number).open_session(self._session_ids[number], model)
 
     async def _close_session(self, number: int) -> None:
         await self._connection(number).close_session(self._session_ids[number])
 
-    async def _give_times(self, payloads: Payloads) -> None:
-        now = time.time_ns()
-
-        async def give(number: int) -> None:
-            await self._connection(number).step(payloads.first_step(self._session_ids[number], now))
-
-        await _all_of(give(number) for number in range(len(self._session_ids)))
-
-    async def _give_histories(self, payloads: Payloads) -> None:
-        async def give(number: int) -> None:
-            await self._connection(number).prime(payloads.history(self._session_ids[number]))
-
-        await _all_of(give(number) for number in range(len(self._session_ids)))
+    async def _for_each_session(self, call: Callable[[Connection, str], Awaitable[object]]) -> None:
+        """Makes a call for each session, given its connection and its id."""
+        await _all_of(call(self._connection(number), id_) for number, id_ in enumerate(self._session_ids))
 
     def _connection(self, session: int) -> Connection:
         stream = session // self._options.sessions_per_stream
@@ -119,10 +113,10 @@ class Fleet:
 
 
 def choose_model(models: list[pb.Model], wanted: str) -> pb.Model:
-    """Returns the model of a name, "NAME" or "NAME/VERSION"; of the only name, where none is wanted.
+    """Returns the newest model of a name, "NAME" or "NAME/VERSION"; "" stands for the only name served.
 
     Raises:
-        OptionError: there is no such model, or none is wanted and several names are served.
+        OptionError: there is no such model, or no name is given and several are served.
     """
     serving = [model for model in models if model.status != pb.MODEL_STATUS_RETIRING]
     names = sorted({model.name for model in serving})
@@ -132,15 +126,15 @@ def choose_model(models: list[pb.Model], wanted: str) -> pb.Model:
     fitting = [model for model in serving if wanted in (model.name, f"{model.name}/{model.version}")]
     if not fitting:
         raise OptionError(f"--model: the server has no {wanted!r}; it has {', '.join(names) or 'none'}")
-    return fitting[-1]  # versions come in order: the newest
+    return fitting[-1]  # versions come in order
 
 
 @contextlib.asynccontextmanager
 async def opened(options: Options, stop: asyncio.Event) -> AsyncIterator[Fleet]:
-    """Opens a fleet for as long as the block lasts; it is closed whatever happens.
+    """Opens a fleet for as long as the block lasts.
 
     Raises:
-        LoadtestError: it cannot be opened, or `stop` was set before it was.
+        LoadtestError: it cannot be opened, or `stop` was set before it was open.
     """
     fleet = Fleet(options)
     try:
@@ -159,7 +153,7 @@ async def opened(options: Options, stop: asyncio.Event) -> AsyncIterator[Fleet]:
 
 
 async def _all_of(calls: Iterable[Awaitable[object]]) -> None:
-    """Awaits many calls, some at a time; after a failure no more are begun, and it is raised."""
+    """Awaits many calls, up to 64 at a time. After a failure it begins no more, and raises the failure."""
     waiting = iter(calls)
     failures: list[BaseException] = []
 

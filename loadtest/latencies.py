@@ -1,6 +1,6 @@
-"""A histogram of latencies that is bounded in memory and can be added up across processes.
+"""A histogram of latencies, bounded in memory, whose counts can be added up across processes.
 
-Buckets grow by 0.5 %, so a percentile is exact to that; the largest value is exact. Knows numbers alone.
+Buckets grow by 0.5 %, so a percentile is exact to 0.5 %. The largest value is exact. Knows only numbers.
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy.typing as npt
 _GROWTH = 1.005
 _LEAST_NS = 1_000.0
 _NUM_BUCKETS = math.ceil(math.log(1e9) / math.log(_GROWTH))  # 1 µs to 1000 s
-_PENDING = 8192  # recording is an append; the arithmetic waits until there are so many
+_PENDING = 8192  # latencies that are put into buckets at once: until then recording is an append
 
 
 class Latencies:
@@ -34,7 +34,7 @@ class Latencies:
             self._fold()
 
     def percentile_seconds(self, percent: float) -> float:
-        """Returns the latency that `percent` of those recorded do not exceed; 0 where there are none."""
+        """Returns the latency that `percent` of all do not exceed; 0 where none is recorded."""
         total = len(self)
         if not total:
             return 0.0
@@ -50,7 +50,7 @@ class Latencies:
         return self._max_ns * 1e-9
 
     def add(self, other: "Latencies") -> None:
-        """Counts another's latencies too."""
+        """Adds the counts of another histogram."""
         self._fold()
         other._fold()
         self._counts += other._counts

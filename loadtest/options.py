@@ -1,4 +1,4 @@
-"""The options of a load test: one frozen value that checks itself and names the option at fault.
+"""The options of a load test: one frozen value, which checks itself and names an option that is wrong.
 
 Does not know what the options do.
 """
@@ -12,7 +12,7 @@ from typing import Any
 from loadtest.errors import OptionError
 
 MODES = ("stream", "unary", "frame", "prime", "forecast")
-_MAX_CONNECTIONS = 8  # unless asked for: some more streams share a connection, as a gateway's would
+_MAX_CONNECTIONS = 8  # by default: more streams share connections, as those of a gateway do
 _STREAMS_PER_CONNECTION = 8
 _DEFAULT_FRAME_STEPS = {"stream": 1, "unary": 1, "frame": 256, "prime": 1000, "forecast": 1}
 _DEFAULT_HORIZON_STEPS = 48
@@ -31,39 +31,43 @@ def _option(default: Any, text: str, least: float = 0, most: float = math.inf) -
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options; see each one's text.
+    """The options. Each field's help text says what it means.
 
     Raises:
-        OptionError: a value is out of its range, or does not go with another.
+        OptionError: a value is out of its range, or two options do not fit together.
     """
 
     target: str = _option("", "HOST:PORT of the server")
-    model: str = _option("", "NAME or NAME/VERSION; needed where the server has several")
+    model: str = _option("", "NAME or NAME/VERSION; needed if the server has several models")
     mode: str = _option(
         "stream",
-        "stream: single steps on bidirectional streams; unary: a call per step; frame: streams of messages "
-        "that hold one step of each of --frame-steps sessions; prime: a call per history of --frame-steps; "
-        "forecast: a call per forecast, which counts as one step whatever its --horizon",
+        "stream: single steps on bidirectional streams; unary: one call per step; frame: streams whose "
+        "messages hold one step of each of --frame-steps sessions; prime: one call per history of "
+        "--frame-steps; forecast: one call per forecast, which counts as one step whatever its --horizon",
     )
-    streams: int = _option(64, "streams, or callers", 1, 100_000)
-    in_flight: int = _option(1, "messages that each of them may have outstanding", 1, 10_000)
+    streams: int = _option(64, "streams, or unary callers", 1, 100_000)
+    in_flight: int = _option(1, "messages that each stream or caller may have outstanding", 1, 10_000)
     frame_steps: int = _option(0, "steps in a message of frame (0: 256) or prime (0: 1000)", 0, 1_000_000)
     horizon: int = _option(0, "steps ahead in a forecast (0: 48)", 0, 1_000_000)
-    connections: int = _option(0, "connections they share; 0: one per 8, and 8 at most", 0, 10_000)
+    connections: int = _option(
+        0, "connections that the streams share; 0: one per 8 streams, at most 8", 0, 10_000
+    )
     seconds: float = _option(10.0, "seconds measured", 0.05, 86_400)
-    warm_up: float = _option(2.0, "seconds of the same load before that", 0, 3_600)
-    max_steps: int = _option(0, "stop after so many steps in all, the warm-up's aside; 0: no bound")
+    warm_up: float = _option(2.0, "seconds of warm-up: the same load, not measured", 0, 3_600)
+    max_steps: int = _option(0, "stop after this many steps in all, not counting the warm-up; 0: no bound")
     rate: float = _option(
         0.0,
-        "steps a second in all, sent by a plan and not when the last reply is there; latency then counts "
-        "from the planned time, so that waiting to be sent is part of it; 0: as fast as replies come",
+        "open loop: the offered load in steps a second in all, sent on schedule whether or not replies have "
+        "come; latency counts from the scheduled time, so it includes the wait before sending; 0: closed "
+        "loop, the next message when the last is answered",
     )
-    processes: int = _option(1, "generator processes, where one is not enough", 1, 256)
-    metrics: str = _option("", "HOST:PORT of the server's metrics: shows its CPU and its own latencies")
+    processes: int = _option(1, "generator processes, if one is not enough", 1, 256)
+    metrics: str = _option("", "HOST:PORT of the server's metrics: shows its CPU time and its own latencies")
     server_pid: int = _option(
-        0, "process of a server on this machine: its CPU from /proc instead, and that of those it started"
+        0,
+        "process of a server on this machine: reads its CPU time, and its descendants', from /proc instead",
     )
-    json: str = _option("", "file for the result; - for standard output")
+    json: str = _option("", "file for the result as JSON; - for standard output")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -74,7 +78,7 @@ class Options:
         if self.metrics:
             _check_address("--metrics", self.metrics)
         if self.metrics and self.server_pid:
-            raise OptionError("--server-pid: does not go with --metrics, which tells the CPU too")
+            raise OptionError("--server-pid: does not go with --metrics, which has the CPU time too")
         self._check_amounts()
 
     def _check_amounts(self) -> None:
@@ -93,17 +97,17 @@ class Options:
 
     @property
     def steps_per_message(self) -> int:
-        """Steps that one message holds."""
+        """Steps in one message."""
         return self.frame_steps or _DEFAULT_FRAME_STEPS[self.mode]
 
     @property
     def horizon_steps(self) -> int:
-        """Steps ahead that one forecast holds."""
+        """Steps ahead in one forecast."""
         return self.horizon or _DEFAULT_HORIZON_STEPS
 
     @property
     def sessions_per_stream(self) -> int:
-        """Sessions that one stream, or caller, steps."""
+        """Sessions of one stream, or caller."""
         return self.steps_per_message if self.mode == "frame" else 1
 
     @property
@@ -118,14 +122,14 @@ class Options:
         return min(wanted, self.streams)
 
     def share(self, number: int) -> "Options":
-        """Returns the part of generator process `number`, 0-based; the parts add up to the whole."""
-        streams = _part(self.streams, number, self.processes)
+        """Returns the share of generator process `number`, from 0. The shares add up to the whole."""
+        streams = _share(self.streams, number, self.processes)
         return dataclasses.replace(
             self,
             streams=streams,
-            connections=max(1, _part(self.num_connections, number, self.processes)),
+            connections=max(1, _share(self.num_connections, number, self.processes)),
             rate=self.rate * streams / self.streams,
-            max_steps=_part(self.max_steps, number, self.processes),
+            max_steps=_share(self.max_steps, number, self.processes),
             processes=1,
             metrics="",
             server_pid=0,
@@ -138,7 +142,7 @@ def parse(arguments: Sequence[str]) -> Options:
 
     Raises:
         OptionError: a value is wrong.
-        SystemExit: an option is unknown or missing, or help was asked for.
+        SystemExit: an option is unknown or missing, or is --help.
     """
     return Options(**vars(_parser().parse_args(arguments)))
 
@@ -146,9 +150,9 @@ def parse(arguments: Sequence[str]) -> Options:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m loadtest",
-        description="Sends steps to a Streamcell server and shows how many it takes and how long each takes.",
-        epilog="Exit status: 0, all went well; 1, steps failed or nothing was measured; 2, it could not run; "
-        "130, interrupted. Sessions that it opened are closed again, also when it is interrupted.",
+        description="Sends steps to a Streamcell server and shows its rate and the latency of its answers.",
+        epilog="Exit status: 0, all went well; 1, messages failed or nothing was measured; 2, the test could "
+        "not run; 130, interrupted. It closes the sessions that it opened, also when it is interrupted.",
         allow_abbrev=False,
     )
     for field in dataclasses.fields(Options):
@@ -164,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _part(whole: int, number: int, of: int) -> int:
+def _share(whole: int, number: int, of: int) -> int:
     return whole // of + (number < whole % of)
 
 

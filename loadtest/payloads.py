@@ -1,16 +1,16 @@
-"""The messages of a load test, serialised before it begins. Knows the API's messages, not who sends them."""
+"""The messages of a load test, serialised before it begins. Does not know how they are sent."""
 
 import numpy as np
 from streamcell.v1 import streamcell_pb2 as pb
 
-_HISTORY_STEPS = 8  # that a session has before it is asked for forecasts
-_NUM_VARIANTS = 4  # messages that take turns, so that one input is not sent for ever
+_HISTORY_STEPS = 8  # of a session before its first forecast
+_NUM_VARIANTS = 4  # messages sent in turn, so that the input changes
 
 
 class Payloads:
-    """Messages for a model: random values in [0, 1), whatever it predicts, and the same in every run.
+    """Messages for a model: random values in [0, 1), the same in every run.
 
-    Times are left out: the server then goes on by the model's interval.
+    Times are left out: the server then advances by the model's interval.
     """
 
     def __init__(self, num_inputs: int, steps_per_message: int) -> None:
@@ -24,32 +24,32 @@ class Payloads:
             pb.StreamRequest(frame=pb.Frame(x_raw=raw)).SerializeToString() for raw in packed
         ]
         self._history_raw = random.random((_HISTORY_STEPS, num_inputs), np.float32).astype("<f4").tobytes()
-        # The bytes of two messages one after the other are those of both merged: the id is put in front.
+        # The bytes of two messages one after the other are those of both merged. So the id is put in front.
         self._steps = [step.SerializeToString() for step in steps]
         self._primes = [pb.PrimeRequest(x_raw=raw).SerializeToString() for raw in packed]
 
     def steps(self, session_id: str) -> list[bytes]:
-        """Returns a session's requests of Step."""
+        """Returns the Step requests of a session."""
         prefix = pb.StepRequest(session_id=session_id).SerializeToString()
         return [prefix + step for step in self._steps]
 
     def primes(self, session_id: str) -> list[bytes]:
-        """Returns a session's requests of Prime."""
+        """Returns the Prime requests of a session."""
         prefix = pb.PrimeRequest(session_id=session_id).SerializeToString()
         return [prefix + prime for prime in self._primes]
 
     def history(self, session_id: str) -> bytes:
-        """Returns the request of Prime that gives a session a few steps."""
+        """Returns the Prime request that gives a session its first steps, before forecasts."""
         return pb.PrimeRequest(session_id=session_id, x_raw=self._history_raw).SerializeToString()
 
     def first_step(self, session_id: str, time_ns: int) -> bytes:
-        """Returns the request of Step that gives a session its time, for models that use it."""
+        """Returns the Step request that sets a session's time, for models that use times."""
         request = pb.StepRequest(session_id=session_id, x=self._rows[0, 0].tolist(), time_ns=time_ns)
         return request.SerializeToString()
 
 
 def forecasts(session_id: str, horizon_steps: int, num_future: int) -> list[bytes]:
-    """Returns a session's requests of Forecast: one, with future values in [0, 1) where a model has some."""
+    """Returns the one Forecast request of a session, with values in [0, 1) for the model's future inputs."""
     future = np.random.default_rng(0).random(horizon_steps * num_future, np.float32)  # (H * K)
     request = pb.ForecastRequest(session_id=session_id, horizon_steps=horizon_steps, future=future.tolist())
     return [request.SerializeToString()]

@@ -1,6 +1,6 @@
-"""When messages are sent and which of them count: the instants of a run, from one clock.
+"""The instants of a run: its window, and an open loop's schedule.
 
-Pure arithmetic on monotonic nanoseconds; knows neither the loop nor the messages.
+Arithmetic on monotonic nanoseconds. Knows neither senders nor messages.
 """
 
 import dataclasses
@@ -8,7 +8,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Window:
-    """The instants of a run, monotonic ns: load from `start`, counted from `begin` until `end`."""
+    """The instants of a run, monotonic ns: warm-up from `start`, measured from `begin` until before `end`."""
 
     start: int
     begin: int
@@ -16,18 +16,14 @@ class Window:
 
     @classmethod
     def after(cls, start_ns: int, warm_up_seconds: float, seconds: float) -> "Window":
-        """Returns the window of a run that starts at an instant."""
+        """Returns the window of a run that starts at `start_ns`."""
         begin = start_ns + round(warm_up_seconds * 1e9)
         return cls(start_ns, begin, begin + round(seconds * 1e9))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Schedule:
-    """An open loop's plan for one stream: its k-th message is due at `first` + k · `interval` (ns).
-
-    The plan does not wait for replies: a message that cannot be sent when it is due keeps its due time, and
-    its latency counts from there.
-    """
+    """When the messages of one stream are due in an open loop: the k-th at `first` + k · `interval` (ns)."""
 
     first: float
     interval: float
@@ -36,7 +32,7 @@ class Schedule:
     def of_stream(
         cls, number: int, num_streams: int, messages_per_second: float, start_ns: int
     ) -> "Schedule":
-        """Returns the plan of stream `number`; the streams take turns at an even pace."""
+        """Returns the schedule of stream `number`. The streams take turns at an even pace."""
         gap = 1e9 / messages_per_second
         return cls(start_ns + number * gap, num_streams * gap)
 
@@ -44,6 +40,6 @@ class Schedule:
         """Returns when message k is due."""
         return round(self.first + k * self.interval)
 
-    def planned_before(self, instant_ns: int) -> int:
-        """Returns how many messages are due before an instant."""
+    def num_due_before(self, instant_ns: int) -> int:
+        """Returns the number of messages that are due before an instant."""
         return max(0, -int((self.first - instant_ns) // self.interval))

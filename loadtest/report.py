@@ -1,12 +1,12 @@
-"""A result as a table for people and as JSON for programs. Knows the result, not how it came about."""
+"""A result as a table for people and as JSON for programs. Does not know how it was measured."""
 
 import dataclasses
 from typing import Any
 
 from loadtest.run import Result
 
-_BUSY = 0.9  # of a core: beyond it the generator's own queue is part of every latency
-_ON_TIME = 0.99
+_BUSY = 0.9  # of a core: beyond it every latency includes the generator's own queue
+_ON_TIME = 0.99  # of the offered load: a smaller answered rate is a warning
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
 
 
@@ -38,23 +38,23 @@ def _latencies(result: Result) -> dict[str, float]:
 
 
 def warnings(result: Result) -> list[str]:
-    """Returns what whoever reads the figures must know, a sentence each."""
+    """Returns what a reader of the figures must know, a sentence each."""
     tally, found = result.tally, []
     if tally.busiest_core > _BUSY:
         found.append(
             f"the generator used {tally.busiest_core:.0%} of a core: it was the limit, not the server alone; "
-            "give it a core of its own or --processes"
+            "give it a core of its own, or use --processes"
         )
-    asked = result.options.rate
-    if asked and tally.steps_per_second < _ON_TIME * asked and not result.options.max_steps:
+    offered = result.options.rate
+    if offered and tally.steps_per_second < _ON_TIME * offered and not result.options.max_steps:
         found.append(
-            f"{asked:,.0f} steps a second were asked for and {tally.steps_per_second:,.0f} were answered; "
-            f"{tally.unsent_steps:,} planned steps had not been sent at the end"
+            f"{offered:,.0f} steps a second were to be offered and {tally.steps_per_second:,.0f} were "
+            f"answered; {tally.unsent_steps:,} scheduled steps had not been sent at the end"
         )
     if not tally.num_steps:
         found.append("no step was answered in the measured window")
     if result.is_interrupted:
-        found.append("interrupted: the figures are of the part before")
+        found.append("interrupted: the figures are those until then")
     return found
 
 
@@ -92,9 +92,9 @@ def _rows(result: Result) -> list[tuple[str, str]]:
     if options.rate:
         rows.append(("sent", f"{tally.sent_steps_per_second:,.0f} {what}s/s"))
     rows.append(("errors", _errors(result)))
-    whose = "planned time to reply" if options.rate else "of a message"
+    meaning = "scheduled time to reply" if options.rate else "of a message"
     rows += [(f"latency {name}", milliseconds(value)) for name, value in _latencies(result).items()]
-    rows[-5] = (rows[-5][0], f"{rows[-5][1]}   ({whose})")
+    rows[-5] = (rows[-5][0], f"{rows[-5][1]}   ({meaning})")
     rows.append(("generator", f"{tally.busiest_core:.0%} of a core" + _several(options.processes)))
     if result.server is not None:
         rows.append(("server CPU", f"{result.server.cpu_us_per_step:,.1f} µs a {what}"))
@@ -115,6 +115,6 @@ def _errors(result: Result) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Returns a duration in ms, with three significant places where it is short."""
+    """Returns a duration in ms, with two decimals below 100 ms."""
     value = seconds * 1e3
     return f"{value:,.2f} ms" if value < 100 else f"{value:,.0f} ms"

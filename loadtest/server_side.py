@@ -1,4 +1,4 @@
-"""What the server spent and saw meanwhile: its CPU, and its own latencies.
+"""What the load cost the server: its CPU time, and its own latencies.
 
 Reads a metrics endpoint or /proc, before and after the measured window. Does not know the load.
 """
@@ -25,7 +25,7 @@ _BUCKETS = "streamcell_step_seconds_bucket"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reading:
-    """A server's counters at an instant; `buckets` counts its latencies up to each bound, in seconds."""
+    """A server's counters at an instant. `buckets`: the number of latencies up to each bound, in seconds."""
 
     cpu_seconds: float
     num_steps: float | None = None
@@ -34,7 +34,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ServerCost:
-    """What happened between two readings; percentiles in seconds, None where the server tells none."""
+    """The difference of two readings. A percentile is None where the server reports no latencies."""
 
     cpu_seconds: float
     cpu_us_per_step: float
@@ -47,7 +47,7 @@ async def read_metrics(address: str) -> Reading:
     """Returns the counters of a metrics endpoint, summed over its models.
 
     Raises:
-        LoadtestError: there is none, or it is not a Streamcell server's.
+        LoadtestError: nothing answers, or it is not a Streamcell server.
     """
     try:
         text = await asyncio.to_thread(_fetch, f"http://{address}/metrics")
@@ -67,7 +67,7 @@ def parse_metrics(text: str) -> Reading:
     """Returns the counters in Prometheus' text format.
 
     Raises:
-        ValueError: it is not that format, or has no CPU time and steps.
+        ValueError: the text has another format, or lacks the CPU time or the steps.
     """
     totals: dict[str, float] = {}
     buckets: dict[float, float] = {}
@@ -83,28 +83,28 @@ def parse_metrics(text: str) -> Reading:
     return Reading(totals[_CPU], totals[_STEPS], buckets)
 
 
-def family(pid: int) -> tuple[int, ...]:
-    """Returns a process on this machine and those that it started, directly or not, as they are now.
+def process_tree(pid: int) -> tuple[int, ...]:
+    """Returns a process of this machine and all its descendants, as they are now.
 
-    A server may be several: one that leads, and others that serve.
+    A server may be several processes: a supervisor, and others that serve.
 
     Raises:
         LoadtestError: there is no such process, or no /proc.
     """
     parents = {}
     for entry in pathlib.Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # the process has just ended
             parents[int(entry.name)] = int(_stat(int(entry.name))[1])
     if pid not in parents:
         raise LoadtestError(f"--server-pid: there is no process {pid}, or no /proc")
     found = [pid]
-    for each in found:  # which grows meanwhile
+    for each in found:  # the list grows while it is read
         found += [child for child, parent in parents.items() if parent == each]
     return tuple(found)
 
 
 def read_process(*pids: int) -> Reading:
-    """Returns the CPU time of processes on this machine, all their threads together, from /proc.
+    """Returns the CPU time of processes of this machine, all threads together, from /proc.
 
     Raises:
         LoadtestError: there is no such process, or no /proc.
@@ -120,34 +120,34 @@ def read_process(*pids: int) -> Reading:
 
 
 def _stat(pid: int) -> list[str]:
-    """Returns what /proc says of a process, from its state on."""
+    """Returns the fields of /proc/PID/stat after the process's name."""
     text = pathlib.Path(f"/proc/{pid}/stat").read_text()
     return text.rpartition(")")[2].split()  # the name before ")" may hold anything
 
 
 def cost(before: Reading, after: Reading, num_steps: int) -> ServerCost:
-    """Returns what happened between two readings.
+    """Returns the difference of two readings.
 
     Args:
-        num_steps: steps that the load counted; the server's own count goes before it, where there is one.
+        num_steps: steps that the load counted, used where the server itself counts none.
     """
     if before.num_steps is not None and after.num_steps is not None:
         num_steps = round(after.num_steps - before.num_steps)
     cpu_seconds = after.cpu_seconds - before.cpu_seconds
     counts = {bound: count - before.buckets.get(bound, 0.0) for bound, count in after.buckets.items()}
     return ServerCost(
-        cpu_seconds,
-        cpu_seconds / num_steps * 1e6 if num_steps else 0.0,
-        quantile(counts, 0.5),
-        quantile(counts, 0.99),
-        num_steps,
+        cpu_seconds=cpu_seconds,
+        cpu_us_per_step=cpu_seconds / num_steps * 1e6 if num_steps else 0.0,
+        p50_seconds=quantile(counts, 0.5),
+        p99_seconds=quantile(counts, 0.99),
+        num_steps=num_steps,
     )
 
 
 def quantile(cumulative: Mapping[float, float], share: float) -> float | None:
     """Returns a quantile from counts up to each bound, as Prometheus' histogram_quantile does.
 
-    None where nothing was counted; the last finite bound where it lies above that.
+    None where nothing was counted; the last finite bound where the quantile lies above it.
     """
     bounds = sorted(cumulative)
     if not bounds or not cumulative[bounds[-1]]:
@@ -163,16 +163,16 @@ def quantile(cumulative: Mapping[float, float], share: float) -> float | None:
 
 
 class Observer:
-    """Reads a server at the ends of the measured window; without a source it reads nothing."""
+    """Reads a server's counters from its metrics, or from /proc if its process is given."""
 
     def __init__(self, metrics: str, server_pid: int) -> None:
-        """Finds the server's processes, which stay the same: looking for them anew would cost a load's time.
+        """Finds the server's processes once: another search would take CPU time from the load.
 
         Raises:
             LoadtestError: there is no such process, or no /proc.
         """
         self._metrics = metrics
-        self._pids = family(server_pid) if server_pid else ()
+        self._pids = process_tree(server_pid) if server_pid else ()
 
     @property
     def has_source(self) -> bool:
@@ -183,6 +183,6 @@ class Observer:
         """Returns the counters now.
 
         Raises:
-            LoadtestError: they cannot be read.
+            LoadtestError: the counters cannot be read.
         """
         return await read_metrics(self._metrics) if self._metrics else read_process(*self._pids)

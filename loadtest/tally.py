@@ -1,4 +1,4 @@
-"""What one generator process counted, or several together. Knows numbers, not how they came about."""
+"""The counts of one generator process, or of several together. Does not know how they were counted."""
 
 import dataclasses
 from collections import Counter
@@ -10,12 +10,11 @@ from loadtest.latencies import Latencies
 
 @dataclasses.dataclass
 class Tally:
-    """Counts within the measured window; `errors` are of the whole run, by reason.
+    """Counts within the measured window, whose length is `seconds`.
 
-    `latencies` are of messages answered in the window; in an open loop, of those due in it.
-
-    `cpu_seconds` is what each generator process spent in its window, `num_sent_steps` those sent in it,
-    whatever became of them, and `unsent_steps` those an open loop had planned and not sent by its end.
+    `latencies`: of messages answered in the window; in an open loop, of messages due in it. `errors`: of the
+    whole run, by reason. `cpu_seconds`: what each generator process spent in the window. `num_sent_steps`:
+    sent in the window, answered or not. `unsent_steps`: due in an open loop, and not sent by its end.
     """
 
     seconds: float = 0.0
@@ -34,7 +33,7 @@ class Tally:
 
     @property
     def sent_steps_per_second(self) -> float:
-        """Steps sent in the window, per second of it: what the server was really offered."""
+        """Steps sent in the window, per second of it: the load that the server was really offered."""
         return self.num_sent_steps / self.seconds if self.seconds else 0.0
 
     @property
@@ -48,7 +47,7 @@ class Tally:
         return self.errors.total()
 
     def to_json(self) -> dict[str, Any]:
-        """Returns it as plain values, for another process."""
+        """Returns the counts as plain values, for another process."""
         fields = dataclasses.fields(self)
         return {field.name: getattr(self, field.name) for field in fields} | {
             "errors": dict(self.errors),
@@ -62,8 +61,8 @@ class Tally:
         return cls(**fields | {"errors": Counter(fields["errors"]), "latencies": latencies})
 
 
-def together(tallies: Iterable[Tally]) -> Tally:
-    """Returns the sum of tallies of one window; its seconds are the longest's."""
+def add_up(tallies: Iterable[Tally]) -> Tally:
+    """Returns the sum of tallies of one window. Its seconds are those of the longest."""
     total = Tally()
     for tally in tallies:
         total.seconds = max(total.seconds, tally.seconds)

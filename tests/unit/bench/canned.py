@@ -1,4 +1,4 @@
-"""Figures as a round finds them, all known, so that what is made of them can be told."""
+"""Known figures, as a round measures them."""
 
 from bench import report
 from bench.cases import CASES, CELL_LABELS, ENGINE_LABELS, RESIDENT, START

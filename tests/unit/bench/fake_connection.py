@@ -1,17 +1,30 @@
 """A connection for senders of steps, without a network."""
 
-from bench import http2
 from bench.wire import Connection
 
 
-class FakeConnection(Connection):
-    """A connection of which a test says what comes."""
+class FakeSocket:
+    """A socket that receives what a test says, and records what is sent."""
 
     def __init__(self):
-        self.owners, self._next_stream, self._heads, self._authority = {}, 1, {}, "a:1"
-        self._reader, self._out = http2.Reader(), bytearray()
+        self.received = b""
+        self.sent = bytearray()
 
-    def feed(self, data):
-        """Takes what a server sends, and returns what is left to the senders."""
-        self.socket = type("Socket", (), {"recv": lambda *_: data})()
-        return self.receive()
+    def recv(self, _):
+        """Returns what the test says."""
+        return self.received
+
+    def sendall(self, sent):
+        """Records some bytes."""
+        self.sent += sent
+
+
+def connection():
+    """Returns a connection over a fake socket."""
+    return Connection(FakeSocket(), "a:1")
+
+
+def receive(over, received):
+    """Returns the frames that a connection passes to the senders when it receives some bytes."""
+    over.socket.received = received
+    return over.receive()

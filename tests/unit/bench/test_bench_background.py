@@ -1,4 +1,4 @@
-"""The load beside a measured one: under way while the block lasts, and nothing left of it after."""
+"""The load in the background: it runs while the block lasts, and leaves nothing behind."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from tests.unit.loadtest.test_loadtest_run import open_sessions, real_server
 
 
 def options(target):
-    """Returns a load that would go on for longer than any test."""
+    """Returns a load that lasts longer than any test."""
     return Options(
         target=target,
         model="mackey-glass",
@@ -23,8 +23,8 @@ def options(target):
     )
 
 
-async def test_load_is_under_way_as_long_as_the_block():
-    """Its sessions are open within, and closed after."""
+async def test_load_runs_as_long_as_the_block():
+    """Its sessions are open within the block, and closed after it."""
     async with real_server() as server:
         block = loading(options(str(server.listen)), ())
         await asyncio.to_thread(block.__enter__)
@@ -34,16 +34,16 @@ async def test_load_is_under_way_as_long_as_the_block():
 
 
 def test_load_that_cannot_begin_stops_the_benchmark():
-    """Nobody listens on port 1 of the loopback; its words are passed on."""
+    """Nobody listens on port 1 of the loopback; the error of the process is passed on."""
     with pytest.raises(BenchError, match="no Streamcell server answers"), loading(options("127.0.0.1:1"), ()):
         pass
 
 
 async def test_load_that_failed_stops_the_benchmark():
-    """What was measured beside it is not what it was to be."""
+    """The figures measured beside it would be wrong."""
     async with real_server(max_queue_steps=100) as server:
         block = loading(options(str(server.listen)), ())
         await asyncio.to_thread(block.__enter__)
         await server.abandon()
-        with pytest.raises(BenchError, match="the load beside the measured one"):
+        with pytest.raises(BenchError, match="the load in the background"):
             await asyncio.to_thread(block.__exit__, None, None, None)

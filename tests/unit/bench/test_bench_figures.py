@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic, from canned figures."""
+"""The arithmetic of the benchmark, on known figures."""
 
 import math
 
@@ -19,7 +19,7 @@ def test_ratio_is_of_one_round():
 
 
 def test_value_has_the_unit_of_its_target():
-    """Microseconds here; multiples of another server's rate there."""
+    """Microseconds, milliseconds, or multiples of another server's rate."""
     assert value_in(one_round(), SOURCES["engine_1"]) == pytest.approx(100)
     busy = one_round(frame_1024=figures(cpu=10.0))
     assert value_in(busy, SOURCES["frame_to_triton"]) == pytest.approx(100_000 / 3300)
@@ -28,7 +28,7 @@ def test_value_has_the_unit_of_its_target():
 
 
 def test_more_steps_per_core_second_is_a_larger_ratio():
-    """Whichever way round the costs stand: a step at 20 µs where the other takes 100."""
+    """Though its source is a ratio of costs: a step takes 20 µs, and 100 on the other front."""
     fast = one_round(**{name: figures(cpu=20.0) for name in ENVOY_CASES})
     for name in ("envoy_64_to_grpcio_echo", "envoy_unary_to_grpcio_echo", "envoy_frame_to_grpcio"):
         assert value_in(fast, SOURCES[name]) == pytest.approx(5.0)
@@ -44,13 +44,13 @@ def test_more_steps_per_core_second_is_a_larger_ratio():
         (one_round(frame_1024=figures(cpu=0.0)), SOURCES["frame_to_triton"]),
     ],
 )
-def test_what_a_round_has_not_is_not_a_number(found, source):
-    """A window too short for the clock must not look like a result; some cases are not in all rounds."""
+def test_figure_that_a_round_did_not_measure_is_nan(found, source):
+    """Not every round measures every case; a window too short for the clock must not look like a result."""
     assert math.isnan(value_in(found, source))
 
 
 def test_ratios_are_taken_within_rounds_and_then_the_median():
-    """A round twice as slow on both sides leaves the ratio as it is."""
+    """A round that is twice as slow on both sides has the same ratio."""
     rounds = [one_round(150, 100), one_round(320, 200), one_round(140, 100)]
     summary = summarise(rounds)
     assert summary.targets["stream_to_echo"] == Spread(1.5, 1.4, 1.6)
@@ -58,12 +58,12 @@ def test_ratios_are_taken_within_rounds_and_then_the_median():
 
 
 def test_spread_of_an_even_number_of_rounds():
-    """The median lies between the two in the middle."""
+    """The median is the mean of the two in the middle."""
     assert spread([4.0, 1.0, 2.0, 3.0]) == Spread(2.5, 1.0, 4.0)
 
 
 def test_cases_of_some_rounds_come_from_those():
-    """And a target of a case that no round has is not measured, hence missed."""
+    """A target whose case no round measured is missed."""
     short = {name: each for name, each in one_round().items() if name not in ("overload", "primed_4")}
     summary = summarise([one_round(overload=figures(rate=800.0)), short])
     assert summary.cases["overload"]["steps_per_second"] == Spread(800, 800, 800)
@@ -74,8 +74,8 @@ def test_cases_of_some_rounds_come_from_those():
     assert "p99 while 8 clients prime / idle" in summary.missed
 
 
-def test_cases_that_cannot_be_had_are_not_missed():
-    """Their targets are none, and others' stay."""
+def test_cases_that_this_machine_cannot_run_are_not_missed():
+    """Their targets do not count; all others do."""
     found = {name: each for name, each in one_round().items() if name not in ENVOY_CASES}
     summary = summarise([found], ENVOY_CASES)
     assert {target.name for target in TARGETS} - {target.name for target in summary.wanted} == {

@@ -1,4 +1,4 @@
-"""A client's HTTP/2 frames, held against h2, which knows the whole of it."""
+"""A client's HTTP/2 frames, checked against h2, a complete implementation."""
 
 import h2.config
 import h2.connection
@@ -10,7 +10,7 @@ from bench import http2
 
 @pytest.fixture
 def server():
-    """A server's end, which has heard the client's first words."""
+    """A server's connection that has received the client's first bytes."""
     connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
     connection.initiate_connection()
     connection.receive_data(http2.opening())
@@ -18,7 +18,7 @@ def server():
 
 
 def test_server_understands_a_request(server):
-    """Headers, a message, the end."""
+    """It sees the headers, the message, and the end."""
     headers = {":method": "POST", ":scheme": "http", ":path": "/a/B", ":authority": "c:1", "te": "trailers"}
     events = server.receive_data(http2.request(headers, 1))
     events += server.receive_data(
@@ -30,16 +30,16 @@ def test_server_understands_a_request(server):
     assert isinstance(ended, h2.events.StreamEnded)
 
 
-def test_server_may_send_as_much_as_it_likes(server):
-    """On a stream and in all."""
+def test_server_has_the_largest_flow_control_window(server):
+    """Of the stream and of the connection."""
     headers = {":method": "POST", ":scheme": "http", ":path": "/", ":authority": "c"}
     server.receive_data(http2.request(headers, 1))
     assert server.local_flow_control_window(1) == 2**31 - 1
 
 
 @pytest.mark.parametrize("size", [1, 8, 9, 10, 1000])
-def test_reader_puts_pieces_together(server, size):
-    """Of any size."""
+def test_reader_joins_pieces(server, size):
+    """Of any size, also smaller than a frame's header."""
     server.receive_data(
         http2.request({":method": "POST", ":scheme": "http", ":path": "/", ":authority": "c"}, 1)
     )

@@ -1,4 +1,4 @@
-"""Messages in files for other load generators."""
+"""Messages in files, for other load generators."""
 
 import pytest
 from streamcell.v1 import streamcell_pb2 as pb
@@ -30,8 +30,8 @@ def test_every_session_has_its_payloads():
         assert not step.HasField("step_index")
 
 
-def test_says_what_is_wrong_with_the_target(capsys, tmp_path):
-    """Nobody listens there: one line, and no file."""
+def test_target_that_does_not_answer_is_named(capsys, tmp_path):
+    """The error is one line, and no file is written."""
     with pytest.raises(SystemExit):
         payloads.main(["--out", str(tmp_path)])
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""The servers: which there are, how each is started, and what is left out where Envoy cannot be had."""
+"""The servers: how each is started, and what is left out where Envoy does not run."""
 
 import pytest
 
@@ -9,21 +9,21 @@ from service.fronts.envoy import process as envoy_process
 
 
 def test_every_server_has_cases():
-    """And every case a server."""
-    assert {case.on for case in CASES} == set(SERVERS)
+    """And every case has a server."""
+    assert {case.server for case in CASES} == set(SERVERS)
 
 
 @pytest.mark.parametrize(("name", "front"), [(SERVICE, "grpcio"), (ENVOY, "envoy")])
 def test_front_is_named_whichever_is_the_default(tmp_path, name, front):
-    """And options may name the run's folder."""
+    """The options contain the folder of the run."""
     arguments = SERVERS[name].arguments(tmp_path)
     assert arguments[arguments.index("--front") + 1] == front
     assert arguments[arguments.index("--models") + 1] == f"{tmp_path}/models"
     assert SERVERS[name].needs_envoy == (front == "envoy")
 
 
-def test_envoy_that_cannot_be_had_is_no_failure(monkeypatch):
-    """The reason is the server's own, without the option that it names."""
+def test_missing_envoy_is_no_failure(monkeypatch):
+    """The reason is the server's error without the name of the option."""
 
     def fail():
         raise ConfigError("--front: envoy needs a thing")

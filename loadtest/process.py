@@ -1,6 +1,6 @@
-"""One generator process of several: hears its share on standard input and answers on standard output.
+"""One generator process of several: reads its share on standard input, and answers on standard output.
 
-`crowd` is the other end. When standard input ends, the load does too.
+`loadtest.processes` is the other side. The load ends when standard input does.
 """
 
 import asyncio
@@ -11,25 +11,25 @@ from typing import Any
 
 import uvloop
 
+from loadtest.driver import generate
 from loadtest.errors import LoadtestError
-from loadtest.load import generate
 from loadtest.options import Options
 
 
-async def take_part() -> None:
+async def run() -> None:
     """Runs a share of a load, from its options to its result."""
     loop = asyncio.get_running_loop()
     lines = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     options = Options(**json.loads(await lines.readline()))
     stop = asyncio.Event()
-    listening: asyncio.Task[None] | None = None
+    stopping: asyncio.Task[None] | None = None
 
     async def begin() -> int:
-        nonlocal listening
-        say({"ready": True})
+        nonlocal stopping
+        send({"ready": True})
         line = await lines.readline()
-        listening = asyncio.create_task(_stop_at_end(lines, stop))
+        stopping = asyncio.create_task(_stop_at_end(lines, stop))
         if not line:
             raise LoadtestError("interrupted before the load began")
         start: int = json.loads(line)["start_ns"]
@@ -37,12 +37,12 @@ async def take_part() -> None:
 
     try:
         tally = await generate(options, begin, stop)
-        say({"tally": tally.to_json()})
+        send({"tally": tally.to_json()})
     except LoadtestError as error:
-        say({"error": str(error)})
+        send({"error": str(error)})
     finally:
-        if listening is not None:
-            listening.cancel()
+        if stopping is not None:
+            stopping.cancel()
 
 
 async def _stop_at_end(lines: asyncio.StreamReader, stop: asyncio.Event) -> None:
@@ -50,8 +50,8 @@ async def _stop_at_end(lines: asyncio.StreamReader, stop: asyncio.Event) -> None
     stop.set()
 
 
-def say(message: dict[str, Any]) -> None:
-    """Sends a message to whoever started this process, if it is still there."""
+def send(message: dict[str, Any]) -> None:
+    """Sends a message to the process that started this one, if it is still there."""
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.write(json.dumps(message) + "\n")
         sys.stdout.flush()
@@ -59,4 +59,4 @@ def say(message: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(take_part())
+        runner.run(run())
