@@ -37,7 +37,7 @@ class NotResident(StreamcellError):  # noqa: N818 (no failure: it tells to fetch
     """A session is in the store, or is to be moved first, or its model loaded: `Catalog.fetch` tells."""
 
     def __init__(self, session_ids: Sequence[str]) -> None:
-        found = errors.session_not_found(session_ids[0])
+        found = errors.refusal(Reason.SESSION_NOT_FOUND, session_id=session_ids[0])
         super().__init__(found.reason, found.message, metadata=found.metadata)
         self.session_ids = session_ids
 
@@ -108,7 +108,7 @@ class Catalog(Versions):
             StreamcellError: DRAINING; SESSION_NOT_FOUND, SESSION_EXPIRED; INVALID_ARGUMENT for an empty id.
         """
         if self.is_draining:
-            raise errors.draining()
+            raise errors.refusal(Reason.DRAINING)
         key = key_of(principal, session_id)
         found = self._resident(key)
         if found is not None:
@@ -138,7 +138,7 @@ class Catalog(Versions):
             StreamcellError: DRAINING; SESSIONS_FULL.
         """
         if self.is_draining:
-            raise errors.draining()
+            raise errors.refusal(Reason.DRAINING)
         if self.keeper is not None and not engine.has_free_slot:
             raise NotResident([""])
         return engine.lend()
@@ -231,7 +231,7 @@ class Catalog(Versions):
         """
         runs_on = f"{engine.name}/{engine.version}"
         if model and model not in (engine.name, runs_on) and not self.goes_on(model, engine):
-            raise errors.model_changed(session_id, model, runs_on)
+            raise errors.refusal(Reason.MODEL_CHANGED, session_id=session_id, asked=model, model=runs_on)
 
     async def _bring(self, key: str, session_id: str, reach: Reach) -> bool:
         """Has a session in memory, and moved if it is to move; tells whether it came from the store."""
@@ -242,7 +242,7 @@ class Catalog(Versions):
         if self.keeper is None:
             raise self._missing(key, session_id)
         if reach is not Reach.OPEN and self._end_of(key) is Reason.SESSION_FENCED:
-            raise errors.session_fenced(session_id)
+            raise errors.refusal(Reason.SESSION_FENCED, session_id=session_id)
         await self.keeper.fetch(
             key, lambda: self._resident(key) is not None, take_over=reach is not Reach.OWN
         )
@@ -257,7 +257,7 @@ class Catalog(Versions):
 
     def _new_key(self, principal: str, session_id: str) -> str:
         if self.is_draining:
-            raise errors.draining()
+            raise errors.refusal(Reason.DRAINING)
         session_id = session_id or secrets.token_urlsafe(12)
         if not _ID.fullmatch(session_id):
             raise errors.invalid_argument(
@@ -265,7 +265,7 @@ class Catalog(Versions):
             )
         key = key_of(principal, session_id)
         if self._resident(key) is not None:
-            raise errors.session_exists(session_id)
+            raise errors.refusal(Reason.SESSION_EXISTS, session_id=session_id)
         return key
 
     def _end_of(self, key: str) -> Reason | None:
@@ -276,8 +276,8 @@ class Catalog(Versions):
         if not session_id:
             return errors.invalid_argument("session_id", "is required")
         if self._end_of(key) is Reason.SESSION_EXPIRED:
-            return errors.session_expired(session_id)
-        return errors.session_not_found(session_id)
+            return errors.refusal(Reason.SESSION_EXPIRED, session_id=session_id)
+        return errors.refusal(Reason.SESSION_NOT_FOUND, session_id=session_id)
 
 
 def is_missing(error: StreamcellError) -> bool:

@@ -12,7 +12,7 @@ from service.arrays import Float32s, Int64s, Prints
 from service.engine.scheduler import Piece
 from service.engine.session_table import MAX_TIME_NS, TIME_ABSENT, Sessions
 from service.engine.work import INDEX_NEXT, Block, Step
-from service.errors import StreamcellError
+from service.errors import Reason, StreamcellError
 from service.runtime.manifest import Manifest
 
 
@@ -34,7 +34,7 @@ class Admission:
         if sessions.generation.item(slot) != step.generation:
             raise errors.session_ended(sessions.end_in(slot))
         if sessions.store_trouble and (sessions.is_durable.item(slot) or step.restarts):
-            raise errors.store_unavailable(sessions.store_trouble)
+            raise errors.refusal(Reason.STORE_UNAVAILABLE, problem=sessions.store_trouble)
         expected = sessions.next_step.item(slot)
         if not self.uses_time:
             step.time = 0
@@ -71,7 +71,7 @@ class Admission:
                 if gone[at]:
                     raise errors.session_ended(self._sessions.end_in(int(slots[at])))
                 if self._sessions.store_trouble and needs_store[at]:
-                    raise errors.store_unavailable(self._sessions.store_trouble)
+                    raise errors.refusal(Reason.STORE_UNAVAILABLE, problem=self._sessions.store_trouble)
                 self._recognise(block, entry, int(asked[at]), int(expected[at]))
             except StreamcellError as error:
                 block.fail(entry, error)
@@ -116,7 +116,7 @@ class Admission:
         prints = self._sessions.fingerprints(x, np.array([step.time], np.int64))
         known = self._known_reply(step.slot, step.index, expected, prints[0])
         if known is None:
-            raise errors.step_forgotten(step.index, expected)
+            raise errors.refusal(Reason.STEP_FORGOTTEN, step_index=step.index, expected_step_index=expected)
         step.step_index = step.index
         step.is_repeat = True
         step.y = known.tolist()
@@ -124,26 +124,28 @@ class Admission:
     def _known_reply(self, slot: int, index: int, expected: int, fingerprint: np.uint64) -> Float32s | None:
         """Returns the earlier reply to a repeated step, None when it is no longer kept."""
         if index > expected:
-            raise errors.step_gap(expected, index)
+            raise errors.refusal(Reason.STEP_GAP, expected_step_index=expected, got=index)
         kept = self._sessions.kept(slot, index)
         if kept is None:
             return None
         if kept[0] != int(fingerprint):
-            raise errors.step_conflict(index)
+            raise errors.refusal(Reason.STEP_CONFLICT, step_index=index)
         return kept[1]
 
     def _recognise(self, block: Block, entry: int, asked: int, expected: int) -> None:
         """Answers the rows of an entry that were applied before, and takes them off its front."""
         slot, start = int(block.slots[entry]), int(block.starts[entry])
         if asked > expected:
-            raise errors.step_gap(expected, asked)
+            raise errors.refusal(Reason.STEP_GAP, expected_step_index=expected, got=asked)
         num_known = min(expected - asked, int(block.totals[entry]))
         prints = self._prints(block, start, num_known)
         for row in range(num_known):
             reply = self._known_reply(slot, asked + row, expected, prints[row])
             is_wanted = block.wants_replies or row == block.totals[entry] - 1
             if reply is None and is_wanted:
-                raise errors.step_forgotten(asked + row, expected)
+                raise errors.refusal(
+                    Reason.STEP_FORGOTTEN, step_index=asked + row, expected_step_index=expected
+                )
             if reply is not None:
                 block.y[start + row] = reply
         block.starts[entry] += num_known

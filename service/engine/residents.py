@@ -266,7 +266,7 @@ class Residents:
     def _take_slot(self) -> int:
         slot = self._slots.take()
         if slot is None:
-            raise errors.sessions_full(self._slots.capacity)
+            raise errors.refusal(Reason.SESSIONS_FULL, max_resident_sessions=self._slots.capacity)
         return slot
 
     def _end(self, slot: int, reason: Reason) -> None:

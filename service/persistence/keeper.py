@@ -71,7 +71,7 @@ class Keeper:
             if claimed.standing is Standing.MISSING:
                 raise self._missing(key)
             if claimed.standing is Standing.HELD:
-                raise errors.session_held(id_of(key))
+                raise errors.refusal(Reason.SESSION_FENCED, case="owned_elsewhere", session_id=id_of(key))
             await self._take_in(key, claimed)
 
     async def create(self, key: str, engine: Engine, session: Snapshot) -> int:
@@ -90,7 +90,7 @@ class Keeper:
                 Claim(key, may_create=True, may_find=False, may_take_over=False, record=record)
             )
             if claimed.standing is not Standing.CREATED:
-                raise errors.session_exists(id_of(key))
+                raise errors.refusal(Reason.SESSION_EXISTS, session_id=id_of(key))
             try:
                 await self.make_room(engine)
             except StreamcellError:
@@ -148,7 +148,9 @@ class Keeper:
 
     def _missing(self, key: str) -> StreamcellError:
         has_expired = self._write_behind.end_of(key) is Reason.SESSION_EXPIRED
-        return (errors.session_expired if has_expired else errors.session_not_found)(id_of(key))
+        return errors.refusal(
+            Reason.SESSION_EXPIRED if has_expired else Reason.SESSION_NOT_FOUND, session_id=id_of(key)
+        )
 
     async def _take_in(self, key: str, claimed: Claimed) -> None:
         """Makes a claimed session resident; what cannot be used is left as it was."""
@@ -162,7 +164,9 @@ class Keeper:
             self._changes.release(key, claimed.epoch, record, claimed.used_at)
             self._write_behind.wake()
             if isinstance(error, SnapshotError):
-                raise errors.record_rejected(id_of(key), str(error)) from None
+                raise errors.refusal(
+                    Reason.SNAPSHOT_REJECTED, case="stored_record", session_id=id_of(key), problem=str(error)
+                ) from None
             raise
         slot = engine.adopt(key, claimed.epoch, session, is_new=False)
         # As the row has it: one that was idle for long is then written soon, before it seems to be still.
@@ -201,7 +205,7 @@ class Keeper:
         share = 1 + engine.max_sessions // _SPILL_SHARE
         at_rest = engine.at_rest(max(share, self._newcomers[engine]))
         if not at_rest:
-            raise errors.sessions_full(engine.max_sessions)
+            raise errors.refusal(Reason.SESSIONS_FULL, max_resident_sessions=engine.max_sessions)
         clean = [slot for slot in at_rest if engine.sessions.is_stored_whole(slot)]
         for slot in clean:
             engine.spill(slot)

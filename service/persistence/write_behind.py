@@ -110,7 +110,7 @@ class WriteBehind:
             await asyncio.wait([self._task])  # to await it takes the caller's cancellation for its
             if not self._task.cancelled():
                 self._task.result()  # raises what it ended with
-        self._refuse_claims(errors.draining())
+        self._refuse_claims(errors.refusal(Reason.DRAINING))
 
     async def claim(self, claim: Claim) -> Claimed:
         """Returns what comes of a claim. If the caller goes away, the row is this server's, and left at that.
@@ -119,7 +119,7 @@ class WriteBehind:
             StreamcellError: STORE_UNAVAILABLE.
         """
         if self._trouble:
-            raise errors.store_unavailable(self._trouble)
+            raise errors.refusal(Reason.STORE_UNAVAILABLE, problem=self._trouble)
         future: asyncio.Future[Claimed] = asyncio.get_running_loop().create_future()
         self._claims.append((claim, future))
         self.wake()
@@ -184,10 +184,10 @@ class WriteBehind:
             accepted = await self._asked(self._store.write(checkpoint.writes))
         except StoreError as error:
             self._lose(error)
-            self.changes.fail(checkpoint, errors.store_unavailable(self._trouble))
+            self.changes.fail(checkpoint, errors.refusal(Reason.STORE_UNAVAILABLE, problem=self._trouble))
             return False
         except asyncio.CancelledError:
-            self.changes.fail(checkpoint, errors.draining())
+            self.changes.fail(checkpoint, errors.refusal(Reason.DRAINING))
             raise
         self._metrics.write_seconds.observe((self._clock() - started) * 1e-9)
         self._metrics.rows_written.inc(len(checkpoint.writes))
@@ -207,7 +207,7 @@ class WriteBehind:
         except StoreError as error:
             self._lose(error)
             for each in refused:
-                self.changes.put_back(each, errors.store_unavailable(self._trouble))
+                self.changes.put_back(each, errors.refusal(Reason.STORE_UNAVAILABLE, problem=self._trouble))
             return False
         for each, claim in zip(refused, claimed, strict=True):
             if claim is None:
@@ -253,7 +253,7 @@ class WriteBehind:
             except StoreError as error:
                 self._lose(error)
                 self._claims = batch + self._claims
-                self._refuse_claims(errors.store_unavailable(self._trouble))
+                self._refuse_claims(errors.refusal(Reason.STORE_UNAVAILABLE, problem=self._trouble))
                 return
             for (_, future), outcome in zip(batch, claimed, strict=True):
                 if not future.done():

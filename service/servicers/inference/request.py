@@ -17,6 +17,7 @@ from service.catalog.catalog import Catalog, key_of
 from service.engine.engine import Engine
 from service.engine.session_table import TIME_ABSENT
 from service.engine.work import INDEX_NEXT, Block, Step
+from service.errors import Reason
 from service.servicers import values
 from service.servicers.inference import tensors
 from service.servicers.inference.tensors import Rows
@@ -80,7 +81,7 @@ def choose(catalog: Catalog, name: str, version: str, field: str = "model_name")
     engine = catalog.choose(asked)
     if engine.name != name:  # the version was given in the name
         served = ", ".join(f"{each.name}/{each.version}" for each in catalog.engines)
-        raise errors.model_not_found(asked, served)
+        raise errors.refusal(Reason.MODEL_NOT_FOUND, model=asked, served=served)
     return engine
 
 

@@ -10,6 +10,7 @@ from streamcell.v1 import streamcell_pb2 as pb
 
 from service import errors
 from service.engine import snapshot
+from service.errors import Reason
 from tests import fakes
 from tests.fakes import Alone, answer, bits, renamed, talk
 
@@ -537,7 +538,7 @@ async def test_a_session_does_not_leave_while_its_write_is_under_way(serve):
     room = asyncio.create_task(served.catalog.keeper.make_room(engine))
     await until(lambda: served.store.num_writes)
     assert engine.sessions.find("\0s") is not None
-    changes.fail(under_way, errors.store_unavailable("gone"))
+    changes.fail(under_way, errors.refusal(Reason.STORE_UNAVAILABLE, problem="gone"))
     served.store.is_held = False
     await room
     assert engine.sessions.find("\0s") is None

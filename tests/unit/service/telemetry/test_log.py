@@ -68,3 +68,10 @@ def test_a_fault_is_in_the_log_under_the_callers_id(lines):
     assert line["error_id"] == error.metadata["error_id"]
     assert "ZeroDivisionError: the sealed cause" in line["traceback"]
     assert "sealed" not in error.message + str(error.metadata)
+
+
+def test_faults_have_an_id_each():
+    """Two faults have two ids; the caller gets an id in the message and in the metadata."""
+    first, second = faults.report(ValueError()), faults.report(ValueError())
+    assert first.metadata["error_id"] != second.metadata["error_id"]
+    assert first.metadata["error_id"] in first.message
