@@ -14,7 +14,7 @@ from service import errors
 from service.arrays import Flags, Int64s
 from service.engine.engine import Engine
 from service.errors import StreamcellError
-from service.store.base import Kind, Write
+from service.store.base import Write, WriteKind
 
 Told = Callable[[StreamcellError | None], None]
 
@@ -100,11 +100,11 @@ class Changes:
 
     def delete(self, key: str, epoch: int) -> None:
         """Has a session's row removed."""
-        self._others.append(Write(Kind.DELETE, key, epoch, None, 0.0))
+        self._others.append(Write(WriteKind.DELETE, key, epoch, None, 0.0))
 
     def release(self, key: str, epoch: int, record: bytes, used_at: float) -> None:
         """Has a row left as it was, for whoever claims it."""
-        self._others.append(Write(Kind.RELEASE, key, epoch, record, used_at))
+        self._others.append(Write(WriteKind.RELEASE, key, epoch, record, used_at))
 
     def wait(self, engine: Engine, slot: int, told: Told) -> None:
         """Has a session written as it is now, soon, and a function told of it once."""
@@ -141,7 +141,7 @@ class Changes:
         """
         self._due = {engine: np.flatnonzero(engine.sessions.is_changed) for engine in self._engines()}
 
-    def take(self, limit: int, *, everything: bool, kind: Kind = Kind.SAVE) -> Checkpoint | None:
+    def take(self, limit: int, *, everything: bool, kind: WriteKind = WriteKind.SAVE) -> Checkpoint | None:
         """Returns what to write next, up to `limit` rows; None where there is nothing.
 
         Args:
@@ -229,7 +229,7 @@ class Changes:
             self._waiting.pop(engine, None)
         return told
 
-    def _capture(self, checkpoint: Checkpoint, engine: Engine, slots: Int64s, kind: Kind) -> None:
+    def _capture(self, checkpoint: Checkpoint, engine: Engine, slots: Int64s, kind: WriteKind) -> None:
         sessions, now = engine.sessions, self._clock()
         told = self._told_of(engine, slots)
         records, next_steps = engine.checkpoint(slots)

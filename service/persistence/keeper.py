@@ -16,7 +16,7 @@ from service.engine.residents import id_of
 from service.engine.snapshot import Snapshot, SnapshotError
 from service.errors import Reason, StreamcellError
 from service.persistence.write_behind import WriteBehind
-from service.store.base import Claim, Claimed, Standing
+from service.store.base import Claim, Claimed, ClaimStatus
 
 _SPILL_SHARE = 64  # that part of the sessions leaves memory at once, so that not every newcomer searches
 _ENDED = (Reason.SESSION_FENCED, Reason.SESSION_NOT_FOUND)  # of a session that has made room by it
@@ -68,9 +68,9 @@ class Keeper:
                 return
             wanted = Claim(key, may_create=False, may_find=True, may_take_over=take_over)
             claimed = await self._write_behind.claim(wanted)
-            if claimed.standing is Standing.MISSING:
+            if claimed.status is ClaimStatus.MISSING:
                 raise self._missing(key)
-            if claimed.standing is Standing.HELD:
+            if claimed.status is ClaimStatus.OWNED_ELSEWHERE:
                 raise errors.refusal(Reason.SESSION_FENCED, case="owned_elsewhere", session_id=id_of(key))
             await self._take_in(key, claimed)
 
@@ -89,7 +89,7 @@ class Keeper:
             claimed = await self._write_behind.claim(
                 Claim(key, may_create=True, may_find=False, may_take_over=False, record=record)
             )
-            if claimed.standing is not Standing.CREATED:
+            if claimed.status is not ClaimStatus.CREATED:
                 raise errors.refusal(Reason.SESSION_EXISTS, session_id=id_of(key))
             try:
                 await self.make_room(engine)
@@ -107,7 +107,7 @@ class Keeper:
         claimed = await self._write_behind.claim(
             Claim(key, may_create=False, may_find=True, may_take_over=True)
         )
-        if claimed.standing is Standing.MISSING:
+        if claimed.status is ClaimStatus.MISSING:
             raise self._missing(key)
         self._ended(key, claimed.epoch)
 

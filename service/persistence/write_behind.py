@@ -16,7 +16,7 @@ from service.config import Config
 from service.engine.engine import Engine
 from service.errors import ConfigError, Reason, StreamcellError
 from service.persistence.changes import Changes, Checkpoint, Refused
-from service.store.base import Claim, Claimed, Kind, Standing, Store, StoreError
+from service.store.base import Claim, Claimed, ClaimStatus, Store, StoreError, WriteKind
 from service.telemetry import faults, log
 from service.telemetry.metrics import StoreMetrics
 
@@ -88,7 +88,7 @@ class WriteBehind:
         is_written = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(seconds, _LEAST_STOP_SECONDS)):
-                is_written = await self._write(everything=True, kind=Kind.RELEASE)
+                is_written = await self._write(everything=True, kind=WriteKind.RELEASE)
         if not is_written:
             log.warning(
                 "sessions_not_stored", num_sessions=self.changes.num_changed, why=self._trouble or "no time"
@@ -168,7 +168,7 @@ class WriteBehind:
                 await self._wake.wait()
         self._wake.clear()
 
-    async def _write(self, *, everything: bool, kind: Kind = Kind.SAVE) -> bool:
+    async def _write(self, *, everything: bool, kind: WriteKind = WriteKind.SAVE) -> bool:
         """Writes what is waited for, or everything that changed by now too; tells whether it could."""
         if everything:
             self.changes.begin()
@@ -234,10 +234,10 @@ class WriteBehind:
         found = await self._asked(self._store.claim([_claim_of(each) for each in refused]))
         outcomes: list[Claimed | None] = []
         for each, claimed in zip(refused, found, strict=True):
-            if claimed.standing is Standing.HELD and claimed.epoch < each.epoch:
+            if claimed.status is ClaimStatus.OWNED_ELSEWHERE and claimed.epoch < each.epoch:
                 (claimed,) = await self._asked(self._store.claim([_claim_of(each, may_take_over=True)]))
-            is_newer = claimed.standing is Standing.TAKEN and claimed.epoch - 1 > each.epoch
-            is_ours = claimed.standing in (Standing.CREATED, Standing.TAKEN) and not is_newer
+            is_newer = claimed.status is ClaimStatus.TAKEN and claimed.epoch - 1 > each.epoch
+            is_ours = claimed.status in (ClaimStatus.CREATED, ClaimStatus.TAKEN) and not is_newer
             outcomes.append(claimed if is_ours else None)
         return outcomes
 

@@ -8,7 +8,7 @@ import pytest
 
 from service.errors import ConfigError
 from service.store import urls
-from service.store.base import Claim, Claimed, Kind, Standing, Write
+from service.store.base import Claim, Claimed, ClaimStatus, Write, WriteKind
 from service.store.redis import RedisStore
 from service.store.sqlite import SqliteStore
 
@@ -48,17 +48,17 @@ def finding(key):
 
 def save(key, epoch, record=b"r", used_at=NOW):
     """A save of a row."""
-    return Write(Kind.SAVE, key, epoch, record, used_at)
+    return Write(WriteKind.SAVE, key, epoch, record, used_at)
 
 
 def release(key, epoch, record=b"r", used_at=NOW):
     """A release of a row."""
-    return Write(Kind.RELEASE, key, epoch, record, used_at)
+    return Write(WriteKind.RELEASE, key, epoch, record, used_at)
 
 
 def delete(key, epoch):
     """A deletion of a row."""
-    return Write(Kind.DELETE, key, epoch, None, 0.0)
+    return Write(WriteKind.DELETE, key, epoch, None, 0.0)
 
 
 async def claim(store, one):
@@ -76,13 +76,13 @@ async def write(store, one):
 async def test_a_row_is_created_once(make):
     """Where there is no row, one is created if that was asked for, at epoch 1, with the store's time."""
     store = await make()
-    assert await claim(store, finding("a")) == Claimed(Standing.MISSING)
-    assert await claim(store, opening("a")) == Claimed(Standing.CREATED, 1, None, NOW)
+    assert await claim(store, finding("a")) == Claimed(ClaimStatus.MISSING)
+    assert await claim(store, opening("a")) == Claimed(ClaimStatus.CREATED, 1, None, NOW)
     only_create = Claim("a", may_create=True, may_find=False, may_take_over=True)
-    assert await claim(store, only_create) == Claimed(Standing.EXISTS)
+    assert await claim(store, only_create) == Claimed(ClaimStatus.EXISTS)
     with_record = Claim("b", may_create=True, may_find=False, may_take_over=False, record=b"first")
-    assert await claim(store, with_record) == Claimed(Standing.CREATED, 1, b"first", NOW)
-    assert await claim(store, finding("b")) == Claimed(Standing.TAKEN, 2, b"first", NOW)
+    assert await claim(store, with_record) == Claimed(ClaimStatus.CREATED, 1, b"first", NOW)
+    assert await claim(store, finding("b")) == Claimed(ClaimStatus.TAKEN, 2, b"first", NOW)
     assert await write(store, save("a", 1)), "what does not find it moves nothing"
 
 
@@ -91,7 +91,7 @@ async def test_a_store_takes_its_own_row_again(make):
     store = await make()
     await store.claim([opening("a")])
     assert await write(store, save("a", 1, b"first", 5.5))
-    assert await claim(store, finding("a")) == Claimed(Standing.TAKEN, 2, b"first", 5.5)
+    assert await claim(store, finding("a")) == Claimed(ClaimStatus.TAKEN, 2, b"first", 5.5)
     assert not await write(store, save("a", 1))
     assert await write(store, save("a", 2))
 
@@ -101,13 +101,13 @@ async def test_anothers_row_is_taken_over_only_on_purpose(make):
     ours, theirs = await make(), await make()
     await theirs.claim([opening("a")])
     await theirs.write([save("a", 1, b"theirs", 7.0)])
-    assert await claim(ours, finding("a")) == Claimed(Standing.HELD, 1)
+    assert await claim(ours, finding("a")) == Claimed(ClaimStatus.OWNED_ELSEWHERE, 1)
     assert await write(theirs, save("a", 1, b"more", 8.0))
-    assert await claim(ours, opening("a")) == Claimed(Standing.TAKEN, 2, b"more", 8.0)
+    assert await claim(ours, opening("a")) == Claimed(ClaimStatus.TAKEN, 2, b"more", 8.0)
     for epoch in (1, 2):
         late = [save("a", epoch, b"late"), release("a", epoch, b"late"), delete("a", epoch)]
         assert await theirs.write(late) == [False] * 3
-    assert await claim(ours, finding("a")) == Claimed(Standing.TAKEN, 3, b"more", 8.0)
+    assert await claim(ours, finding("a")) == Claimed(ClaimStatus.TAKEN, 3, b"more", 8.0)
 
 
 async def test_a_released_row_is_for_everyone(make):
@@ -116,8 +116,8 @@ async def test_a_released_row_is_for_everyone(make):
     await theirs.claim([opening("a")])
     assert await write(theirs, release("a", 1, b"left", 9.0))
     assert await theirs.write([save("a", 1), delete("a", 1)]) == [False, False]
-    assert await claim(ours, finding("a")) == Claimed(Standing.TAKEN, 2, b"left", 9.0)
-    assert await claim(theirs, finding("a")) == Claimed(Standing.HELD, 2)
+    assert await claim(ours, finding("a")) == Claimed(ClaimStatus.TAKEN, 2, b"left", 9.0)
+    assert await claim(theirs, finding("a")) == Claimed(ClaimStatus.OWNED_ELSEWHERE, 2)
 
 
 async def test_writes_can_be_repeated(make):
@@ -139,7 +139,7 @@ async def test_a_row_created_anew_is_not_its_old_owners(make, is_released):
     await theirs.claim([opening("a")])
     await ours.claim([opening("a")])
     assert await write(ours, delete("a", 2))
-    assert await claim(ours, opening("a")) == Claimed(Standing.CREATED, 1, None, NOW)
+    assert await claim(ours, opening("a")) == Claimed(ClaimStatus.CREATED, 1, None, NOW)
     assert await write(ours, (release if is_released else save)("a", 1, b"ours"))
     assert await theirs.write([save("a", 1), release("a", 1), delete("a", 1)]) == [False] * 3
     assert (await claim(ours, finding("a"))).record == b"ours"
@@ -149,11 +149,11 @@ async def test_a_sequence_is_worked_off_in_order(make):
     """A key may come several times in one call: each time it finds what the time before left."""
     store = await make()
     outcomes = await store.claim([finding("a"), opening("a"), opening("b"), finding("a"), opening("a")])
-    assert [one.standing.name for one in outcomes] == ["MISSING", "CREATED", "CREATED", "TAKEN", "TAKEN"]
+    assert [one.status.name for one in outcomes] == ["MISSING", "CREATED", "CREATED", "TAKEN", "TAKEN"]
     assert [one.epoch for one in outcomes] == [0, 1, 1, 2, 3]
     changes = [save("a", 3, b"1"), save("a", 3, b"2"), delete("b", 1), save("b", 1), release("a", 3, b"3")]
     assert await store.write([*changes, save("a", 3, b"4")]) == [True, True, True, False, True, False]
-    assert await claim(store, finding("a")) == Claimed(Standing.TAKEN, 4, b"3", NOW)
+    assert await claim(store, finding("a")) == Claimed(ClaimStatus.TAKEN, 4, b"3", NOW)
 
 
 async def test_many_rows_at_once(make):
@@ -172,10 +172,10 @@ async def test_many_rows_at_once(make):
     assert await ours.write(writes) == [fates[key] in ("ours", "deleted") for key in keys]
     found = await theirs.claim([finding(key) for key in keys])
     standings = {
-        "ours": Standing.HELD, "theirs": Standing.TAKEN, "released": Standing.TAKEN,
-        "gone": Standing.MISSING, "deleted": Standing.MISSING,
+        "ours": ClaimStatus.OWNED_ELSEWHERE, "theirs": ClaimStatus.TAKEN, "released": ClaimStatus.TAKEN,
+        "gone": ClaimStatus.MISSING, "deleted": ClaimStatus.MISSING,
     }  # fmt: skip
-    assert [one.standing for one in found] == [standings[fates[key]] for key in keys]
+    assert [one.status for one in found] == [standings[fates[key]] for key in keys]
     found = await ours.claim([opening(key) for key in keys if fates[key] == "ours"])
     assert [one.record for one in found] == [key.encode() for key in keys if fates[key] == "ours"]
 
@@ -192,7 +192,7 @@ async def test_records_and_times_come_back_as_they_were(make, record):
     writes = [save(key, 1, record, at) for key, at in zip(ODD_KEYS, instants, strict=True)]
     assert all(await store.write(writes))
     found = await store.claim([finding(key) for key in ODD_KEYS])
-    assert found == [Claimed(Standing.TAKEN, 2, record, at) for at in instants]
+    assert found == [Claimed(ClaimStatus.TAKEN, 2, record, at) for at in instants]
 
 
 async def test_idle_rows_expire_the_longest_idle_first(make):
@@ -207,7 +207,7 @@ async def test_idle_rows_expire_the_longest_idle_first(make):
     assert await theirs.expire(11.0, 9) == []
     assert await theirs.expire(2e12, 0) == []
     assert await ours.write([save("a", 1), save("d", 1)]) == [False, True]
-    assert await claim(ours, opening("c")) == Claimed(Standing.CREATED, 1, None, NOW)
+    assert await claim(ours, opening("c")) == Claimed(ClaimStatus.CREATED, 1, None, NOW)
 
 
 async def test_odd_keys_expire_by_hundreds(make):
@@ -226,8 +226,8 @@ async def test_calls_may_overlap(make):
     only_create = [Claim(f"k{number}", True, False, False) for number in range(20)]
     calls = [store.claim([one]) for store in stores for one in only_create]
     outcomes = [outcome for (outcome,) in await asyncio.gather(*calls)]
-    assert sum(outcome.standing is Standing.CREATED for outcome in outcomes) == 20
-    assert sum(outcome.standing is Standing.EXISTS for outcome in outcomes) == 40
+    assert sum(outcome.status is ClaimStatus.CREATED for outcome in outcomes) == 20
+    assert sum(outcome.status is ClaimStatus.EXISTS for outcome in outcomes) == 40
 
 
 async def test_nothing_is_asked(make):
@@ -245,8 +245,8 @@ async def test_rows_outlive_their_store(make):
     await store.close()
     await store.close()
     later = await make()
-    assert await claim(later, finding("a")) == Claimed(Standing.HELD, 1)
-    assert await claim(later, opening("a")) == Claimed(Standing.TAKEN, 2, b"kept", NOW)
+    assert await claim(later, finding("a")) == Claimed(ClaimStatus.OWNED_ELSEWHERE, 1)
+    assert await claim(later, opening("a")) == Claimed(ClaimStatus.TAKEN, 2, b"kept", NOW)
 
 
 async def test_urls_name_stores(tmp_path, monkeypatch):
