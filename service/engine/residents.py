@@ -241,7 +241,7 @@ class Residents:
 
     def spill(self, slot: int) -> None:
         """Lets a session go that the store has whole."""
-        self._metrics.sessions_spilled.inc()
+        self._metrics.sessions_evicted.inc()
         self.sessions.close(slot)
         self._release(slot)
 

@@ -1,4 +1,4 @@
-"""Faults of the server's own: the log gets all of a fault, the caller an id."""
+"""Faults of the server's own: the log gets the whole fault, the caller gets an id. Does not know calls."""
 
 import uuid
 
