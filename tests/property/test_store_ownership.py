@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from service.store.base import Claim, Claimed, ClaimStatus, Write, WriteKind
 from service.store.redis import RedisStore
 from service.store.sqlite import SqliteStore
+from tests.redis_server import BOUND_SECONDS
 
 NUM_STORES = 3
 KEYS = st.sampled_from(["alice\0a", "alice\0b", "bob\0a"])
@@ -188,7 +189,9 @@ def test_one_owner_on_sqlite():
 
             def __init__(self):
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
-                super().__init__(lambda clock: SqliteStore(f"{folder}/s.db", clock=clock))
+                super().__init__(
+                    lambda clock: SqliteStore(f"{folder}/s.db", clock=clock, busy_seconds=BOUND_SECONDS)
+                )
 
         bounds = settings(max_examples=60, stateful_step_count=30, deadline=None)
         run_state_machine_as_test(OnItsFile, settings=bounds)
@@ -202,7 +205,9 @@ def test_one_owner_on_redis(shared_redis):
 
         def __init__(self):
             shared_redis.command("FLUSHALL")
-            super().__init__(lambda clock: RedisStore(shared_redis.url(), clock=clock))
+            super().__init__(
+                lambda clock: RedisStore(shared_redis.url(), clock=clock, timeout_seconds=BOUND_SECONDS)
+            )
 
     bounds = settings(max_examples=25, stateful_step_count=25, deadline=None)
     run_state_machine_as_test(OnEmptyServer, settings=bounds)
