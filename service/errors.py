@@ -130,7 +130,7 @@ class ReasonSpec:
         return {"usual": self.usual, **self.cases} if self.usual else {}
 
 
-# All that callers are told. A fact's name is also its key in the metadata.
+# A fact's name is also its key in the metadata.
 REASONS: Mapping[Reason, ReasonSpec] = {
     Reason.INVALID_ARGUMENT: ReasonSpec(
         Code.INVALID_ARGUMENT,
