@@ -18,7 +18,7 @@ class BackgroundTask:
 
     Args:
         name: names the task in metrics, as in "write_behind".
-        turn: one turn. It awaits something, so that others get in between.
+        turn: one turn. A turn awaits something, so that other tasks run in between.
         count_fault: called with the name for each turn that raised.
         pause_seconds: how long the task waits after a fault.
     """
@@ -39,15 +39,15 @@ class BackgroundTask:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins to take turns; needs a running event loop."""
+        """Starts the task; needs a running event loop."""
         self._task = asyncio.create_task(self._run(), name=self._name)
 
     async def stop(self) -> None:
-        """Cancels the turn under way and returns when the task has ended. May be called twice."""
+        """Cancels the current turn, and returns when the task has ended. May be called twice."""
         self._is_stopping = True
         if self._task is not None:
-            # A turn may swallow the cancellation, as asyncio.wait_for does before Python 3.12: it then ends
-            # by itself, and no other follows.
+            # A turn may swallow the cancellation, as asyncio.wait_for does before Python 3.12. The turn then
+            # ends by itself, and no other turn follows.
             self._task.cancel()
             await asyncio.wait((self._task,))
 

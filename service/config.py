@@ -1,7 +1,7 @@
-"""The settings of a server: one frozen value that checks itself and names the flag at fault.
+"""The settings of a server: one frozen object that checks its values and names the flag of a wrong one.
 
-Every field is a flag (`--max-batch-steps`) and an environment variable (`STREAMCELL_MAX_BATCH_STEPS`);
-the flag wins. This module does not know what the settings do.
+Every field is a flag (`--max-batch-steps`) and an environment variable (`STREAMCELL_MAX_BATCH_STEPS`). The
+flag wins. This module does not know what the settings do.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from service.errors import ConfigError
 
 ENV_PREFIX = "STREAMCELL_"
-LARGEST = 2**31 - 1  # what gRPC takes as a size at most, and far above every sensible setting
+LARGEST = 2**31 - 1  # the largest size that gRPC takes, and far above every sensible setting
 
 
 class Address(NamedTuple):
@@ -29,10 +29,10 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Address":
-        """Returns the address that `HOST:PORT` names; an IPv6 host stands in brackets.
+        """Returns the address that `HOST:PORT` names. An IPv6 host is in brackets.
 
         Raises:
-            ValueError: it is not of that form, or the port is not in 0..65535.
+            ValueError: the text has another form, or the port is not in 0..65535.
         """
         host, colon, port = text.rpartition(":")
         bare = host.removeprefix("[").removesuffix("]")
@@ -60,70 +60,99 @@ def _flag(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """The settings; see each flag's text.
+    """The settings of a server. Each field's text is the help of its flag.
 
     Raises:
-        ConfigError: a value is out of its range, or needs what this version does not have.
+        ConfigError: a value is out of its range, or does not fit another setting.
     """
 
-    listen: Address = _flag(Address("127.0.0.1", 50051), "HOST:PORT to serve gRPC on; port 0 picks one")
-    metrics_listen: Address = _flag(Address("127.0.0.1", 9090), "HOST:PORT to serve Prometheus metrics on")
-    models: pathlib.Path = _flag(pathlib.Path("model/artifacts"), "folder of NAME/VERSION/model.pt")
+    listen: Address = _flag(
+        Address("127.0.0.1", 50051), "HOST:PORT to serve gRPC on; port 0 picks a free port"
+    )
+    metrics_listen: Address = _flag(
+        Address("127.0.0.1", 9090), "HOST:PORT to serve Prometheus metrics on; port 0 picks a free port"
+    )
+    models: pathlib.Path = _flag(
+        pathlib.Path("model/artifacts"), "folder with the models, as NAME/VERSION/model.pt"
+    )
     models_poll_seconds: float = _flag(
-        5.0, "how often that folder is looked at for new versions; 0: on SIGHUP alone"
+        5.0, "seconds between searches of the --models folder for new versions; 0: search on SIGHUP only"
     )
     on_new_version: str = _flag(
         "keep",
-        "keep: sessions stay on their version until they end; migrate: they go on on the new one, if its"
-        " state is laid out alike",
+        "what happens to open sessions when a new version of their model appears. keep: they stay on their"
+        " version until they end; migrate: they move to the new version, if its state has the same layout",
         ("keep", "migrate"),
     )
     store: str = _flag(
-        "memory:", "where sessions survive: sqlite:PATH, redis://HOST:PORT/NUMBER, or memory: for nowhere"
+        "memory:",
+        "where sessions survive a restart: sqlite:PATH, redis://HOST:PORT/NUMBER, or memory: for nowhere",
     )
     checkpoint_interval_seconds: float = _flag(
-        1.0, "how often sessions that changed are written to the store, off the steps' path"
+        1.0,
+        "seconds between two writes of changed sessions to the store; only a durable session's steps wait for"
+        " a write",
     )
-    max_changed_sessions: int = _flag(10_000, "sessions that may change before they are written earlier")
+    max_changed_sessions: int = _flag(
+        10_000, "number of changed sessions at which a write to the store starts early"
+    )
     device: str = _flag(
-        "auto", "where the models run; auto takes CUDA when it is there", ("auto", "cpu", "cuda")
+        "auto", "where the models run; auto takes CUDA if it is available", ("auto", "cpu", "cuda")
     )
-    workers: int = _flag(1, "server processes on the port, which share the sessions")
+    workers: int = _flag(1, "number of server processes; they share the port and the sessions")
     front: str = _flag(
-        "auto", "the server technology; auto takes envoy where it can be had", ("auto", "grpcio", "envoy")
+        "auto", "the gRPC server; auto takes envoy if it can run here", ("auto", "grpcio", "envoy")
     )
-    threads: int = _flag(1, "CPU threads of one cell call; from 3 on a prediction's last bits may change")
+    threads: int = _flag(
+        1, "CPU threads of one cell call; with 3 or more, the last bits of a prediction may change"
+    )
     cpu_scheduling: str = _flag(
         "batch",
-        "batch: up to twice the steps a core; normal: lower latency where other programs keep all cores busy",
+        "how the system schedules the server. batch: up to twice the steps per core; normal: lower latency"
+        " if other programs keep all cores busy",
         ("batch", "normal"),
     )
     max_resident_sessions: int = _flag(
-        100_000, "sessions in memory, per model; with a store more may be open"
+        100_000, "most sessions in memory, per model; with a store, more sessions may be open"
     )
     session_ttl_seconds: float = _flag(3600.0, "idle seconds after which a session expires; 0: never")
-    replies_kept: int = _flag(8, "replies kept per session for repeated steps")
-    max_queue_steps: int = _flag(262_144, "steps waiting, per model; more are refused as OVERLOADED")
-    max_batch_steps: int = _flag(1024, "steps in one cell call; long inputs have a call of their own")
-    max_piece_steps: int = _flag(64, "time steps of a long input run before single steps get in between")
+    replies_kept: int = _flag(8, "replies remembered per session, for repeated steps")
+    max_queue_steps: int = _flag(
+        262_144, "most steps waiting, per model; further steps are refused with OVERLOADED"
+    )
+    max_batch_steps: int = _flag(1024, "most steps in one cell call; long inputs have a call of their own")
+    max_piece_steps: int = _flag(
+        64, "most time steps of a long input in one iteration; single steps run in between"
+    )
     max_hold_seconds: float = _flag(
-        0.003, "how long a few steps may be held for others to join, where that is seen to pay; 0: never"
+        0.003,
+        "most seconds that a few unary steps wait for more to join their batch, when waiting is seen to pay;"
+        " 0: never",
     )
-    max_message_steps: int = _flag(65_536, "steps in one message")
-    max_message_bytes: int = _flag(4 << 20, "bytes in one message")
-    max_metadata_bytes: int = _flag(16 << 10, "bytes in the headers of one request")
-    max_horizon_steps: int = _flag(1000, "steps ahead in one forecast")
-    max_stream_sessions: int = _flag(100_000, "sessions that one stream may bind to numbers")
-    max_stream_messages: int = _flag(256, "messages of one stream unanswered before it is read no further")
-    drain_timeout_seconds: float = _flag(20.0, "seconds for steps in flight after SIGTERM")
-    reflection: bool = _flag(True, "offer server reflection, for grpcurl and its like")
-    channelz: bool = _flag(False, "offer channelz, which tells of connections and calls; on the grpcio front")
+    max_message_steps: int = _flag(65_536, "most steps in one message")
+    max_message_bytes: int = _flag(4 << 20, "most bytes in one message")
+    max_metadata_bytes: int = _flag(16 << 10, "most bytes in the headers of one request")
+    max_horizon_steps: int = _flag(1000, "most steps ahead in one forecast")
+    max_stream_sessions: int = _flag(100_000, "most sessions that one stream may bind to numbers")
+    max_stream_messages: int = _flag(
+        256,
+        "most unanswered messages of one stream; then the server stops reading the stream until it answers",
+    )
+    drain_timeout_seconds: float = _flag(20.0, "most seconds to finish accepted steps after SIGTERM")
+    reflection: bool = _flag(True, "whether to offer server reflection, for tools such as grpcurl")
+    channelz: bool = _flag(
+        False, "whether to offer channelz, the state of connections and calls; only on the grpcio front"
+    )
     cors_origins: str = _flag(
-        "", "origins whose pages may call from a browser, by commas, or *; on the envoy front"
+        "",
+        "origins of web pages that may call from a browser, separated by commas, or * for all; needs"
+        " --front envoy",
     )
-    tls_cert: str = _flag("", "PEM file of the server's certificate chain; with --tls-key")
-    tls_key: str = _flag("", "PEM file of the server's private key")
-    tls_client_ca: str = _flag("", "PEM file of the authority that clients' certificates must come from")
+    tls_cert: str = _flag("", "PEM file of the server's certificate chain; needs --tls-key")
+    tls_key: str = _flag("", "PEM file of the server's private key; needs --tls-cert")
+    tls_client_ca: str = _flag(
+        "", "PEM file of the authority that must have signed a client's certificate; needs --tls-cert"
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -137,7 +166,7 @@ class Config:
             raise _wrong("tls_client_ca", "needs --tls-cert and --tls-key")
         if self.channelz and self.front == "envoy":
             raise _wrong(
-                "channelz", "is of --front grpcio; Envoy tells of its connections in its own statistics"
+                "channelz", "is of --front grpcio; Envoy shows its connections in its own statistics"
             )
         self._check_origins()
 
@@ -162,10 +191,10 @@ class Config:
 
 
 def from_command(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
-    """Returns the settings that a command line and an environment give.
+    """Returns the settings from a command line and an environment.
 
     Raises:
-        ConfigError: a value is wrong; the message names its flag or variable.
+        ConfigError: a value is wrong. The message names the value's flag or variable.
         SystemExit: the command line has an unknown flag, or asks for help.
     """
     given = vars(_parser().parse_args(arguments))
@@ -182,7 +211,7 @@ def from_command(arguments: Sequence[str], environment: Mapping[str, str]) -> Co
 
 
 def to_environment(settings: Config) -> dict[str, str]:
-    """Returns the variables that give these settings to another process."""
+    """Returns the environment variables that pass these settings to another process."""
     return {
         ENV_PREFIX + field.name.upper(): str(getattr(settings, field.name))
         for field in dataclasses.fields(Config)

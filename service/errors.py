@@ -6,19 +6,26 @@
      ·  metadata             facts for machines: "field", "expected_step_index", "error_id" ...
      ·  retry_delay_seconds  for OVERLOADED, STORE_UNAVAILABLE: when to come again
 
+REASONS says for each reason its code, its messages and its metadata; `refusal` makes an error from there:
+
+    raise errors.refusal(Reason.STEP_GAP, expected_step_index=5, got=9)
+
 Every other exception is a fault of the server: callers get INTERNAL and an id, the log has the rest.
 This module does not know gRPC; codes are the numbers of google.rpc.Code.
 """
 
+import dataclasses
 import enum
-import uuid
+import functools
+import string
 from collections.abc import Mapping
+from typing import Literal
 
 DOMAIN = "streamcell"
 
 
 class Code(enum.IntEnum):
-    """The canonical codes in use, as numbered by google.rpc.Code."""
+    """The canonical codes in use, with the numbers of google.rpc.Code."""
 
     OK = 0
     CANCELLED = 1
@@ -58,40 +65,233 @@ class Reason(enum.StrEnum):
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
     NOT_IMPLEMENTED = "NOT_IMPLEMENTED"
     INTERNAL = "INTERNAL"
-    SERVICE_NOT_FOUND = "SERVICE_NOT_FOUND"  # of the health service, which has no table of its own
-    CHANNELZ_NOT_FOUND = "CHANNELZ_NOT_FOUND"  # of channelz, which has none either
-    TIMED_OUT = "TIMED_OUT"  # of the Open Inference Protocol, whose requests may bound their wait
+    # The proto's table does not have these: other APIs answer with them.
+    SERVICE_NOT_FOUND = "SERVICE_NOT_FOUND"  # the health service
+    CHANNELZ_NOT_FOUND = "CHANNELZ_NOT_FOUND"  # channelz
+    TIMED_OUT = "TIMED_OUT"  # the Open Inference Protocol, whose requests may limit their wait
 
 
-CODES: Mapping[Reason, Code] = {
-    Reason.INVALID_ARGUMENT: Code.INVALID_ARGUMENT,
-    Reason.TOO_MANY_STEPS: Code.INVALID_ARGUMENT,
-    Reason.MODEL_NOT_FOUND: Code.NOT_FOUND,
-    Reason.SESSION_NOT_FOUND: Code.NOT_FOUND,
-    Reason.SESSION_EXPIRED: Code.NOT_FOUND,
-    Reason.SESSION_EVICTED: Code.NOT_FOUND,
-    Reason.SESSION_EXISTS: Code.ALREADY_EXISTS,
-    Reason.STEP_CONFLICT: Code.ALREADY_EXISTS,
-    Reason.STEP_FORGOTTEN: Code.OUT_OF_RANGE,
-    Reason.STEP_GAP: Code.FAILED_PRECONDITION,
-    Reason.MODEL_CHANGED: Code.FAILED_PRECONDITION,
-    Reason.SNAPSHOT_REJECTED: Code.FAILED_PRECONDITION,
-    Reason.SESSION_FENCED: Code.ABORTED,
-    Reason.OVERLOADED: Code.RESOURCE_EXHAUSTED,
-    Reason.SESSIONS_FULL: Code.RESOURCE_EXHAUSTED,
-    Reason.MESSAGE_TOO_LARGE: Code.RESOURCE_EXHAUSTED,
-    Reason.DRAINING: Code.UNAVAILABLE,
-    Reason.STORE_UNAVAILABLE: Code.UNAVAILABLE,
-    Reason.NOT_IMPLEMENTED: Code.UNIMPLEMENTED,
-    Reason.INTERNAL: Code.INTERNAL,
-    Reason.SERVICE_NOT_FOUND: Code.NOT_FOUND,
-    Reason.CHANNELZ_NOT_FOUND: Code.NOT_FOUND,
-    Reason.TIMED_OUT: Code.DEADLINE_EXCEEDED,
+_MAX_TEXT = 128  # characters of a caller's text in an error: statuses travel as headers
+
+# Which of a reason's messages an error has. Most reasons have the usual one alone.
+Case = Literal["usual", "owned_elsewhere", "session_ended", "stored_record", "other_artifact"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """A message as a template of facts, and the facts that are metadata as well.
+
+    A fact that the template marks with `!r` is a caller's text: the message has it as `brief` gives it, the
+    metadata has its first 128 characters.
+    """
+
+    template: str
+    metadata: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def facts(self) -> frozenset[str]:
+        """The names in the template."""
+        return frozenset(name for _, name, _, _ in string.Formatter().parse(self.template) if name)
+
+    @functools.cached_property
+    def _callers_texts(self) -> tuple[str, ...]:
+        return tuple(name for name in sorted(self.facts) if f"{{{name}!r}}" in self.template)
+
+    def text(self, facts: Mapping[str, str | float]) -> str:
+        """Returns the message with its facts filled in."""
+        short = {name: _cut(str(facts[name]), "…") for name in self._callers_texts}
+        return self.template.format_map({**facts, **short} if short else facts)
+
+    def metadata_from(self, facts: Mapping[str, str | float]) -> dict[str, str]:
+        """Returns the metadata, taken from the facts."""
+        found = {name: str(facts[name]) for name in self.metadata}
+        for name in self._callers_texts:
+            if name in found:
+                found[name] = _cut(found[name])
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class ReasonSpec:
+    """What a reason means: its code, its usual message, and further messages by case.
+
+    `usual` is None for a reason that the server never sends. `retry_delay_seconds` is for a reason that
+    always asks for the same delay; a message's fact of that name comes first.
+    """
+
+    code: Code
+    usual: Message | None
+    cases: Mapping[Case, Message] = dataclasses.field(default_factory=dict)
+    retry_delay_seconds: float = 0.0
+
+    @functools.cached_property
+    def messages(self) -> dict[Case, Message]:
+        """Every message of the reason, by case."""
+        return {"usual": self.usual, **self.cases} if self.usual else {}
+
+
+# A fact's name is also its key in the metadata.
+REASONS: Mapping[Reason, ReasonSpec] = {
+    Reason.INVALID_ARGUMENT: ReasonSpec(
+        Code.INVALID_ARGUMENT,
+        Message("{field}: {problem}", metadata=("field",)),
+    ),
+    Reason.TOO_MANY_STEPS: ReasonSpec(
+        Code.INVALID_ARGUMENT,
+        Message(
+            "{got} steps in one message; the most is {max_message_steps}: cut it into several",
+            metadata=("max_message_steps",),
+        ),
+    ),
+    Reason.MODEL_NOT_FOUND: ReasonSpec(
+        Code.NOT_FOUND,
+        Message("no model {model!r}; served: {served}", metadata=("model",)),
+    ),
+    Reason.SESSION_NOT_FOUND: ReasonSpec(
+        Code.NOT_FOUND,
+        Message(
+            "no session {session_id!r}: open it with OpenSession, or begin it with a step of step_index 0",
+            metadata=("session_id",),
+        ),
+        {"session_ended": Message("the session was closed or expired before this ran: open it again")},
+    ),
+    Reason.SESSION_EXPIRED: ReasonSpec(
+        Code.NOT_FOUND,
+        Message(
+            "session {session_id!r} expired because it was idle: open it again and feed it its history",
+            metadata=("session_id",),
+        ),
+    ),
+    # Reserved: the API has the reason, and no server sends it.
+    Reason.SESSION_EVICTED: ReasonSpec(Code.NOT_FOUND, None),
+    Reason.SESSION_EXISTS: ReasonSpec(
+        Code.ALREADY_EXISTS,
+        Message(
+            "session {session_id!r} is open already: resume it, or choose another id",
+            metadata=("session_id",),
+        ),
+    ),
+    Reason.STEP_CONFLICT: ReasonSpec(
+        Code.ALREADY_EXISTS,
+        Message(
+            "step_index {step_index} was applied with another input: a retry must repeat x and time_ns",
+            metadata=("step_index",),
+        ),
+    ),
+    Reason.STEP_FORGOTTEN: ReasonSpec(
+        Code.OUT_OF_RANGE,
+        Message(
+            "step_index {step_index} was applied, but its reply is no longer kept:"
+            " go on with step {expected_step_index}",
+            metadata=("expected_step_index",),
+        ),
+    ),
+    Reason.STEP_GAP: ReasonSpec(
+        Code.FAILED_PRECONDITION,
+        Message(
+            "step_index {got} is ahead of the session: send step {expected_step_index} next",
+            metadata=("expected_step_index",),
+        ),
+    ),
+    Reason.MODEL_CHANGED: ReasonSpec(
+        Code.FAILED_PRECONDITION,
+        Message(
+            "session {session_id!r} runs on {model}, not on {asked!r}:"
+            " leave the model out, or use another session",
+            metadata=("session_id", "model"),
+        ),
+        {
+            "other_artifact": Message(
+                "the session runs on another artifact than is served here as {model!r}: a new artifact takes"
+                " a new version",
+                metadata=("model",),
+            ),
+        },
+    ),
+    Reason.SNAPSHOT_REJECTED: ReasonSpec(
+        Code.FAILED_PRECONDITION,
+        Message("this snapshot cannot be used: {problem}"),
+        {
+            "stored_record": Message(
+                "session {session_id!r} cannot be taken from the store: {problem}."
+                " CloseSession forgets it; it can then be opened anew",
+                metadata=("session_id",),
+            ),
+        },
+    ),
+    Reason.SESSION_FENCED: ReasonSpec(
+        Code.ABORTED,
+        Message(
+            "session {session_id!r} was taken over by another server: go on there, or take it back with"
+            " OpenSession, which tells where it stands",
+            metadata=("session_id",),
+        ),
+        {
+            # For a step without an index, which takes no session over.
+            "owned_elsewhere": Message(
+                "session {session_id!r} belongs to another server, or to one that ended: take it over with"
+                " OpenSession, which tells where it stands, or give the step_index",
+                metadata=("session_id",),
+            ),
+            "session_ended": Message("another server took the session over before this ran: open it again"),
+        },
+    ),
+    Reason.OVERLOADED: ReasonSpec(
+        Code.RESOURCE_EXHAUSTED,
+        Message("{queued_steps} steps are waiting, as many as may: come again in {retry_delay_seconds:g} s"),
+    ),
+    Reason.SESSIONS_FULL: ReasonSpec(
+        Code.RESOURCE_EXHAUSTED,
+        Message(
+            "{max_resident_sessions} sessions are open, as many as may: close some, or raise"
+            " --max-resident-sessions",
+            metadata=("max_resident_sessions",),
+        ),
+    ),
+    Reason.MESSAGE_TOO_LARGE: ReasonSpec(
+        Code.RESOURCE_EXHAUSTED,
+        Message(
+            "a message of {got_bytes} bytes; the most is {max_message_bytes}: cut it into several",
+            metadata=("max_message_bytes",),
+        ),
+    ),
+    Reason.DRAINING: ReasonSpec(
+        Code.UNAVAILABLE,
+        Message("this server is stopping: connect again, to another one"),
+    ),
+    Reason.STORE_UNAVAILABLE: ReasonSpec(
+        Code.UNAVAILABLE,
+        Message("the store cannot be used now ({problem}): come again"),
+        retry_delay_seconds=0.5,
+    ),
+    Reason.NOT_IMPLEMENTED: ReasonSpec(
+        Code.UNIMPLEMENTED,
+        Message("{method} is a stream, which takes a gRPC client (application/grpc); here are unary methods"),
+    ),
+    Reason.INTERNAL: ReasonSpec(
+        Code.INTERNAL,
+        Message("a fault of the server; its log has it under error_id {error_id}", metadata=("error_id",)),
+    ),
+    Reason.SERVICE_NOT_FOUND: ReasonSpec(
+        Code.NOT_FOUND,
+        Message("no such service; leave it empty for the whole server"),
+    ),
+    Reason.CHANNELZ_NOT_FOUND: ReasonSpec(
+        Code.NOT_FOUND,
+        Message("{problem}: ask GetServers or GetTopChannels for the ids that there are"),
+    ),
+    Reason.TIMED_OUT: ReasonSpec(
+        Code.DEADLINE_EXCEEDED,
+        Message(
+            "{field}: its batch was not formed within {timeout_microseconds} µs; nothing of it was applied",
+            metadata=("field",),
+        ),
+    ),
 }
 
 
 class StreamcellError(Exception):
-    """An error for the caller, as the module's docstring describes it."""
+    """An error for the caller: a reason, a message, metadata, and when to come again."""
 
     def __init__(
         self,
@@ -110,7 +310,7 @@ class StreamcellError(Exception):
     @property
     def code(self) -> Code:
         """The canonical code that belongs to the reason."""
-        return CODES[self.reason]
+        return REASONS[self.reason].code
 
 
 class ConfigError(Exception):
@@ -119,203 +319,40 @@ class ConfigError(Exception):
 
 def brief(text: str) -> str:
     """Returns a caller's text, quoted and cut to what fits in a message: statuses travel as headers."""
-    return repr(text if len(text) <= 128 else text[:128] + "…")
+    return repr(_cut(text, "…"))
 
 
-def invalid_argument(field: str, message: str) -> StreamcellError:
-    """Returns the error for a request whose `field` is at fault."""
-    return StreamcellError(Reason.INVALID_ARGUMENT, f"{field}: {message}", metadata={"field": field})
+def _cut(text: str, mark: str = "") -> str:
+    return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + mark
 
 
-def session_not_found(session_id: str) -> StreamcellError:
-    """Returns the error for an id that names no session of the caller's."""
+def refusal(reason: Reason, case: Case = "usual", **facts: str | float) -> StreamcellError:
+    """Returns the error for a reason.
+
+    Args:
+        reason: a reason that the server sends.
+        case: which of the reason's messages.
+        facts: a value for each name in the message's template, and nothing more.
+    """
+    spec = REASONS[reason]
+    message = spec.messages[case]
     return StreamcellError(
-        Reason.SESSION_NOT_FOUND,
-        f"no session {brief(session_id)}: open it with OpenSession, or begin it with a step of step_index 0",
-        metadata={"session_id": session_id[:128]},
+        reason,
+        message.text(facts),
+        metadata=message.metadata_from(facts),
+        retry_delay_seconds=float(facts.get("retry_delay_seconds", spec.retry_delay_seconds)),
     )
 
 
-def session_expired(session_id: str) -> StreamcellError:
-    """Returns the error for a session that nobody used for too long."""
-    return StreamcellError(
-        Reason.SESSION_EXPIRED,
-        f"session {brief(session_id)} expired because it was idle: open it again and feed it its history",
-        metadata={"session_id": session_id[:128]},
-    )
-
-
-def session_fenced(session_id: str) -> StreamcellError:
-    """Returns the error for a session that another server has taken over."""
-    return StreamcellError(
-        Reason.SESSION_FENCED,
-        f"session {brief(session_id)} was taken over by another server: go on there, or take it back with"
-        " OpenSession, which tells where it stands",
-        metadata={"session_id": session_id[:128]},
-    )
-
-
-def session_held(session_id: str) -> StreamcellError:
-    """Returns the error for another server's session, which a step without an index does not take over."""
-    return StreamcellError(
-        Reason.SESSION_FENCED,
-        f"session {brief(session_id)} belongs to another server, or to one that ended: take it over with"
-        " OpenSession, which tells where it stands, or give the step_index",
-        metadata={"session_id": session_id[:128]},
-    )
-
-
-def store_unavailable(why: str) -> StreamcellError:
-    """Returns the error for what needs the store while it cannot be used."""
-    return StreamcellError(
-        Reason.STORE_UNAVAILABLE, f"the store cannot be used now ({why}): come again", retry_delay_seconds=0.5
-    )
-
-
-def snapshot_rejected(why: str) -> StreamcellError:
-    """Returns the error for a session's bytes that cannot be used."""
-    return StreamcellError(Reason.SNAPSHOT_REJECTED, f"this snapshot cannot be used: {why}")
-
-
-def record_rejected(session_id: str, why: str) -> StreamcellError:
-    """Returns the error for a session whose record in the store cannot be used."""
-    return StreamcellError(
-        Reason.SNAPSHOT_REJECTED,
-        f"session {brief(session_id)} cannot be taken from the store: {why}."
-        " CloseSession forgets it; it can then be opened anew",
-        metadata={"session_id": session_id[:128]},
-    )
-
-
-def session_exists(session_id: str) -> StreamcellError:
-    """Returns the error for a new session whose id is in use."""
-    return StreamcellError(
-        Reason.SESSION_EXISTS,
-        f"session {brief(session_id)} is open already: resume it, or choose another id",
-        metadata={"session_id": session_id[:128]},
-    )
-
-
-def model_not_found(model: str, served: str) -> StreamcellError:
-    """Returns the error for a model that is not served; `served` lists those that are."""
-    return StreamcellError(
-        Reason.MODEL_NOT_FOUND, f"no model {brief(model)}; served: {served}", metadata={"model": model[:128]}
-    )
-
-
-def model_changed(session_id: str, asked: str, runs_on: str) -> StreamcellError:
-    """Returns the error for a session that runs on another model than the request says."""
-    return StreamcellError(
-        Reason.MODEL_CHANGED,
-        f"session {brief(session_id)} runs on {runs_on}, not on {brief(asked)}: "
-        "leave the model out, or use another session",
-        metadata={"session_id": session_id[:128], "model": runs_on},
-    )
-
-
-def artifact_changed(model: str) -> StreamcellError:
-    """Returns the error for a session's bytes of a model that is served from another artifact here."""
-    return StreamcellError(
-        Reason.MODEL_CHANGED,
-        f"the session runs on another artifact than is served here as {brief(model)}: a new artifact takes a"
-        " new version",
-        metadata={"model": model[:128]},
-    )
-
-
-def step_gap(expected: int, got: int) -> StreamcellError:
-    """Returns the error for a step that is beyond the session's next."""
-    return StreamcellError(
-        Reason.STEP_GAP,
-        f"step_index {got} is ahead of the session: send step {expected} next",
-        metadata={"expected_step_index": str(expected)},
-    )
+def invalid_argument(field: str, problem: str) -> StreamcellError:
+    """Returns the error for a request with something wrong in `field`: half of all refusals."""
+    return refusal(Reason.INVALID_ARGUMENT, field=field, problem=problem)
 
 
 def session_ended(end: Reason | None) -> StreamcellError:
-    """Returns the error for work whose session ended while it waited; `end`: why, None if it was closed."""
-    if end is Reason.SESSION_FENCED:
-        return StreamcellError(
-            Reason.SESSION_FENCED, "another server took the session over before this ran: open it again"
-        )
-    return StreamcellError(
-        Reason.SESSION_NOT_FOUND, "the session was closed or expired before this ran: open it again"
-    )
+    """Returns the error for work whose session ended before the work ran.
 
-
-def step_conflict(step_index: int) -> StreamcellError:
-    """Returns the error for another input under an index that is applied already."""
-    return StreamcellError(
-        Reason.STEP_CONFLICT,
-        f"step_index {step_index} was applied with another input: a retry must repeat x and time_ns",
-        metadata={"step_index": str(step_index)},
-    )
-
-
-def step_forgotten(step_index: int, expected: int) -> StreamcellError:
-    """Returns the error for a repeated step whose reply is no longer kept."""
-    return StreamcellError(
-        Reason.STEP_FORGOTTEN,
-        f"step_index {step_index} was applied, but its reply is no longer kept: go on with step {expected}",
-        metadata={"expected_step_index": str(expected)},
-    )
-
-
-def overloaded(queued_steps: int, retry_delay_seconds: float) -> StreamcellError:
-    """Returns the error for a queue with no room for the request."""
-    return StreamcellError(
-        Reason.OVERLOADED,
-        f"{queued_steps} steps are waiting, as many as may: come again in {retry_delay_seconds:g} s",
-        retry_delay_seconds=retry_delay_seconds,
-    )
-
-
-def sessions_full(max_sessions: int) -> StreamcellError:
-    """Returns the error for a session beyond the bound on their number."""
-    return StreamcellError(
-        Reason.SESSIONS_FULL,
-        f"{max_sessions} sessions are open, as many as may: close some, or raise --max-resident-sessions",
-        metadata={"max_resident_sessions": str(max_sessions)},
-    )
-
-
-def timed_out(timeout_microseconds: int) -> StreamcellError:
-    """Returns the error for a request that was withdrawn because its batch did not come in time."""
-    return StreamcellError(
-        Reason.TIMED_OUT,
-        f"timeout: its batch was not formed within {timeout_microseconds} µs; nothing of it was applied",
-        metadata={"field": "timeout"},
-    )
-
-
-def draining() -> StreamcellError:
-    """Returns the error for work that reaches a server on its way out."""
-    return StreamcellError(Reason.DRAINING, "this server is stopping: connect again, to another one")
-
-
-def too_many_steps(got: int, max_steps: int) -> StreamcellError:
-    """Returns the error for a message with more steps than one may have."""
-    return StreamcellError(
-        Reason.TOO_MANY_STEPS,
-        f"{got} steps in one message; the most is {max_steps}: cut it into several",
-        metadata={"max_message_steps": str(max_steps)},
-    )
-
-
-def message_too_large(got_bytes: int, max_bytes: int) -> StreamcellError:
-    """Returns the error for a message with more bytes than one may have."""
-    return StreamcellError(
-        Reason.MESSAGE_TOO_LARGE,
-        f"a message of {got_bytes} bytes; the most is {max_bytes}: cut it into several",
-        metadata={"max_message_bytes": str(max_bytes)},
-    )
-
-
-def internal() -> StreamcellError:
-    """Returns the error for a fault of the server's own, with a fresh id to look for in the log."""
-    error_id = uuid.uuid4().hex[:12]
-    return StreamcellError(
-        Reason.INTERNAL,
-        f"a fault of the server; its log has it under error_id {error_id}",
-        metadata={"error_id": error_id},
-    )
+    `end` is why the session ended; None: a caller closed it.
+    """
+    reason = Reason.SESSION_FENCED if end is Reason.SESSION_FENCED else Reason.SESSION_NOT_FOUND
+    return refusal(reason, case="session_ended")

@@ -1,10 +1,10 @@
-"""A store in memory, which the servers of a test may share: held back, broken and damaged as it likes."""
+"""A store in memory, which the servers of a test may share. A test can block, break and damage the store."""
 
 import asyncio
 import dataclasses
 from collections.abc import Sequence
 
-from service.store.base import Claim, Claimed, Kind, Standing, StoreError, Write, new_owner
+from service.store.base import Claim, Claimed, ClaimStatus, StoreError, Write, WriteKind, new_owner
 
 
 @dataclasses.dataclass
@@ -18,10 +18,10 @@ class Row:
 
 
 class FakeStore:
-    """One server's store, over rows that others have as well.
+    """One server's store, over rows that other servers' stores share.
 
-    `trouble` is raised while it says something; while `is_held`, writes wait. `num_writes` counts the calls.
-    Who takes rows away changes `run` as well.
+    While `trouble` has a text, calls raise it. While `is_blocked`, writes wait. `num_writes` counts the calls
+    of `write`. A test that takes rows away changes `run` too.
     """
 
     def __init__(self, rows: dict[str, Row] | None = None) -> None:
@@ -30,17 +30,17 @@ class FakeStore:
         self.trouble = ""
         self.run = "first"
         self.num_writes = 0
-        self._go = asyncio.Event()
-        self._go.set()
+        self._may_write = asyncio.Event()
+        self._may_write.set()
 
     @property
-    def is_held(self) -> bool:
+    def is_blocked(self) -> bool:
         """Whether writes wait."""
-        return not self._go.is_set()
+        return not self._may_write.is_set()
 
-    @is_held.setter
-    def is_held(self, value: bool) -> None:
-        (self._go.clear if value else self._go.set)()
+    @is_blocked.setter
+    def is_blocked(self, value: bool) -> None:
+        (self._may_write.clear if value else self._may_write.set)()
 
     async def open(self) -> None:
         """Does nothing."""
@@ -54,20 +54,20 @@ class FakeStore:
         row = self.rows.get(claim.key)
         if row is None:
             if not claim.may_create:
-                return Claimed(Standing.MISSING)
+                return Claimed(ClaimStatus.MISSING)
             self.rows[claim.key] = Row(1, self.owner, 0.0, claim.record)
-            return Claimed(Standing.CREATED, 1)
+            return Claimed(ClaimStatus.CREATED, 1)
         if not claim.may_find:
-            return Claimed(Standing.EXISTS)
+            return Claimed(ClaimStatus.EXISTS)
         if row.owner not in ("", self.owner) and not claim.may_take_over:
-            return Claimed(Standing.HELD, row.epoch)
+            return Claimed(ClaimStatus.OWNED_ELSEWHERE, row.epoch)
         row.epoch, row.owner = row.epoch + 1, self.owner
-        return Claimed(Standing.TAKEN, row.epoch, row.record, row.used_at)
+        return Claimed(ClaimStatus.TAKEN, row.epoch, row.record, row.used_at)
 
     async def write(self, writes: Sequence[Write]) -> list[bool]:
         """Writes rows."""
         self.num_writes += 1
-        await self._go.wait()
+        await self._may_write.wait()
         await self.check()
         return [self._write(write) for write in writes]
 
@@ -75,16 +75,16 @@ class FakeStore:
         row = self.rows.get(write.key)
         if row is None or (row.epoch, row.owner) != (write.epoch, self.owner):
             return False
-        if write.kind is Kind.DELETE:
+        if write.kind is WriteKind.DELETE:
             del self.rows[write.key]
             return True
         row.record, row.used_at = write.record, write.used_at
-        if write.kind is Kind.RELEASE:
+        if write.kind is WriteKind.RELEASE:
             row.owner = ""
         return True
 
     async def expire(self, before: float, limit: int) -> list[str]:
-        """Deletes rows not used since."""
+        """Deletes rows last used before an instant."""
         await self.check()
         gone = [key for key, row in self.rows.items() if row.used_at < before][:limit]
         for key in gone:
@@ -92,7 +92,7 @@ class FakeStore:
         return gone
 
     async def incarnation(self) -> str:
-        """Names the run, which a test may change."""
+        """Returns the run's name, which a test may change."""
         await self.check()
         return self.run
 

@@ -1,4 +1,4 @@
-"""A Redis of the tests' own, on a free port, that keeps nothing."""
+"""A Redis server of the tests' own, on a free port, which saves nothing to a disk."""
 
 import contextlib
 import random
@@ -9,13 +9,13 @@ import threading
 
 PROGRAM = shutil.which("redis-server")
 MISSING = "redis-server is not installed"
-BOUND_SECONDS = 30.0  # for what never takes long
-# Below those that the system gives to connections: one of them could take the port of a server that is down.
+BOUND_SECONDS = 30.0  # to start and to answer: never takes long, on a busy machine either
+# Below the ports that the system gives to connections: a connection could take the port of a stopped server.
 PORTS = range(20_000, 32_000)
 
 
 class RedisServer:
-    """`redis-server` in a folder, on one port for good; it can be killed and started again."""
+    """`redis-server` in a folder. A test can kill the server and start it again on the same port."""
 
     def __init__(self, folder, *flags):
         self.port = free_port()
@@ -26,7 +26,7 @@ class RedisServer:
         self.start()
 
     def start(self):
-        """Starts it, and returns when it takes connections: it says so in its log."""
+        """Starts the server, and returns when its log says that the server takes connections."""
         self.process = subprocess.Popen(self._arguments, stdout=subprocess.PIPE, text=True)
         watch = threading.Timer(BOUND_SECONDS, self.process.kill)
         watch.start()
@@ -41,21 +41,21 @@ class RedisServer:
             raise AssertionError("redis-server ended: " + "".join(lines))
 
     def kill(self):
-        """Ends it, as a crash would."""
+        """Ends the server, as a crash would."""
         self.process.kill()
         self.process.wait(BOUND_SECONDS)
         self.process.stdout.close()
 
     def signal(self, number):
-        """Sends a signal."""
+        """Sends a signal to the server's process."""
         self.process.send_signal(number)
 
     def url(self, credentials="", options=""):
-        """Returns a URL of it."""
+        """Returns a URL of the server."""
         return f"redis://{credentials}127.0.0.1:{self.port}{options}"
 
     def command(self, *words, then=()):
-        """Has it do something, and then perhaps another thing; returns the line that it answers last."""
+        """Sends a command, and another one if `then` is given. Returns the first line of the last answer."""
         with socket.create_connection(("127.0.0.1", self.port), BOUND_SECONDS) as connection:
             lines = connection.makefile("rwb")
             for one in filter(None, (words, then)):
@@ -69,7 +69,7 @@ class RedisServer:
 
 
 def free_port():
-    """Returns a port of this machine that nobody listens on."""
+    """Returns a port of this machine that no process listens on."""
     while True:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", random.SystemRandom().choice(PORTS)))

@@ -36,7 +36,7 @@ class NotResident(StreamcellError):  # noqa: N818 (no failure: the session can b
     """A session may be in the store, is to move first, or needs its model loaded: `Catalog.fetch` does so."""
 
     def __init__(self, session_ids: Sequence[str]) -> None:
-        found = errors.session_not_found(session_ids[0])
+        found = errors.refusal(Reason.SESSION_NOT_FOUND, session_id=session_ids[0])
         super().__init__(found.reason, found.message, metadata=found.metadata)
         self.session_ids = session_ids
 
@@ -64,7 +64,7 @@ class Catalog:
             StreamcellError: DRAINING; SESSION_NOT_FOUND, SESSION_EXPIRED; INVALID_ARGUMENT for an empty id.
         """
         if self.is_draining:
-            raise errors.draining()
+            raise errors.refusal(Reason.DRAINING)
         key = key_of(principal, session_id)
         found = self._resident(key)
         if found is not None:
@@ -94,7 +94,7 @@ class Catalog:
             StreamcellError: DRAINING; SESSIONS_FULL.
         """
         if self.is_draining:
-            raise errors.draining()
+            raise errors.refusal(Reason.DRAINING)
         if self.persistence.has_store and not engine.residents.has_free_slot:
             raise NotResident([""])
         return SessionRef.at(engine, engine.residents.open_ephemeral())
@@ -164,7 +164,7 @@ class Catalog:
         """
         runs_on = str(engine.model)
         if model and model not in (engine.name, runs_on) and not self.versions.goes_on(model, engine):
-            raise errors.model_changed(session_id, model, runs_on)
+            raise errors.refusal(Reason.MODEL_CHANGED, session_id=session_id, asked=model, model=runs_on)
 
     async def _fetch(self, key: str, session_id: str, take_over: TakeOver) -> bool:
         """Brings a session into memory, and to its version; returns whether it came from the store."""
@@ -173,7 +173,7 @@ class Catalog:
             await migration.migrate_when_idle(found)
             return False
         if take_over is not TakeOver.ALWAYS and self._ending(key) is Reason.SESSION_FENCED:
-            raise errors.session_fenced(session_id)
+            raise errors.refusal(Reason.SESSION_FENCED, session_id=session_id)
         await self.persistence.fetch(
             key,
             lambda: self._resident(key) is not None,
@@ -190,13 +190,13 @@ class Catalog:
 
     def _new_key(self, principal: str, session_id: str) -> str:
         if self.is_draining:
-            raise errors.draining()
+            raise errors.refusal(Reason.DRAINING)
         session_id = session_id or secrets.token_urlsafe(12)
         if not is_session_id(session_id):
             raise errors.invalid_argument("session_id", ID_RULE)
         key = key_of(principal, session_id)
         if self._resident(key) is not None:
-            raise errors.session_exists(session_id)
+            raise errors.refusal(Reason.SESSION_EXISTS, session_id=session_id)
         return key
 
     def _ending(self, key: str) -> Reason | None:
@@ -207,10 +207,10 @@ class Catalog:
         if not session_id:
             return errors.invalid_argument("session_id", "is required")
         if self._ending(key) is Reason.SESSION_EXPIRED:
-            return errors.session_expired(session_id)
-        return errors.session_not_found(session_id)
+            return errors.refusal(Reason.SESSION_EXPIRED, session_id=session_id)
+        return errors.refusal(Reason.SESSION_NOT_FOUND, session_id=session_id)
 
 
 def is_missing(error: StreamcellError) -> bool:
     """Returns whether an error says that there is no session of an id, for whatever reason."""
-    return error.reason in (Reason.SESSION_NOT_FOUND, Reason.SESSION_EXPIRED, Reason.SESSION_EVICTED)
+    return error.reason in (Reason.SESSION_NOT_FOUND, Reason.SESSION_EXPIRED)

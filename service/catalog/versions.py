@@ -10,7 +10,7 @@ from typing import Protocol
 from service import errors
 from service.engine.engine import Engine
 from service.engine.snapshot import Model
-from service.errors import StreamcellError
+from service.errors import Reason, StreamcellError
 
 
 class NotLoaded(StreamcellError):  # noqa: N818 (no failure: the version can be loaded)
@@ -114,7 +114,7 @@ class Versions:
         if engine is None:
             raise self._not_served(str(model))
         if engine.version == model.version and engine.model != model:
-            raise errors.artifact_changed(str(model))
+            raise errors.refusal(Reason.MODEL_CHANGED, case="other_artifact", model=str(model))
         return engine
 
     def goes_on(self, model: str, engine: Engine) -> bool:
@@ -147,7 +147,7 @@ class Versions:
             on_change()
 
     def _not_served(self, model: str) -> StreamcellError:
-        return errors.model_not_found(model, ", ".join(sorted(self._by_model)))
+        return errors.refusal(Reason.MODEL_NOT_FOUND, model=model, served=", ".join(sorted(self._by_model)))
 
 
 def version_order(version: str) -> tuple[bool, int, str]:

@@ -13,7 +13,7 @@ from service.engine.progress import MAX_TIME_NS, TIME_ABSENT
 from service.engine.scheduler import Piece
 from service.engine.session_table import SessionTable
 from service.engine.work import INDEX_NEXT, Block, Step
-from service.errors import StreamcellError
+from service.errors import Reason, StreamcellError
 from service.runtime.manifest import Manifest
 
 
@@ -37,7 +37,7 @@ class Admission:
         if sessions.generation.item(slot) != step.generation:
             raise errors.session_ended(sessions.endings.in_slot(slot))
         if durability.trouble and (durability.is_durable.item(slot) or step.restarts):
-            raise errors.store_unavailable(durability.trouble)
+            raise errors.refusal(Reason.STORE_UNAVAILABLE, problem=durability.trouble)
         expected = self._progress.next_step.item(slot)
         if not self.uses_time:
             step.time = 0
@@ -74,7 +74,7 @@ class Admission:
                 if gone[at]:
                     raise errors.session_ended(self._sessions.endings.in_slot(int(slots[at])))
                 if self._durability.trouble and needs_store[at]:
-                    raise errors.store_unavailable(self._durability.trouble)
+                    raise errors.refusal(Reason.STORE_UNAVAILABLE, problem=self._durability.trouble)
                 self._recognise(block, entry, int(asked[at]), int(expected[at]))
             except StreamcellError as error:
                 block.fail(entry, error)
@@ -119,7 +119,7 @@ class Admission:
         prints = self._progress.fingerprints(x, np.array([step.time], np.int64))
         known = self._known_reply(step.slot, step.index, expected, prints[0])
         if known is None:
-            raise errors.step_forgotten(step.index, expected)
+            raise errors.refusal(Reason.STEP_FORGOTTEN, step_index=step.index, expected_step_index=expected)
         step.step_index = step.index
         step.is_repeat = True
         step.y = known.tolist()
@@ -127,26 +127,28 @@ class Admission:
     def _known_reply(self, slot: int, index: int, expected: int, fingerprint: np.uint64) -> Float32s | None:
         """Returns the earlier reply to a repeated step, None when it is no longer kept."""
         if index > expected:
-            raise errors.step_gap(expected, index)
+            raise errors.refusal(Reason.STEP_GAP, expected_step_index=expected, got=index)
         remembered = self._progress.remembered(slot, index)
         if remembered is None:
             return None
         if remembered[0] != int(fingerprint):
-            raise errors.step_conflict(index)
+            raise errors.refusal(Reason.STEP_CONFLICT, step_index=index)
         return remembered[1]
 
     def _recognise(self, block: Block, entry: int, asked: int, expected: int) -> None:
         """Answers the rows of an entry that were applied before, and takes them off its front."""
         slot, start = int(block.slots[entry]), int(block.starts[entry])
         if asked > expected:
-            raise errors.step_gap(expected, asked)
+            raise errors.refusal(Reason.STEP_GAP, expected_step_index=expected, got=asked)
         num_known = min(expected - asked, int(block.totals[entry]))
         prints = self._prints(block, start, num_known)
         for row in range(num_known):
             reply = self._known_reply(slot, asked + row, expected, prints[row])
             is_wanted = block.wants_replies or row == block.totals[entry] - 1
             if reply is None and is_wanted:
-                raise errors.step_forgotten(asked + row, expected)
+                raise errors.refusal(
+                    Reason.STEP_FORGOTTEN, step_index=asked + row, expected_step_index=expected
+                )
             if reply is not None:
                 block.y[start + row] = reply
         block.starts[entry] += num_known

@@ -136,7 +136,7 @@ class Residents:
 
     def evict(self, slot: int) -> None:
         """Removes a session from memory that the store has as it stands."""
-        self._metrics.sessions_spilled.inc()
+        self._metrics.sessions_evicted.inc()
         self.sessions.close(slot)
         self._release(slot)
 
@@ -220,7 +220,7 @@ class Residents:
     def _take_slot(self) -> int:
         slot = self._slots.take()
         if slot is None:
-            raise errors.sessions_full(self._slots.capacity)
+            raise errors.refusal(Reason.SESSIONS_FULL, max_resident_sessions=self._slots.capacity)
         return slot
 
     def _report_end(self, slot: int) -> None:

@@ -11,9 +11,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from service import errors
 from service.arrays import Int64s
 from service.engine.work import AnyWork, Block, Control, Phase, Step
-from service.errors import overloaded
+from service.errors import Reason
 
 _RETRY_SECONDS = 0.1  # a full queue drains in about this long
 _Started = TypeVar("_Started", Control, Step)
@@ -147,7 +148,9 @@ class Scheduler:
             StreamcellError: OVERLOADED.
         """
         if not self.has_room(num_steps):
-            raise overloaded(self.num_queued_steps, _RETRY_SECONDS)
+            raise errors.refusal(
+                Reason.OVERLOADED, queued_steps=self.num_queued_steps, retry_delay_seconds=_RETRY_SECONDS
+            )
 
     def submit(self, work: AnyWork) -> None:
         """Queues work behind earlier work of its sessions.

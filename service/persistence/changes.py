@@ -17,7 +17,7 @@ from service.engine.durability import Written
 from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
 from service.errors import StreamcellError
-from service.store.base import Kind, Write
+from service.store.base import Write, WriteKind
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,11 +97,11 @@ class Changes:
 
     def delete(self, key: str, epoch: int) -> None:
         """Removes a session's row with the next write."""
-        self._others.append(Write(Kind.DELETE, key, epoch, None, 0.0))
+        self._others.append(Write(WriteKind.DELETE, key, epoch, None, 0.0))
 
     def release(self, key: str, epoch: int, record: bytes, used_at: float) -> None:
         """Gives up a row as it was, with the next write, to whoever claims it."""
-        self._others.append(Write(Kind.RELEASE, key, epoch, record, used_at))
+        self._others.append(Write(WriteKind.RELEASE, key, epoch, record, used_at))
 
     def wait(self, session: SessionRef, on_stored: OnStored) -> None:
         """Calls a function once a session is written as it is now; the session goes with the next write."""
@@ -139,7 +139,7 @@ class Changes:
         """
         self._due = {engine: engine.sessions.durability.changed_slots() for engine in self._engines()}
 
-    def take(self, limit: int, *, everything: bool, kind: Kind = Kind.SAVE) -> Checkpoint | None:
+    def take(self, limit: int, *, everything: bool, kind: WriteKind = WriteKind.SAVE) -> Checkpoint | None:
         """Returns what to write next, up to `limit` rows; None where there is nothing.
 
         Args:
@@ -231,7 +231,7 @@ class Changes:
             self._waiting.pop(engine, None)
         return taken
 
-    def _capture(self, checkpoint: Checkpoint, engine: Engine, slots: Int64s, kind: Kind) -> None:
+    def _capture(self, checkpoint: Checkpoint, engine: Engine, slots: Int64s, kind: WriteKind) -> None:
         """Adds sessions, as they are now, to a checkpoint."""
         sessions, durability, now = engine.sessions, engine.sessions.durability, self._clock()
         records, next_steps = engine.residents.export(slots)

@@ -7,6 +7,7 @@ from service.engine import session_key
 from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
 from service.engine.snapshot import Snapshot
+from service.errors import Reason
 
 
 class MemoryOnly:
@@ -23,7 +24,7 @@ class MemoryOnly:
     async def fetch(self, key: str, is_resident: Callable[[], bool], *, may_take_over: bool) -> None:
         """Raises SESSION_NOT_FOUND, unless the session is in memory."""
         if not is_resident():
-            raise errors.session_not_found(session_key.id_of(key))
+            raise errors.refusal(Reason.SESSION_NOT_FOUND, session_id=session_key.id_of(key))
 
     async def create(self, key: str, engine: Engine, session: Snapshot) -> SessionRef:
         """Opens a new session in memory."""
@@ -33,7 +34,7 @@ class MemoryOnly:
 
     async def discard(self, key: str) -> None:
         """Raises SESSION_NOT_FOUND: there is nothing to remove."""
-        raise errors.session_not_found(session_key.id_of(key))
+        raise errors.refusal(Reason.SESSION_NOT_FOUND, session_id=session_key.id_of(key))
 
     async def wait_until_stored(self, session: SessionRef) -> None:
         """Returns at once: memory is all there is."""

@@ -17,7 +17,7 @@ from service.engine.session_ref import SessionRef
 from service.engine.snapshot import Snapshot, SnapshotError
 from service.errors import Reason, StreamcellError
 from service.persistence.write_behind import WriteBehind
-from service.store.base import Claim, Claimed, Standing
+from service.store.base import Claim, Claimed, ClaimStatus
 
 _EVICTED_SHARE = 64  # one in so many sessions leaves memory at once, so that not every newcomer searches
 _ENDED = (Reason.SESSION_FENCED, Reason.SESSION_NOT_FOUND)  # of a session that made room by ending
@@ -64,10 +64,12 @@ class StoredSessions:
                 return
             wanted = Claim(key, may_create=False, may_find=True, may_take_over=may_take_over)
             claimed = await self._write_behind.claim(wanted)
-            if claimed.standing is Standing.MISSING:
+            if claimed.status is ClaimStatus.MISSING:
                 raise self._missing(key)
-            if claimed.standing is Standing.HELD:
-                raise errors.session_held(session_key.id_of(key))
+            if claimed.status is ClaimStatus.OWNED_ELSEWHERE:
+                raise errors.refusal(
+                    Reason.SESSION_FENCED, case="owned_elsewhere", session_id=session_key.id_of(key)
+                )
             await self._adopt(key, claimed)
 
     async def create(self, key: str, engine: Engine, session: Snapshot) -> SessionRef:
@@ -77,8 +79,8 @@ class StoredSessions:
                 record = snapshot.encode_one(session)
                 wanted = Claim(key, may_create=True, may_find=False, may_take_over=False, record=record)
                 claimed = await self._write_behind.claim(wanted)
-                if claimed.standing is not Standing.CREATED:
-                    raise errors.session_exists(session_key.id_of(key))
+                if claimed.status is not ClaimStatus.CREATED:
+                    raise errors.refusal(Reason.SESSION_EXISTS, session_id=session_key.id_of(key))
                 try:
                     await self.make_room(engine)
                 except StreamcellError:
@@ -91,7 +93,7 @@ class StoredSessions:
         """Removes a session from the store that cannot be brought into memory."""
         wanted = Claim(key, may_create=False, may_find=True, may_take_over=True)
         claimed = await self._write_behind.claim(wanted)
-        if claimed.standing is Standing.MISSING:
+        if claimed.status is ClaimStatus.MISSING:
             raise self._missing(key)
         self._delete_row(key, claimed.epoch)
 
@@ -128,7 +130,10 @@ class StoredSessions:
 
     def _missing(self, key: str) -> StreamcellError:
         has_expired = self._write_behind.end_of(key) is Reason.SESSION_EXPIRED
-        return (errors.session_expired if has_expired else errors.session_not_found)(session_key.id_of(key))
+        return errors.refusal(
+            Reason.SESSION_EXPIRED if has_expired else Reason.SESSION_NOT_FOUND,
+            session_id=session_key.id_of(key),
+        )
 
     async def _adopt(self, key: str, claimed: Claimed) -> None:
         """Makes a claimed session resident. A row that cannot be used is released as it was."""
@@ -142,7 +147,12 @@ class StoredSessions:
             self._changes.release(key, claimed.epoch, record, claimed.used_at)
             self._write_behind.wake()
             if isinstance(error, SnapshotError):
-                raise errors.record_rejected(session_key.id_of(key), str(error)) from None
+                raise errors.refusal(
+                    Reason.SNAPSHOT_REJECTED,
+                    case="stored_record",
+                    session_id=session_key.id_of(key),
+                    problem=str(error),
+                ) from None
             raise
         slot = engine.residents.adopt(key, claimed.epoch, session, is_new=False)
         # As the row says: a row that was idle for long is written again soon, before it seems to be idle
@@ -178,7 +188,7 @@ class StoredSessions:
         share = 1 + engine.residents.max_sessions // _EVICTED_SHARE
         at_rest = engine.at_rest(max(share, self._newcomers[engine]))
         if not at_rest:
-            raise errors.sessions_full(engine.residents.max_sessions)
+            raise errors.refusal(Reason.SESSIONS_FULL, max_resident_sessions=engine.residents.max_sessions)
         clean = [slot for slot in at_rest if engine.sessions.is_stored_whole(slot)]
         for slot in clean:
             engine.residents.evict(slot)

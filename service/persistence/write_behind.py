@@ -17,7 +17,7 @@ from service.config import Config
 from service.engine.engine import Engine
 from service.errors import ConfigError, Reason, StreamcellError
 from service.persistence.changes import Changes, Checkpoint, Refused
-from service.store.base import Claim, Claimed, Kind, Standing, Store, StoreError
+from service.store.base import Claim, Claimed, ClaimStatus, Store, StoreError, WriteKind
 from service.telemetry import faults, log
 from service.telemetry.metrics import StoreMetrics
 
@@ -97,7 +97,7 @@ class WriteBehind:
         is_written = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(seconds, _LEAST_STOP_SECONDS)):
-                is_written = await self._write(everything=True, kind=Kind.RELEASE)
+                is_written = await self._write(everything=True, kind=WriteKind.RELEASE)
         if not is_written:
             log.warning(
                 "sessions_not_stored", num_sessions=self.changes.num_changed, why=self._trouble or "no time"
@@ -112,7 +112,7 @@ class WriteBehind:
 
     async def _end_task(self) -> None:
         await self._task.stop()
-        self._refuse_claims(errors.draining())
+        self._refuse_claims(errors.refusal(Reason.DRAINING))
 
     async def claim(self, claim: Claim) -> Claimed:
         """Returns the outcome of a claim. If the caller goes away meanwhile, the row stays this server's.
@@ -121,7 +121,7 @@ class WriteBehind:
             StreamcellError: STORE_UNAVAILABLE.
         """
         if self._trouble:
-            raise errors.store_unavailable(self._trouble)
+            raise errors.refusal(Reason.STORE_UNAVAILABLE, problem=self._trouble)
         future: asyncio.Future[Claimed] = asyncio.get_running_loop().create_future()
         self._claims.append((claim, future))
         self.wake()
@@ -170,7 +170,7 @@ class WriteBehind:
                 await self._wake.wait()
         self._wake.clear()
 
-    async def _write(self, *, everything: bool, kind: Kind = Kind.SAVE) -> bool:
+    async def _write(self, *, everything: bool, kind: WriteKind = WriteKind.SAVE) -> bool:
         """Writes what somebody waits for, or everything that changed by now; returns whether it could."""
         if everything:
             self.changes.begin()
@@ -186,10 +186,10 @@ class WriteBehind:
             accepted = await self._asked(self._store.write(checkpoint.writes))
         except StoreError as error:
             self._lose(error)
-            self.changes.fail(checkpoint, errors.store_unavailable(self._trouble))
+            self.changes.fail(checkpoint, errors.refusal(Reason.STORE_UNAVAILABLE, problem=self._trouble))
             return False
         except asyncio.CancelledError:
-            self.changes.fail(checkpoint, errors.draining())
+            self.changes.fail(checkpoint, errors.refusal(Reason.DRAINING))
             raise
         self._metrics.write_seconds.observe((self._clock() - started) * 1e-9)
         self._metrics.rows_written.inc(len(checkpoint.writes))
@@ -209,7 +209,7 @@ class WriteBehind:
         except StoreError as error:
             self._lose(error)
             for each in refused:
-                self.changes.put_back(each, errors.store_unavailable(self._trouble))
+                self.changes.put_back(each, errors.refusal(Reason.STORE_UNAVAILABLE, problem=self._trouble))
             return False
         for each, claim in zip(refused, claimed, strict=True):
             if claim is None:
@@ -236,10 +236,10 @@ class WriteBehind:
         found = await self._asked(self._store.claim([_claim_of(each) for each in refused]))
         outcomes: list[Claimed | None] = []
         for each, claimed in zip(refused, found, strict=True):
-            if claimed.standing is Standing.HELD and claimed.epoch < each.epoch:
+            if claimed.status is ClaimStatus.OWNED_ELSEWHERE and claimed.epoch < each.epoch:
                 (claimed,) = await self._asked(self._store.claim([_claim_of(each, may_take_over=True)]))
-            is_newer = claimed.standing is Standing.TAKEN and claimed.epoch - 1 > each.epoch
-            is_ours = claimed.standing in (Standing.CREATED, Standing.TAKEN) and not is_newer
+            is_newer = claimed.status is ClaimStatus.TAKEN and claimed.epoch - 1 > each.epoch
+            is_ours = claimed.status in (ClaimStatus.CREATED, ClaimStatus.TAKEN) and not is_newer
             outcomes.append(claimed if is_ours else None)
         return outcomes
 
@@ -255,7 +255,7 @@ class WriteBehind:
             except StoreError as error:
                 self._lose(error)
                 self._claims = batch + self._claims
-                self._refuse_claims(errors.store_unavailable(self._trouble))
+                self._refuse_claims(errors.refusal(Reason.STORE_UNAVAILABLE, problem=self._trouble))
                 return
             for (_, future), outcome in zip(batch, claimed, strict=True):
                 if not future.done():

@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from service import errors
-from service.errors import StreamcellError
+from service.errors import Reason, StreamcellError
 from service.rpc.statuses import RefusedError, Status, status_of
 from service.telemetry import faults
 
@@ -205,7 +205,7 @@ def _receive(conversation: Conversation, raw: bytes, max_bytes: int) -> None:
 
 def _check_size(raw: bytes, most: int) -> None:
     if len(raw) > most:
-        raise errors.message_too_large(len(raw), most)
+        raise errors.refusal(Reason.MESSAGE_TOO_LARGE, got_bytes=len(raw), max_message_bytes=most)
 
 
 class Router:
@@ -242,7 +242,7 @@ class Router:
             RefusedError: DRAINING, it is work for a server on its way out.
         """
         if self._is_draining and method.is_work:
-            raise self.refuse(method.path, errors.draining())
+            raise self.refuse(method.path, errors.refusal(Reason.DRAINING))
 
     async def answer(self, method: "Unary[Message]", raw: bytes, call: Call) -> bytes:
         """Returns a unary response.
@@ -274,7 +274,7 @@ class Router:
         self._streams.add(stream)
         self._count_streams(len(self._streams))
         if self._is_draining:
-            stream.conversation.stop(errors.draining())
+            stream.conversation.stop(errors.refusal(Reason.DRAINING))
         return stream
 
     def close(self, stream: Stream) -> None:
@@ -288,7 +288,7 @@ class Router:
         self._is_draining = True
         for stream in list(self._streams):
             if stream.conversation is not None:
-                stream.conversation.stop(errors.draining())
+                stream.conversation.stop(errors.refusal(Reason.DRAINING))
 
     def refuse(self, path: str, error: StreamcellError) -> RefusedError:
         """Counts an error that ends a call, and returns that end."""

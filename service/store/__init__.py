@@ -1,1 +1,1 @@
-"""Stores in SQLite and Redis: records by key, and who owns each. Does not know sessions or models."""
+"""Stores in SQLite and Redis: records by key, and the owner of each. Does not know sessions or models."""

@@ -1,12 +1,12 @@
-"""What every store offers: records by key, and who owns each.
+"""What every store offers: records by key, and the owner of each.
 
 A *row* has a key, an epoch (from 1, it only rises), an owner, the instant of its last use (Unix seconds) and
-a record (bytes, or none before the first save). An *owner* is the random token of one store object; by it a
-row that was deleted and created again, at epoch 1 once more, is told from the old owner's. Whoever claims a
-row raises its epoch, and a write is done only for the owner and at the epoch that the row has: there never
-are two live owners.
+a record (bytes, or none before the first save). An *owner* is the random token of one store object. A claim
+raises the row's epoch, and a write is done only for the row's owner and at the row's epoch, so a row never
+has two live owners. The epoch alone would not do: a row that is deleted and created again starts at epoch 1
+once more, and only the token shows that the former owner is not the present one.
 
-This module does not know sessions, models or what a record holds, nor any database.
+This module does not know sessions, models or the content of a record, nor any database.
 """
 
 import enum
@@ -19,15 +19,16 @@ from typing import Protocol
 class StoreError(Exception):
     """The store cannot be used now: gone, full, read-only, damaged, too slow. The text says what to do.
 
-    Whether the call that failed was applied is not known; it can be repeated when the trouble is over.
+    The failed call may have been applied or not. It can be repeated when the trouble is over.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A wish to own a row: by creating it, by finding it, by finding it though another owner has it.
+    """A request to own a row.
 
-    `record`: what a row that is created holds.
+    `may_create` allows a new row, which then has `record`. `may_find` allows a row that exists, and
+    `may_take_over` allows that row to belong to another owner.
     """
 
     key: str
@@ -37,42 +38,42 @@ class Claim:
     record: bytes | None = None
 
 
-class Standing(enum.Enum):
-    """How a claim ended. Only CREATED and TAKEN move anything."""
+class ClaimStatus(enum.Enum):
+    """How a claim ended. Only CREATED and TAKEN change a row."""
 
     CREATED = "created"  # there was no row; it is this owner's now, at epoch 1
     TAKEN = "taken"  # the row is this owner's now, one epoch up
-    MISSING = "missing"  # there is no row, and none was to be created
-    EXISTS = "exists"  # there is a row, and none was to be found
-    HELD = "held"  # another owner has the row
+    MISSING = "missing"  # there is no row, and the claim may not create one
+    EXISTS = "exists"  # there is a row, and the claim may not find one
+    OWNED_ELSEWHERE = "owned_elsewhere"  # another owner has the row, and the claim may not take it over
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The outcome of a claim; the epoch is of CREATED, TAKEN and HELD, the rest of the first two alone.
+    """The outcome of a claim.
 
-    `used_at` and `record` are as the row has them.
+    CREATED and TAKEN come with the row's epoch, record and last use; OWNED_ELSEWHERE comes with the epoch.
     """
 
-    standing: Standing
+    status: ClaimStatus
     epoch: int = 0
     record: bytes | None = None
     used_at: float = 0.0
 
 
-class Kind(enum.Enum):
+class WriteKind(enum.Enum):
     """What a write does to its row."""
 
     SAVE = "save"  # sets record and used_at
-    RELEASE = "release"  # the same, and leaves the row to whoever claims it next
+    RELEASE = "release"  # sets record and used_at, and leaves the row to the next claim of any owner
     DELETE = "delete"  # removes the row
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A change to a row that is owned at `epoch`; a DELETE does not look at record and used_at."""
+    """A change to a row that is owned at `epoch`. A DELETE ignores record and used_at."""
 
-    kind: Kind
+    kind: WriteKind
     key: str
     epoch: int
     record: bytes | None
@@ -80,50 +81,58 @@ class Write:
 
 
 class Store(Protocol):
-    """A store. Sequences are worked off in order, so a key may come several times in one.
+    """A store. A call handles its sequence in order, so a key may come several times in one sequence.
 
-    Calls may overlap; what must keep its order is awaited one after the other. Every method but `open` raises
-    StoreError when the store cannot be used, and the store recovers by itself when the trouble is over.
+    Calls may overlap, in any order; a caller that needs an order awaits one call after another. Every method
+    but `open` raises StoreError when the store cannot be used. The store recovers by itself when the trouble
+    is over.
     """
 
     async def open(self) -> None:
-        """Connects, and lays the store out where it is new.
+        """Connects to the store, and creates its layout in a new one.
 
         Raises:
-            ConfigError: it cannot be reached or written, is another program's, or has another format version.
+            ConfigError: the store cannot be reached or written, belongs to another program, or has another
+                format version.
         """
 
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
         """Claims rows, each atomically.
 
-        No row: may_create makes one, with the claim's record. A row: without may_find it EXISTS; one that is
-        released or this store's own is TAKEN, another's only with may_take_over. A claim whose reply was lost
-        may have been applied; the row is this store's own then, for a repeated claim that may find it.
+        Where there is no row, a claim that may_create makes one, with the claim's record. Where there is a
+        row, a claim that may not find it ends with EXISTS. A row that is released, or this store's own, is
+        TAKEN; another owner's row is TAKEN only by a claim that may_take_over.
+
+        A claim whose reply was lost may have been applied. Then the row is this store's own, and a repeated
+        claim that may find it takes it.
         """
 
     async def write(self, writes: Sequence[Write]) -> list[bool]:
-        """Writes rows, each atomically; False where the row is not this store's at that epoch: nothing moved.
+        """Writes rows, each atomically.
 
-        Writes can be repeated when their replies were lost: a SAVE and a RELEASE give True again as long as
-        nobody claimed the row since; a DELETE gives False then, as for every row that is gone.
+        Returns for each write whether it was done. False: the row is not this store's at that epoch, and
+        nothing changed.
+
+        Writes can be repeated when their replies were lost. A SAVE and a RELEASE return True again until the
+        row is claimed; a repeated DELETE returns False, as for every row that is gone.
         """
 
     async def expire(self, before: float, limit: int) -> list[str]:
-        """Deletes up to `limit` rows last used before an instant, whoever owns them, the longest idle first.
+        """Deletes up to `limit` rows of any owner that were last used before an instant, longest idle first.
 
         Returns their keys.
         """
 
     async def incarnation(self) -> str:
-        """Names the run of the database: one with another name may have lost what this one was told."""
+        """Returns the name of the database's run. A run with another name may have lost earlier writes."""
 
     async def check(self) -> None:
-        """Tells, by an exception, that the store cannot be written now."""
+        """Raises StoreError if the store cannot be written now."""
 
     async def close(self) -> None:
-        """Disconnects; rows stay owned. May be called twice, and after an `open` that failed."""
+        """Disconnects. Rows stay owned. May be called twice, and after an `open` that failed."""
 
 
 def new_owner() -> str:
-    """Returns a token that no other store object has."""
+    """Returns a random token, which no other store object has."""
     return secrets.token_hex(8)

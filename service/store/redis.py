@@ -1,8 +1,8 @@
 """A store in a Redis server, which servers on many machines may share.
 
-Owns the connections. Scripts do the work, some rows in each; Redis runs one script at a time, so every row
-changes atomically. The server may be a single one or a primary with replicas, not a cluster, and wants
-`maxmemory-policy noeviction`: a row that it evicts is a session lost.
+Owns the connections. Scripts do the work, up to 100 rows in each; Redis runs one script at a time, so every
+row changes atomically. The server may be a single one or a primary with replicas, not a cluster. It needs
+`maxmemory-policy noeviction`: a row that Redis evicts is a session lost. Does not know how a script works.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 
 from service.errors import ConfigError
 from service.store import redis_scripts
-from service.store.base import Claim, Claimed, Standing, StoreError, Write, new_owner
+from service.store.base import Claim, Claimed, ClaimStatus, StoreError, Write, new_owner
 
 _ROW = "streamcell:session:"
 _USED = "streamcell:used"
@@ -26,12 +26,12 @@ _FORMAT_VERSION = b"1"
 
 _TIMEOUT_SECONDS = 3.0
 _MAX_CONNECTIONS = 8
-_CHUNK_ROWS = 100  # a script keeps the server's other clients waiting, with so many rows about a millisecond
+_CHUNK_ROWS = 100  # rows a script; the server's other clients wait for them, about a millisecond
 
-# What an error means here, and what to do; the first that fits.
+# What an error means here, and what to do. The first entry that fits counts.
 _ADVICE: Sequence[tuple[type[exceptions.RedisError], str]] = (
-    (exceptions.AuthenticationError, "refuses the user or the password: see those in the URL"),
-    (exceptions.BusyLoadingError, "is loading its rows still: wait until it is done"),
+    (exceptions.AuthenticationError, "refuses the user or the password: correct them in the URL"),
+    (exceptions.BusyLoadingError, "is still loading its rows: wait until it is done"),
     (exceptions.NoPermissionError, "forbids its user what a store does: allow it scripts and streamcell:*"),
     (exceptions.OutOfMemoryError, "has no memory left: raise its maxmemory"),
     (exceptions.ReadOnlyError, "is a read-only replica: name the primary"),
@@ -46,10 +46,10 @@ _OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl
 class RedisStore:
     """The store in the server that a URL names, as `base.Store` describes it.
 
-    `clock` gives Unix seconds, for the rows that are created; `timeout_seconds` bounds each exchange.
+    `clock` returns Unix seconds, for new rows. `timeout_seconds` limits each exchange with the server.
 
     Raises:
-        ConfigError: the URL is wrong. No message here or later has it in it: it may hold a password.
+        ConfigError: the URL is wrong. No message, here or later, repeats the URL: it may hold a password.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class RedisStore:
         pool = BlockingConnectionPool.from_url(
             url,
             max_connections=_MAX_CONNECTIONS,
-            timeout=timeout_seconds,  # to wait for a connection that is free
+            timeout=timeout_seconds,  # how long to wait for a free connection
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
-            # Nothing is repeated here: a claim that may only create would meet the row of its first attempt.
+            # No call is repeated: a claim that may create and not find would meet the row that it created.
             retry=Retry(NoBackoff(), 0),
-            protocol=2,  # what every server speaks, without notices that are pushed in between
+            protocol=2,  # every server speaks it, and it has no pushed notices between the replies
         )
         self._redis = Redis.from_pool(pool)
         self._claim = self._redis.register_script(redis_scripts.CLAIM)
@@ -77,14 +77,14 @@ class RedisStore:
         return self._name
 
     async def open(self) -> None:
-        """Connects, and marks the database with the format's version where it has none."""
+        """Connects, and marks a new database with the format's version."""
         try:
             await self.check()
         except StoreError as error:
             raise ConfigError(f"--store: {error}") from error
 
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
-        """Claims rows, some in each exchange with the server."""
+        """Claims rows, up to 100 in each exchange with the server."""
         now = repr(self._clock())
         claimed: list[Claimed] = []
         with self._explaining():
@@ -96,7 +96,7 @@ class RedisStore:
         return claimed
 
     async def write(self, writes: Sequence[Write]) -> list[bool]:
-        """Writes rows, some in each exchange with the server."""
+        """Writes rows, up to 100 in each exchange with the server."""
         written: list[bool] = []
         with self._explaining():
             for start in range(0, len(writes), _CHUNK_ROWS):
@@ -107,24 +107,24 @@ class RedisStore:
         return written
 
     async def expire(self, before: float, limit: int) -> list[str]:
-        """Deletes rows not used since `before`, some in each exchange with the server."""
+        """Deletes rows last used before an instant, up to 100 in each exchange with the server."""
         expired: list[bytes] = []
         with self._explaining():
             while num_left := min(_CHUNK_ROWS, limit - len(expired)):
                 rows = await self._redis.zrangebyscore(_USED, "-inf", f"({before!r}", 0, num_left)
                 if not rows:
                     break
-                # A row that was used in between stays, and is not found again.
+                # A row that was used since the search stays, and the next search does not find it.
                 expired += await self._expire([*rows, _USED], [repr(before)])
         return [row.decode().removeprefix(_ROW) for row in expired]
 
     async def incarnation(self) -> str:
-        """Returns the server's run_id: another run, or another server, goes on from what was on a disk."""
+        """Returns the server's run_id: a new run, or another server, starts from what is on its disk."""
         with self._explaining():
             return str((await self._redis.info("server"))["run_id"])
 
     async def check(self) -> None:
-        """Sets the mark of the format's version, which the server refuses just as it refuses rows."""
+        """Writes the mark of the format's version: the server refuses it whenever it refuses rows."""
         with self._explaining():
             await self._redis.set(_FORMAT, _FORMAT_VERSION, nx=True)
             version = await self._redis.get(_FORMAT)
@@ -142,21 +142,22 @@ class RedisStore:
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
-        """Turns the client's errors into the store's."""
+        """Turns errors of the Redis client into StoreError, with advice."""
         try:
             yield
         except exceptions.RedisError as error:
             advice = next((advice for kind, advice in _ADVICE if isinstance(error, kind)), "refuses")
             raise StoreError(f"{self} {advice} ({error})") from error
-        except (OSError, UnicodeError) as error:  # certificates; names that cannot be ones
+        except (OSError, UnicodeError) as error:  # wrong certificates; impossible host names
             raise StoreError(f"{self} cannot be reached: {error}") from error
 
 
 def _checked(url: str) -> str:
-    """Returns what a URL may be called in messages: all but user, password and options.
+    """Returns a URL's name for messages: the URL without user, password and options.
 
     Raises:
-        ConfigError: it is not of the form wanted. Nothing of it is told: a "/" in a password moves the parts.
+        ConfigError: the URL has not the right form. The message repeats no part of the URL: a "/" in a
+            password moves the password into another part.
     """
     try:
         parts = urlsplit(url)
@@ -191,8 +192,8 @@ def _letters(claim: Claim) -> str:
     return may + "r" * (claim.record is not None)
 
 
-def _claimed(standing: bytes, epoch: int, used_at: bytes, record: bytes | None) -> Claimed:
-    return Claimed(Standing(standing.decode()), epoch, record, float(used_at))
+def _claimed(status: bytes, epoch: int, used_at: bytes, record: bytes | None) -> Claimed:
+    return Claimed(ClaimStatus(status.decode()), epoch, record, float(used_at))
 
 
 def _fields(write: Write) -> tuple[str | int | bytes, ...]:

@@ -1,14 +1,14 @@
-"""The scripts of a Redis store, in Lua: what happens to rows, atomically.
+"""The scripts of a Redis store, in Lua: each changes rows atomically. Does not know connections.
 
-KEYS are the rows, and last the sorted set of their uses. A row is a hash of epoch, owner, is_released,
-used_at and, once saved, record. The last owner's token stays when a row is released, so that a repeated
-release is known as such. Where memory is short, a script fails at the first thing that it would add: no row
-is left half done.
+KEYS are the rows and, as the last key, the sorted set of the rows' last uses. A row is a hash of epoch,
+owner, is_released, used_at and, once saved, record. A released row keeps its last owner's token, so that a
+script recognises a repeated release. When memory is short, a script fails before the first thing that it
+adds, so no row is left half done.
 """
 
-# ARGV: owner, now; for each row the letters of what it may, of "c" create, "f" find, "t" take over, and "r"
-# if a record comes with it, and that record.
-# Returns for each row: standing, epoch, used_at, record.
+# ARGV: owner, now; then for each row its letters and its record. Letters: "c" may create, "f" may find,
+# "t" may take over, "r" a record is given.
+# Returns for each row: status, a value of base.ClaimStatus; epoch; used_at; record.
 CLAIM = """
 local owner, now, used = ARGV[1], ARGV[2], KEYS[#KEYS]
 local replies = {}
@@ -32,14 +32,14 @@ for i = 1, #KEYS - 1 do
         local used_at, record = unpack(redis.call("HMGET", row, "used_at", "record"))
         replies[i] = {"taken", epoch, used_at, record}
     else
-        replies[i] = {"held", tonumber(redis.call("HGET", row, "epoch")), "0", false}
+        replies[i] = {"owned_elsewhere", tonumber(redis.call("HGET", row, "epoch")), "0", false}
     end
 end
 return replies
 """
 
-# ARGV: owner; for each row kind, epoch, used_at, whether it has a record, record.
-# Returns for each row: whether it was done. A release, and it alone, holds on a row that is released already.
+# ARGV: owner; then for each row kind (a value of base.WriteKind), epoch, used_at, 1 if a record is given,
+# record. Returns for each row 1 if the write was done. On a released row only a repeated release is done.
 WRITE = """
 local owner, used = ARGV[1], KEYS[#KEYS]
 local replies = {}
@@ -67,7 +67,7 @@ end
 return replies
 """
 
-# ARGV: an instant. Deletes the rows that are not used since, of those given; returns them.
+# ARGV: an instant. Deletes those of the given rows that were last used before it. Returns their keys.
 EXPIRE = """
 local used = KEYS[#KEYS]
 local expired = {}

@@ -1,7 +1,8 @@
 """A store in one SQLite file, which several processes of one machine may share.
 
-Owns the file and the connection. One thread of its own does all the work, so that the event loop never waits
-for the disk. The file must not be on a network file system: the write-ahead log needs shared memory.
+Owns the file and the connection. A thread of the store's own does all the work, so that the event loop never
+waits for the disk. The file must not be on a network file system: the write-ahead log needs shared memory.
+Does not know how rows are laid out.
 """
 
 import asyncio
@@ -22,35 +23,35 @@ from service.store.sqlite_rows import FORMAT_VERSION, LEAST_SQLITE, Database
 
 T = TypeVar("T")
 
-_APPLICATION_ID = int.from_bytes(b"Scel")  # stands in the file's header, for `file` and other programs to see
-_BUSY_SECONDS = 5.0  # how long another process may hold the file
+_APPLICATION_ID = int.from_bytes(b"Scel")  # in the file's header, where `file` and other programs look
+_BUSY_SECONDS = 5.0  # how long to wait for another process's lock on the file
 _RETRY_SECONDS = 0.01
 _PROBE_BYTES = 1 << 16
 _SETTINGS = (
-    # A commit is on the disk when it is done, power failure or not. That is one fsync for a transaction of
-    # any size, a quarter of a millisecond where it was measured: NORMAL would spare too little.
+    # A commit that is done is on the disk, and survives a power failure. That takes one fsync a transaction,
+    # of any size: a quarter of a millisecond where it was measured. NORMAL would save too little.
     "PRAGMA synchronous = FULL",
-    f"PRAGMA cache_size = {-(32 << 10)}",  # in KiB; holds 10,000 rows, so that no write spills
+    f"PRAGMA cache_size = {-(32 << 10)}",  # in KiB; 10,000 rows fit, so that SQLite writes no page early
     f"PRAGMA journal_size_limit = {64 << 20}",
 )
 
-# By the beginning of SQLite's name of an error: what it means here, and what to do.
+# By the beginning of an error's name in SQLite: what the error means here, and what to do.
 _ADVICE = {
     "SQLITE_FULL": "has no room left: free space on its disk",
     "SQLITE_READONLY": "is read-only: let this server write to the file and its folder",
     "SQLITE_PERM": "is read-only: let this server write to the file and its folder",
     "SQLITE_CANTOPEN": "cannot be opened: see that its folder is there and that this server may write to it",
-    "SQLITE_BUSY": "was locked for too long: see which other process holds it",
+    "SQLITE_BUSY": "was locked for too long: see which other process locks it",
     "SQLITE_NOTADB": "is not an SQLite database: choose another file",
     "SQLITE_CORRUPT": "is damaged: restore it from a copy, or begin with a new file",
-    "SQLITE_IOERR": "cannot be read or written: see to its disk",
+    "SQLITE_IOERR": "cannot be read or written: check its disk",
 }
 
 
 class SqliteStore:
     """The store in the file at `path`, as `base.Store` describes it.
 
-    `clock` gives Unix seconds, for the rows that are created; others' locks are waited for `busy_seconds`.
+    `clock` returns Unix seconds, for new rows. The store waits `busy_seconds` for another process's lock.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class SqliteStore:
         self._busy_seconds = busy_seconds
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._is_closed = False
-        # Both are the thread's alone.
+        # Only the thread uses these two.
         self._database: Database | None = None
         self._file: tuple[int, int] | None = None
 
@@ -70,7 +71,7 @@ class SqliteStore:
         return f"sqlite:{self._path}"
 
     async def open(self) -> None:
-        """Opens the file, and creates it where there is none."""
+        """Opens the file, and creates it if there is none."""
         try:
             await self._on_thread(self._open)
         except StoreError as error:
@@ -82,23 +83,23 @@ class SqliteStore:
         return await self._transaction(lambda database: sqlite_rows.claim(database, claims, self.owner, now))
 
     async def write(self, writes: Sequence[Write]) -> list[bool]:
-        """Writes rows, in one transaction: one fsync for all."""
+        """Writes rows, in one transaction, with one fsync for all."""
         return await self._transaction(lambda database: sqlite_rows.write(database, writes, self.owner))
 
     async def expire(self, before: float, limit: int) -> list[str]:
-        """Deletes rows not used since `before`, in one transaction."""
+        """Deletes rows last used before an instant, in one transaction."""
         return await self._transaction(lambda database: sqlite_rows.expire(database, before, limit))
 
     async def incarnation(self) -> str:
-        """Returns always the same: what is committed to the file stays in it."""
+        """Returns the same name always: what is committed to the file stays there."""
         return ""
 
     async def check(self) -> None:
-        """Writes something, and takes it back."""
+        """Writes to the file, and deletes what it wrote."""
         await self._on_thread(self._probe)
 
     async def close(self) -> None:
-        """Closes the file, once what was asked for is done."""
+        """Closes the file, after the calls that came before."""
         if not self._is_closed:
             self._is_closed = True
             await self._on_thread(self._disconnect)
@@ -113,11 +114,11 @@ class SqliteStore:
     # What follows runs on the thread.
 
     def _explaining(self, work: Callable[[], T]) -> T:
-        """Does some work, and turns SQLite's errors into the store's."""
+        """Does some work, and turns SQLite's errors into StoreError, with advice."""
         try:
             return work()
         except sqlite3.Error as error:
-            # Whatever it was, a new connection can be trusted. The next call makes one.
+            # The state of this connection is unknown after an error. The next call makes a new one.
             self._disconnect()
             raise StoreError(self._explained(error)) from error
 
@@ -133,7 +134,7 @@ class SqliteStore:
             least = ".".join(map(str, LEAST_SQLITE))
             raise StoreError(f"SQLite is of version {sqlite3.sqlite_version} here, too old: {least} would do")
         self._database = self._connect(may_create=True)
-        self._probe()  # that a file cannot be written shows only when it is
+        self._probe()  # only a write shows whether the file can be written
 
     def _connect(self, *, may_create: bool) -> Database:
         mode = "rwc" if may_create else "rw"
@@ -163,7 +164,10 @@ class SqliteStore:
             )
 
     def _log_ahead(self, database: Database) -> None:
-        """Has the file keep a write-ahead log, waiting for others who do so too: here SQLite does not."""
+        """Gives the file a write-ahead log.
+
+        Waits for other processes that do the same at this time: SQLite's own timeout does not cover this.
+        """
         deadline = time.monotonic() + self._busy_seconds
         while True:
             try:
@@ -177,20 +181,20 @@ class SqliteStore:
             raise StoreError(f"{self} cannot keep a write-ahead log: put it on a local disk")
 
     def _connected(self) -> Database:
-        """Returns the connection, a new one after trouble.
+        """Returns the connection; after trouble, a new one.
 
-        A file that is gone is not created anew: in an empty one every session would count as lost.
+        A file that is gone is not created again: an empty file would mean that every session is lost.
         """
         if self._database is None:
             self._database = self._connect(may_create=False)
         elif self._file != self._file_now():
-            # SQLite would go on in the file that was, where nobody will ever look.
+            # SQLite would still write to the former file, which no process can open again.
             self._disconnect()
             raise StoreError(f"{self} was removed or replaced: put it back, or start the server anew")
         return self._database
 
     def _file_now(self) -> tuple[int, int] | None:
-        """Returns what tells the file from another one at its path, None where there is none."""
+        """Returns the device and inode of the file at the path; None if there is no file."""
         try:
             status = os.stat(self._path)
         except OSError:
@@ -203,7 +207,7 @@ class SqliteStore:
             return work(database)
 
     def _probe(self) -> None:
-        """Commits enough to notice a full disk: a page or two find room where others were freed."""
+        """Commits enough to notice a full disk: one page or two would fit into space that SQLite has free."""
         self._transact(
             lambda database: database.execute("INSERT INTO probe VALUES (zeroblob(?))", [_PROBE_BYTES])
         )
@@ -218,19 +222,19 @@ class SqliteStore:
 
 @contextlib.contextmanager
 def _transaction(database: Database) -> Iterator[None]:
-    """Commits what is done within, or nothing of it; has the lock to write from its beginning."""
+    """Commits all that is done within, or nothing. Takes the lock to write at the beginning."""
     database.execute("BEGIN IMMEDIATE")
     try:
         yield
         database.execute("COMMIT")
     except BaseException:
-        if database.in_transaction:  # after some errors SQLite has rolled it back already
+        if database.in_transaction:  # after some errors SQLite itself has rolled it back
             database.execute("ROLLBACK")
         raise
 
 
 def _identity(database: Database) -> tuple[int, int]:
-    """Returns whose database it is, and which version of theirs; zeros for nobody's."""
+    """Returns the application's id and the format's version; zeros for a new database."""
     (application,) = database.execute("PRAGMA application_id").fetchone()
     (version,) = database.execute("PRAGMA user_version").fetchone()
     return application, version
@@ -242,10 +246,10 @@ def _is_empty(database: Database) -> bool:
 
 
 def _lay_out(database: Database) -> None:
-    """Lays an empty database out; any other stays as it is."""
+    """Creates the tables of an empty database. Leaves any other database as it is."""
     if not _is_empty(database):
         return
-    database.execute("PRAGMA page_size = 8192")  # records of a usual size waste less of it than of 4096
+    database.execute("PRAGMA page_size = 8192")  # records of a usual size waste less of 8192 than of 4096
     with _transaction(database):
         if not _is_empty(database):
             return  # another process was first

@@ -1,4 +1,4 @@
-"""What the server shows of itself: log, metrics, faults.
+"""What the server reports about itself: log, metrics, faults.
 
-Does not know what is logged or measured, nor why.
+Does not know what other modules log or measure.
 """

@@ -1,12 +1,14 @@
-"""Faults of the server's own: the log gets all of it, the caller an id."""
+"""Faults of the server's own: the log gets the whole fault, the caller gets an id. Does not know calls."""
+
+import uuid
 
 from service import errors
-from service.errors import StreamcellError
+from service.errors import Reason, StreamcellError
 from service.telemetry import log
 
 
 def report(exception: BaseException) -> StreamcellError:
-    """Logs an unexpected exception with its traceback and returns what the caller is told of it."""
-    error = errors.internal()
-    log.failure("fault", exception, error_id=error.metadata["error_id"])
-    return error
+    """Logs an unexpected exception with its traceback, and returns an error with the log entry's id."""
+    error_id = uuid.uuid4().hex[:12]
+    log.failure("fault", exception, error_id=error_id)
+    return errors.refusal(Reason.INTERNAL, error_id=error_id)

@@ -1,4 +1,7 @@
-"""The server's log: one JSON object a line on standard error, one line per change of life, none per step."""
+"""The server's log: JSON lines on standard error, one for each change of the server's life, none per step.
+
+Does not know what the events mean.
+"""
 
 import json
 import logging
@@ -22,7 +25,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def set_up() -> None:
-    """Sends all logging of the process to standard error as JSON lines."""
+    """Sends all logging of the process, warnings included, to standard error as JSON lines."""
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(_JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[lines], force=True)
@@ -30,12 +33,12 @@ def set_up() -> None:
 
 
 def info(event: str, **fields: Any) -> None:
-    """Logs a change of life."""
+    """Logs a change of the server's life: start, ready, open, drain, stop."""
     _LOGGER.info(event, extra={"fields": fields})
 
 
 def warning(event: str, **fields: Any) -> None:
-    """Logs what the team that runs the server should know."""
+    """Logs an event that the operators of the server should know of."""
     _LOGGER.warning(event, extra={"fields": fields})
 
 

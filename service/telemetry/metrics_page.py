@@ -1,4 +1,7 @@
-"""Prometheus' page: its listener, and one page made of those of several processes. Knows no instrument."""
+"""The page that Prometheus reads: its listener, and one page joined from several processes' pages.
+
+Does not know the instruments.
+"""
 
 from collections.abc import Iterable, Mapping
 
@@ -12,7 +15,7 @@ from service.errors import ConfigError
 
 
 class MetricsPage:
-    """A registry's page, on a listener and a thread of its own."""
+    """Serves a registry's page, on a listener and a thread of its own."""
 
     def __init__(self, address: Address, registry: CollectorRegistry) -> None:
         try:
@@ -22,17 +25,17 @@ class MetricsPage:
         self.address = Address(address.host, self._http.server_port)
 
     def close(self) -> None:
-        """Ends the listener."""
+        """Closes the listener, and returns when its thread has ended."""
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
 
 
 def joined(pages: Mapping[str, str]) -> Iterable[Metric]:
-    """Returns the families of several processes' pages as one, each sample with its process as `worker`.
+    """Returns the families of several processes' pages, each sample with its process as the label `worker`.
 
-    Nothing is added up: counters that begin anew with a restarted process stay what Prometheus can take the
-    rate of, and what is of one process (memory, CPU time) stays its own.
+    Nothing is added up. A restarted process begins its counters at 0, which Prometheus can take the rate of
+    for each worker alone. Memory and CPU time belong to one process.
     """
     families: dict[str, Metric] = {}
     for worker, page in pages.items():

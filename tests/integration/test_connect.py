@@ -14,7 +14,8 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from streamcell.v1 import streamcell_pb2 as pb
 
-from service.errors import CODES, Code, Reason
+from service import errors
+from service.errors import Code, Reason
 from tests.integration.conftest import BOUND_SECONDS, folded, inputs, settings
 from tests.integration.house import HOUSES, SECRET
 from tests.integration.raw import message
@@ -81,7 +82,7 @@ async def test_json_is_answered_with_json_and_bytes_with_bytes(address):
 async def test_every_error_has_its_http_status_code_message_and_details(address):
     """In JSON, whatever the request was in; people can read the details."""
     for reason in Reason:
-        name, status = CONNECT[CODES[reason]]
+        name, status = CONNECT[errors.REASONS[reason].code]
         raw = StringValue(value=reason).SerializeToString()
         for found in (
             await post(address, "/t/Refuse", reason),

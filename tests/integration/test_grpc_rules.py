@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from service.errors import CODES, Reason
+from service import errors
+from service.errors import Reason
 from tests.integration.conftest import BOUND_SECONDS, settings
 from tests.integration.house import HOUSES, SECRET
 from tests.integration.raw import RawClient, message
@@ -95,7 +96,7 @@ async def test_every_status_comes_with_its_message_and_details(channel):
         await stream.write(said(reason))
         assert (await bounded(stream.read())).value == "say before"
         for call in (unary(channel, "Refuse")(said(reason)), stream):
-            assert (await bounded(call.code())).value[0] == CODES[reason]
+            assert (await bounded(call.code())).value[0] == errors.REASONS[reason].code
             assert await call.details() == f"as asked: {reason} ü %"
             status, info = from_call(await error_of(call)), ErrorInfo()
             assert status.details[0].Unpack(info)

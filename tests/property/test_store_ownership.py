@@ -1,4 +1,4 @@
-"""Several servers on one store, with crashes and clocks that jump: never two live owners, nothing is lost."""
+"""Several servers on one store, with crashes and clocks that jump: one live owner a row, no lost write."""
 
 import asyncio
 import contextlib
@@ -9,9 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from service.store.base import Claim, Claimed, Kind, Standing, Write
+from service.store.base import Claim, Claimed, ClaimStatus, Write, WriteKind
 from service.store.redis import RedisStore
 from service.store.sqlite import SqliteStore
+from tests.redis_server import BOUND_SECONDS
 
 NUM_STORES = 3
 KEYS = st.sampled_from(["alice\0a", "alice\0b", "bob\0a"])
@@ -21,14 +22,14 @@ INSTANTS = st.sampled_from(
 )  # jumps, and instants next to each other
 RECORDS = st.none() | st.binary(max_size=3)
 CLAIMS = st.builds(Claim, KEYS, st.booleans(), st.booleans(), st.booleans(), RECORDS)
-WRITES = st.tuples(st.sampled_from(Kind), KEYS, st.integers(0, 2), RECORDS, INSTANTS)
+WRITES = st.tuples(st.sampled_from(WriteKind), KEYS, st.integers(0, 2), RECORDS, INSTANTS)
 
 
 @dataclasses.dataclass
 class Row:
-    """What the model knows of a row; `held_by` is the store object that claimed it last."""
+    """What the model knows of a row. `owner` is the store object that claimed the row last."""
 
-    held_by: object
+    owner: object
     epoch: int
     used_at: float
     record: bytes | None = None
@@ -38,7 +39,7 @@ class Row:
 class Ownership(RuleBasedStateMachine):
     """Stores against a dictionary of rows.
 
-    A store object that is crashed lives on as a ghost: a server that was thought dead and was only cut off.
+    A crashed store object lives on as a ghost: a server that was taken for dead and was only cut off.
     """
 
     def __init__(self, make):
@@ -48,12 +49,12 @@ class Ownership(RuleBasedStateMachine):
         self.now = 0.0
         self.rows = {}
         self.ghosts = []
-        self.told = {}  # store -> key -> epochs that it was told, oldest first
-        self.highest = {}  # key -> the highest epoch told while the row lived
+        self.told = {}  # store -> key -> epochs that the store was told, oldest first
+        self.highest = {}  # key -> the highest epoch that any store was told since the row was created
         self.stores = [self.born() for _ in range(NUM_STORES)]
 
     def born(self):
-        """Makes a store, open."""
+        """Makes a store, and opens it."""
         store = self.make(lambda: self.now)
         self.runner.run(store.open())
         self.told[store] = {}
@@ -61,12 +62,12 @@ class Ownership(RuleBasedStateMachine):
 
     @initialize(number=STORES)
     def begin(self, number):
-        """Creates a row, so that there is something to fight for from the start."""
+        """Creates a row, which the stores compete for from the start."""
         self.claim(number, [Claim("alice\0a", True, True, True)])
 
     @rule(now=INSTANTS)
     def clock_jumps(self, now):
-        """Sets what the stores take for the present."""
+        """Sets the stores' clock."""
         self.now = now
 
     @rule(number=STORES, claims=st.lists(CLAIMS, min_size=1, max_size=4))
@@ -76,30 +77,30 @@ class Ownership(RuleBasedStateMachine):
         outcomes = self.runner.run(store.claim(claims))
         for one, outcome in zip(claims, outcomes, strict=True):
             assert outcome == self.expected(store, one)
-            if outcome.standing in (Standing.CREATED, Standing.TAKEN):
+            if outcome.status in (ClaimStatus.CREATED, ClaimStatus.TAKEN):
                 assert outcome.epoch > self.highest.get(one.key, 0)
                 self.highest[one.key] = outcome.epoch
                 self.told[store].setdefault(one.key, []).append(outcome.epoch)
 
     def expected(self, store, one):
-        """Returns what must come of a claim, and does it in the model."""
+        """Returns the outcome that a claim must have, and applies the claim to the model."""
         row = self.rows.get(one.key)
         if row is None:
             if not one.may_create:
-                return Claimed(Standing.MISSING)
+                return Claimed(ClaimStatus.MISSING)
             self.rows[one.key] = Row(store, 1, self.now, record=one.record)
-            return Claimed(Standing.CREATED, 1, one.record, self.now)
+            return Claimed(ClaimStatus.CREATED, 1, one.record, self.now)
         if not one.may_find:
-            return Claimed(Standing.EXISTS)
-        if row.held_by is not store and not row.is_released and not one.may_take_over:
-            return Claimed(Standing.HELD, row.epoch)
-        row.held_by, row.is_released = store, False
+            return Claimed(ClaimStatus.EXISTS)
+        if row.owner is not store and not row.is_released and not one.may_take_over:
+            return Claimed(ClaimStatus.OWNED_ELSEWHERE, row.epoch)
+        row.owner, row.is_released = store, False
         row.epoch += 1
-        return Claimed(Standing.TAKEN, row.epoch, row.record, row.used_at)
+        return Claimed(ClaimStatus.TAKEN, row.epoch, row.record, row.used_at)
 
     @rule(number=STORES, drawn=st.lists(WRITES, min_size=1, max_size=4))
     def write(self, number, drawn):
-        """Writes at epochs that the store was told, the newest or older ones."""
+        """Writes at epochs that the store was told: the newest, or older ones."""
         store = self.stores[number]
         writes = [
             Write(kind, key, self.epoch(store, key, age), record, used_at)
@@ -108,49 +109,49 @@ class Ownership(RuleBasedStateMachine):
         self.compare(store, writes)
 
     def epoch(self, store, key, age=0):
-        """Returns an epoch that a store was told, so many before its newest; 1 where it was told none."""
+        """Returns the epoch that a store was told `age` epochs before its newest; 1 if it was told none."""
         told = self.told[store].get(key, [1])
         return told[max(-1 - age, -len(told))]
 
     def compare(self, store, writes):
-        """Writes, and compares each outcome with the model's; returns the outcomes."""
+        """Writes, and compares each outcome with the model's. Returns the outcomes."""
         outcomes = self.runner.run(store.write(writes))
         assert outcomes == [self.is_done(store, one) for one in writes]
         return outcomes
 
     def is_done(self, store, one):
-        """Tells whether a write must be done, and does it in the model."""
+        """Returns whether a write must be done, and applies the write to the model."""
         row = self.rows.get(one.key)
-        if row is None or row.held_by is not store or row.epoch != one.epoch:
+        if row is None or row.owner is not store or row.epoch != one.epoch:
             return False
-        if row.is_released and one.kind is not Kind.RELEASE:
+        if row.is_released and one.kind is not WriteKind.RELEASE:
             return False
-        if one.kind is Kind.DELETE:
+        if one.kind is WriteKind.DELETE:
             self.forget(one.key)
         else:
             row.record, row.used_at = one.record, one.used_at
-            row.is_released = one.kind is Kind.RELEASE
+            row.is_released = one.kind is WriteKind.RELEASE
         return True
 
     def forget(self, key):
-        """Removes a row from the model; one created anew begins at epoch 1."""
+        """Removes a row from the model. A row created again under its key begins at epoch 1."""
         del self.rows[key]
         del self.highest[key]
 
     @rule(key=KEYS, record=RECORDS)
     def everyone_saves(self, key, record):
-        """Has every store and ghost save at each epoch that it was ever told: at most one of all is taken."""
-        num_taken = 0
+        """Saves as every store and ghost at each epoch that it was ever told: one save at most is done."""
+        num_saved = 0
         for store in [*self.ghosts, *self.stores]:
             epochs = sorted(set(self.told[store].get(key, [])))
-            saves = [Write(Kind.SAVE, key, epoch, record, self.now) for epoch in epochs]
-            num_taken += sum(self.compare(store, saves))
+            saves = [Write(WriteKind.SAVE, key, epoch, record, self.now) for epoch in epochs]
+            num_saved += sum(self.compare(store, saves))
         is_owned = key in self.rows and not self.rows[key].is_released
-        assert num_taken <= is_owned
+        assert num_saved <= is_owned
 
     @rule(number=STORES)
     def crash(self, number):
-        """Puts a new store in the place of one, which releases nothing and may wake up."""
+        """Replaces a store by a new one. The former store releases nothing and may wake up."""
         self.ghosts.append(self.stores[number])
         self.stores[number] = self.born()
         if len(self.ghosts) > 2:
@@ -158,7 +159,7 @@ class Ownership(RuleBasedStateMachine):
 
     @rule(number=STORES, before=INSTANTS, limit=st.integers(0, 3))
     def expire(self, number, before, limit):
-        """Deletes idle rows: of equally idle ones the store may take any."""
+        """Deletes idle rows. The store chooses among rows that are equally idle."""
         expired = self.runner.run(self.stores[number].expire(before, limit))
         idle = {key: row.used_at for key, row in self.rows.items() if row.used_at < before}
         assert len(expired) == len(set(expired)) == min(limit, len(idle))
@@ -167,40 +168,46 @@ class Ownership(RuleBasedStateMachine):
             self.forget(key)
 
     def teardown(self):
-        """Looks at what every row is in the end, and closes all."""
+        """Compares every row with the model, and closes all stores."""
         last = self.born()
         found = self.runner.run(last.claim([Claim(key, False, True, True) for key in self.rows]))
-        kept = [Claimed(Standing.TAKEN, row.epoch + 1, row.record, row.used_at) for row in self.rows.values()]
+        wanted = [
+            Claimed(ClaimStatus.TAKEN, row.epoch + 1, row.record, row.used_at) for row in self.rows.values()
+        ]
         for store in [last, *self.ghosts, *self.stores]:
             self.runner.run(store.close())
         self.runner.close()
-        assert found == kept
+        assert found == wanted
 
 
 def test_one_owner_on_sqlite():
-    """Store objects on one file, each with a connection of its own, as processes have."""
+    """Store objects share one file, each with its own connection, like separate processes."""
     with contextlib.ExitStack() as stack:
 
         class OnItsFile(Ownership):
-            """The machine on a file that is new each time."""
+            """The machine, on a new file each time."""
 
             def __init__(self):
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
-                super().__init__(lambda clock: SqliteStore(f"{folder}/s.db", clock=clock))
+                super().__init__(
+                    lambda clock: SqliteStore(f"{folder}/s.db", clock=clock, busy_seconds=BOUND_SECONDS)
+                )
 
         bounds = settings(max_examples=60, stateful_step_count=30, deadline=None)
         run_state_machine_as_test(OnItsFile, settings=bounds)
 
 
 def test_one_owner_on_redis(shared_redis):
-    """The same on one server."""
+    """Store objects share one Redis server."""
 
     class OnEmptyServer(Ownership):
-        """The machine on a server that is emptied each time."""
+        """The machine, on a server that is emptied each time."""
 
         def __init__(self):
             shared_redis.command("FLUSHALL")
-            super().__init__(lambda clock: RedisStore(shared_redis.url(), clock=clock))
+            super().__init__(
+                lambda clock: RedisStore(shared_redis.url(), clock=clock, timeout_seconds=BOUND_SECONDS)
+            )
 
     bounds = settings(max_examples=25, stateful_step_count=25, deadline=None)
     run_state_machine_as_test(OnEmptyServer, settings=bounds)

@@ -20,7 +20,7 @@ Conventions
                MODEL_NOT_FOUND      NOT_FOUND
                SESSION_NOT_FOUND    NOT_FOUND
                SESSION_EXPIRED      NOT_FOUND
-               SESSION_EVICTED      NOT_FOUND
+               SESSION_EVICTED      NOT_FOUND (reserved: no server sends it now)
                SESSION_EXISTS       ALREADY_EXISTS
                STEP_CONFLICT        ALREADY_EXISTS (another input was applied under this index)
                STEP_FORGOTTEN       OUT_OF_RANGE (applied, but its reply is no longer kept)

@@ -8,11 +8,12 @@ from typing import Any
 
 from streamcell.inference import open_inference_pb2 as pb
 
+from service import errors
 from service.catalog.catalog import Catalog
 from service.catalog.versions import NotLoaded
 from service.config import Config
 from service.engine.engine import Engine
-from service.errors import StreamcellError, draining
+from service.errors import Reason, StreamcellError
 from service.rpc.router import Call
 from service.servicers.inference import tensors
 from service.servicers.inference.request import choose
@@ -133,7 +134,7 @@ class About:
         if self._catalog.is_draining:
             if request.ready:
                 return pb.RepositoryIndexResponse()
-            state, reason = "UNAVAILABLE", draining().message
+            state, reason = "UNAVAILABLE", errors.refusal(Reason.DRAINING).message
         models = [
             _Index(name=engine.name, version=engine.version, state=state, reason=reason)
             for engine in self._catalog.versions.engines

@@ -10,7 +10,6 @@ _BEGIN = "begin it with sequence_start"
 _ABOUT_SEQUENCES = {
     Reason.SESSION_NOT_FOUND: f"is not live: {_BEGIN}",
     Reason.SESSION_EXPIRED: f"expired because it was idle: {_BEGIN}",
-    Reason.SESSION_EVICTED: f"was evicted to make room for others: {_BEGIN}",
     Reason.SESSION_FENCED: "is another server's: go on there, or begin it anew here with sequence_start. One"
     " that this server has not lost to another is taken over by a request with its step_index",
 }

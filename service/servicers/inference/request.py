@@ -18,6 +18,7 @@ from service.engine.progress import TIME_ABSENT
 from service.engine.session_key import is_session_id, key_of
 from service.engine.session_ref import SessionRef
 from service.engine.work import INDEX_NEXT, Block, Step
+from service.errors import Reason
 from service.servicers import values
 from service.servicers.inference import tensors
 from service.servicers.inference.tensors import Rows
@@ -80,7 +81,7 @@ def choose(catalog: Catalog, name: str, version: str, field: str = "model_name")
     engine = catalog.versions.choose(asked)
     if engine.name != name:  # the version was given in the name
         served = ", ".join(str(each.model) for each in catalog.versions.engines)
-        raise errors.model_not_found(asked, served)
+        raise errors.refusal(Reason.MODEL_NOT_FOUND, model=asked, served=served)
     return engine
 
 

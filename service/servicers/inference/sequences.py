@@ -258,7 +258,9 @@ class Sequences:
             return
         if work is not None:
             engine.withdraw(work)
-        run.error = errors.timed_out(run.ask.timeout_microseconds)
+        run.error = errors.refusal(
+            Reason.TIMED_OUT, field="timeout", timeout_microseconds=run.ask.timeout_microseconds
+        )
         run.on_done(run)
         self._take_back(run)
 

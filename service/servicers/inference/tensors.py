@@ -14,7 +14,7 @@ from streamcell.inference import open_inference_pb2 as pb
 from service import errors
 from service.arrays import Float32s, Int64s
 from service.engine.engine import Engine
-from service.errors import StreamcellError
+from service.errors import Reason, StreamcellError
 from service.servicers import values
 
 X, TIME, Y = "x", "time", "y"
@@ -76,7 +76,7 @@ def read(engine: Engine, request: pb.ModelInferRequest, max_steps: int) -> Rows:
     else:
         raise _wrong_shape(X, shape, f"[1, {width}] for one step or [1, T, {width}] for T of them")
     if num_steps > max_steps:
-        raise errors.too_many_steps(num_steps, max_steps)
+        raise errors.refusal(Reason.TOO_MANY_STEPS, got=num_steps, max_message_steps=max_steps)
     times = _times(given[TIME], num_steps) if TIME in given else None
     if num_steps == 1:
         return Rows(1, len(shape) == 2, _row(engine, x), None, times)

@@ -5,7 +5,8 @@ from typing import Any
 from grpc_channelz.v1 import channelz_pb2 as pb
 from grpc_channelz.v1.channelz import ChannelzServicer  # type: ignore[attr-defined]  # its stub lacks it
 
-from service.errors import Reason, StreamcellError
+from service import errors
+from service.errors import Reason
 from service.rpc.router import Call, Streaming, Unary
 
 _DESCRIPTOR = pb.DESCRIPTOR.services_by_name["Channelz"]
@@ -34,7 +35,4 @@ class _Context:
 
     def set_details(self, details: str) -> None:
         """Ends the call."""
-        raise StreamcellError(
-            Reason.CHANNELZ_NOT_FOUND,
-            f"{details}: ask GetServers or GetTopChannels for the ids that there are",
-        )
+        raise errors.refusal(Reason.CHANNELZ_NOT_FOUND, problem=details)

@@ -4,6 +4,7 @@ from typing import Any
 
 from grpc_health.v1 import health_pb2 as pb
 
+from service import errors
 from service.errors import Reason, StreamcellError
 from service.rpc.router import Call, Stream, Streaming, Unary, parse
 
@@ -43,9 +44,7 @@ class HealthServicer:
 
     async def _check(self, request: pb.HealthCheckRequest, call: Call) -> pb.HealthCheckResponse:
         if request.service not in self._status:
-            raise StreamcellError(
-                Reason.SERVICE_NOT_FOUND, "no such service; leave it empty for the whole server"
-            )
+            raise errors.refusal(Reason.SERVICE_NOT_FOUND)
         return pb.HealthCheckResponse(status=self.status(request.service))
 
     async def _list(self, request: pb.HealthListRequest, call: Call) -> pb.HealthListResponse:

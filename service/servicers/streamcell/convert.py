@@ -12,7 +12,7 @@ from service.engine.engine import Engine
 from service.engine.progress import TIME_ABSENT
 from service.engine.session_ref import SessionRef
 from service.engine.work import INDEX_NEXT, Block, Step
-from service.errors import StreamcellError
+from service.errors import Reason, StreamcellError
 from service.runtime.manifest import Variable
 from service.servicers import values
 
@@ -95,7 +95,7 @@ def rows(engine: Engine, field: str, raw: bytes, listed: Sequence[float], max_ro
         raise values.wrong_width(field, len(listed), engine)
     num_rows = (len(raw) // 4 or len(listed)) // width
     if num_rows > max_rows:
-        raise errors.too_many_steps(num_rows, max_rows)
+        raise errors.refusal(Reason.TOO_MANY_STEPS, got=num_rows, max_message_steps=max_rows)
     x = np.frombuffer(raw, "<f4") if raw else np.fromiter(listed, np.float32, len(listed))
     return values.finite(engine, f"{field}_raw" if raw else field, x.reshape(num_rows, width))
 

@@ -9,7 +9,7 @@ from service import errors
 from service.arrays import Flags, Float32s, Int64s
 from service.engine.engine import Engine
 from service.engine.work import INDEX_NEXT, Block, Phase
-from service.errors import StreamcellError
+from service.errors import Reason, StreamcellError
 from service.servicers import values
 from service.servicers.streamcell import convert
 from service.servicers.streamcell.bindings import Bindings
@@ -153,7 +153,7 @@ def _counts(frame: pb.Frame, count: int, max_steps: int) -> Int64s:
     if not counts.all():
         raise errors.invalid_argument("num_steps_raw", "an entry has no step")
     if counts.sum() > max_steps:
-        raise errors.too_many_steps(int(counts.sum()), max_steps)
+        raise errors.refusal(Reason.TOO_MANY_STEPS, got=int(counts.sum()), max_message_steps=max_steps)
     return counts
 
 

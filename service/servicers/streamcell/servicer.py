@@ -173,7 +173,7 @@ class StreamcellServicer:
         """Answers ForkSession."""
         original, raw = await self._snapshot(request.session_id, call)
         if request.new_session_id == original.session_id:
-            raise errors.session_exists(original.session_id)
+            raise errors.refusal(Reason.SESSION_EXISTS, session_id=original.session_id)
         copied = snapshot.decode(raw)
         return pb.ForkSessionResponse(session=await self._restore(copied, request.new_session_id, call))
 
@@ -191,7 +191,7 @@ class StreamcellServicer:
         try:
             session = snapshot.decode(request.snapshot)
         except SnapshotError as error:
-            raise errors.snapshot_rejected(str(error)) from None
+            raise errors.refusal(Reason.SNAPSHOT_REJECTED, problem=str(error)) from None
         session_id = request.session_id or session.session_id
         return pb.RestoreSessionResponse(session=await self._restore(session, session_id, call))
 

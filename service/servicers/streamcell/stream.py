@@ -12,7 +12,7 @@ from service.config import Config
 from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
 from service.engine.work import AnyWork, Block, Step
-from service.errors import StreamcellError
+from service.errors import Reason, StreamcellError
 from service.rpc.router import Call, Stream, parse
 from service.servicers import values
 from service.servicers.stream_backpressure import Turns
@@ -144,7 +144,7 @@ class StepStream(Turns):
 
     def _take_frame(self, request_id: int, request: pb.Frame, failed: Mapping[str, StreamcellError]) -> None:
         if self._catalog.is_draining:
-            raise errors.draining()
+            raise errors.refusal(Reason.DRAINING)
 
         def on_done(work: Block) -> None:
             if frame.is_done:

@@ -47,7 +47,7 @@ async def load(server, stop=None, **changes):
 
 def open_sessions(server):
     """Returns the number of open sessions of a server."""
-    return sum(len(engine.sessions) for engine in server.catalog.engines)
+    return sum(len(engine.sessions) for engine in server.catalog.versions.engines)
 
 
 @contextlib.asynccontextmanager

@@ -1,39 +1,39 @@
-"""Tasks that must not die."""
+"""Tasks that last as long as the server: they go on after a fault, and stop when told."""
 
 import asyncio
 
 from service.background import BackgroundTask
 
 
-class Turns:
-    """The turns of a task: each takes a ticket and waits for one; some fail."""
+class GatedTurns:
+    """The turns of a task. Each turn waits until the test lets it through, and some fail."""
 
     def __init__(self, failures=()):
         self.ended = []
         self.began = asyncio.Queue()
         self._failures = failures
-        self._tickets = asyncio.Semaphore(0)
+        self._gate = asyncio.Semaphore(0)
 
     async def take(self):
-        """Takes one turn."""
+        """Takes one turn, once the test lets it through."""
         number = len(self.ended)
         self.began.put_nowait(number)
-        await self._tickets.acquire()
+        await self._gate.acquire()
         self.ended.append(number)
         if number in self._failures:
             raise MemoryError("the sealed words of a fault")
 
     async def let_through(self, count):
-        """Lets turns through, and returns when the next one waits for its ticket."""
+        """Lets `count` turns through, and returns when the next turn waits."""
         await self.began.get()
         for _ in range(count):
-            self._tickets.release()
+            self._gate.release()
             await self.began.get()
 
 
 async def test_turns_follow_each_other_until_the_task_is_stopped():
-    """A turn that is under way is cancelled, and none follows."""
-    turns = Turns()
+    """The current turn is cancelled, and no turn follows."""
+    turns = GatedTurns()
     task = BackgroundTask("writer", turns.take, lambda name: None)
     task.start()
     await turns.let_through(3)
@@ -43,8 +43,8 @@ async def test_turns_follow_each_other_until_the_task_is_stopped():
 
 
 async def test_a_fault_is_logged_and_counted_and_the_task_goes_on(caplog):
-    """The log has the traceback, the count the task's name; the next turn runs."""
-    turns, counted = Turns(failures={1}), []
+    """The log has the traceback, the counter the task's name, and the next turn runs."""
+    turns, counted = GatedTurns(failures={1}), []
     task = BackgroundTask("writer", turns.take, counted.append, pause_seconds=0)
     task.start()
     await turns.let_through(3)
@@ -56,7 +56,7 @@ async def test_a_fault_is_logged_and_counted_and_the_task_goes_on(caplog):
 
 
 async def test_a_turn_that_swallows_its_cancellation_is_the_last():
-    """As asyncio.wait_for does before Python 3.12."""
+    """A turn may swallow its cancellation, as asyncio.wait_for does before Python 3.12. No turn follows."""
     num_turns = 0
 
     async def turn():
@@ -75,5 +75,5 @@ async def test_a_turn_that_swallows_its_cancellation_is_the_last():
 
 
 async def test_a_task_that_never_began_can_be_stopped():
-    """A server that could not start stops what it has."""
-    await BackgroundTask("writer", Turns().take, lambda name: None).stop()
+    """A server that could not start may stop a task that never started."""
+    await BackgroundTask("writer", GatedTurns().take, lambda name: None).stop()

@@ -8,7 +8,7 @@ import pytest
 from service.config import ENV_PREFIX, Address, Config, from_command
 from service.errors import ConfigError
 
-# For every field: the flag's name, a text that differs from the default, and the value it means.
+# For every field: the flag's name, a text that differs from the default, and the value that the text means.
 FIELDS = [
     ("listen", "--listen", "0.0.0.0:0", Address("0.0.0.0", 0)),  # noqa: S104
     ("metrics_listen", "--metrics-listen", "[::1]:9999", Address("::1", 9999)),
@@ -44,7 +44,7 @@ FIELDS = [
     ("tls_key", "--tls-key", "key.pem", "key.pem"),
     ("tls_client_ca", "--tls-client-ca", "ca.pem", "ca.pem"),
 ]
-COMPANIONS = {  # what a flag needs beside it to be valid
+COMPANIONS = {  # the other flags that a flag needs
     "cors_origins": ["--front", "envoy"],
     "tls_cert": ["--tls-key", "key.pem"],
     "tls_key": ["--tls-cert", "cert.pem"],
@@ -52,153 +52,152 @@ COMPANIONS = {  # what a flag needs beside it to be valid
 }
 
 
-def test_every_field_is_tried_here():
-    """The table above has every setting, in order."""
-    assert [row[0] for row in FIELDS] == [field.name for field in dataclasses.fields(Config)]
-
-
-@pytest.mark.parametrize(("name", "flag", "text", "value"), FIELDS)
-def test_a_flag_sets_its_field(name, flag, text, value):
-    """Each flag gives its field the value its text means, in the field's type."""
-    found = getattr(from_command([flag, text, *COMPANIONS.get(name, [])], {}), name)
-    assert found == value
-    assert type(found) is type(value) or isinstance(value, pathlib.Path)
-
-
-@pytest.mark.parametrize(("name", "flag", "text", "value"), FIELDS)
-def test_a_variable_sets_its_field(name, flag, text, value):
-    """Each field's variable is its flag in capitals, behind STREAMCELL_."""
-    variable = "STREAMCELL_" + flag.removeprefix("--").replace("-", "_").upper()
-    assert getattr(from_command(COMPANIONS.get(name, []), {variable: text}), name) == value
-
-
-def test_nothing_given_means_the_defaults():
-    """Without flags and variables the settings are Config's own; variables of others change nothing."""
-    assert from_command([], {"MAX_BATCH_STEPS": "3", "STREAMCELL_UNHEARD_OF": "3"}) == Config()
-
-
-def test_the_flag_wins_over_the_variable():
-    """A flag and a variable for the same setting: the flag counts, and a bad variable then does no harm."""
-    assert from_command(["--threads", "2"], {"STREAMCELL_THREADS": "5"}).threads == 2
-    assert from_command(["--threads", "2"], {"STREAMCELL_THREADS": "junk"}).threads == 2
-
-
-def test_an_empty_variable_counts_as_unset():
-    """`STREAMCELL_THREADS=` leaves the default, as in a compose file with an empty default."""
-    assert from_command([], {"STREAMCELL_THREADS": ""}).threads == Config().threads
-
-
-@pytest.mark.parametrize(
-    ("flag", "text", "says"),
-    [
-        *((flag, "localhost", "is not HOST:PORT") for flag in ("--listen", "--metrics-listen")),
-        *((flag, ":80", "is not HOST:PORT") for flag in ("--listen", "--metrics-listen")),
-        *((flag, "::1:80", "is not HOST:PORT") for flag in ("--listen", "--metrics-listen")),
-        *((flag, "h:65536", "0..65535") for flag in ("--listen", "--metrics-listen")),
-        *((flag, "h:-1", "0..65535") for flag in ("--listen", "--metrics-listen")),
-        *((flag, "h:", "0..65535") for flag in ("--listen", "--metrics-listen")),
-        ("--listen", "", "is not HOST:PORT"),
-        ("--device", "tpu", "must be one of auto, cpu, cuda"),
-        ("--checkpoint-interval-seconds", "0", "at least 0.01"),
-        ("--front", "apache", "must be one of auto, grpcio, envoy"),
-        ("--reflection", "maybe", "'maybe' is not true or false"),
-        ("--max-metadata-bytes", "1023", "at least 1024"),
-        ("--cors-origins", "*", "needs --front envoy"),
-        ("--tls-cert", "cert.pem", "goes with --tls-key"),
-        ("--tls-client-ca", "ca.pem", "needs --tls-cert and --tls-key"),
-        ("--session-ttl-seconds", "-1", "at least 0, not -1"),
-        ("--session-ttl-seconds", "nan", "at least 0, not nan"),
-        ("--session-ttl-seconds", "inf", "at least 0, not inf"),
-        ("--drain-timeout-seconds", "-0.5", "at least 0, not -0.5"),
-        ("--drain-timeout-seconds", "soon", "'soon'"),
-    ],
-)
-def test_a_bad_value_names_its_flag(flag, text, says):
-    """A value that cannot be is a ConfigError of one line: the flag, then what is wrong."""
-    with pytest.raises(ConfigError) as caught:
-        from_command([flag, text], {})
-    message = str(caught.value)
-    assert message.startswith(f"{flag}: ")
-    assert says in message
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize(
-    "origins", ["a.example", "https://a.example/", "https://a b", "https://a,", "https://*.a"]
-)
-def test_an_origin_that_is_none_is_named(origins):
-    """A browser would never send it, so that it would silently allow nothing."""
-    with pytest.raises(ConfigError, match=r"^--cors-origins: .* is no origin"):
-        from_command(["--front", "envoy", "--cors-origins", origins], {})
-
-
-def test_channelz_is_of_one_front():
-    """Envoy has its own."""
-    with pytest.raises(ConfigError, match=r"^--channelz: is of --front grpcio"):
-        from_command(["--front", "envoy", "--channelz", "true"], {})
-
-
 COUNTS = [field.name for field in dataclasses.fields(Config) if type(field.default) is int]
 
 
-@pytest.mark.parametrize("name", COUNTS)
-@pytest.mark.parametrize("text", ["0", "-3", "1.5", "many"])
-def test_a_bad_count_names_its_flag(name, text):
-    """Counts and bounds are whole numbers of at least 1."""
-    flag = "--" + name.replace("_", "-")
-    with pytest.raises(ConfigError, match=f"^{flag}: ") as caught:
-        from_command([flag, text], {})
-    assert text in str(caught.value)
+class TestFlagsAndVariables:
+    """A setting comes from its flag, its variable or its default, in this order."""
+
+    def test_every_field_is_tried_here(self):
+        """FIELDS has every setting, in order."""
+        assert [row[0] for row in FIELDS] == [field.name for field in dataclasses.fields(Config)]
+
+    @pytest.mark.parametrize(("name", "flag", "text", "value"), FIELDS)
+    def test_a_flag_sets_its_field(self, name, flag, text, value):
+        """Each flag gives its field the value that the text means, in the field's type."""
+        found = getattr(from_command([flag, text, *COMPANIONS.get(name, [])], {}), name)
+        assert found == value
+        assert type(found) is type(value) or isinstance(value, pathlib.Path)
+
+    @pytest.mark.parametrize(("name", "flag", "text", "value"), FIELDS)
+    def test_a_variable_sets_its_field(self, name, flag, text, value):
+        """Each field's variable is STREAMCELL_ and its flag in capitals."""
+        variable = "STREAMCELL_" + flag.removeprefix("--").replace("-", "_").upper()
+        assert getattr(from_command(COMPANIONS.get(name, []), {variable: text}), name) == value
+
+    def test_nothing_given_means_the_defaults(self):
+        """Without flags and variables the settings are Config's defaults. Other variables change nothing."""
+        assert from_command([], {"MAX_BATCH_STEPS": "3", "STREAMCELL_UNHEARD_OF": "3"}) == Config()
+
+    def test_the_flag_wins_over_the_variable(self):
+        """With a flag and a variable for one setting the flag counts, and a bad variable does no harm."""
+        assert from_command(["--threads", "2"], {"STREAMCELL_THREADS": "5"}).threads == 2
+        assert from_command(["--threads", "2"], {"STREAMCELL_THREADS": "junk"}).threads == 2
+
+    def test_an_empty_variable_counts_as_unset(self):
+        """`STREAMCELL_THREADS=` leaves the default, as in a compose file with an empty default."""
+        assert from_command([], {"STREAMCELL_THREADS": ""}).threads == Config().threads
+
+    @pytest.mark.parametrize(("text", "value"), [("TRUE", True), ("1", True), ("False", False), ("0", False)])
+    def test_truth_in_any_case(self, text, value):
+        """true, false, 1 and 0 are understood, in upper and lower case."""
+        assert from_command(["--reflection", text], {}).reflection is value
+
+    def test_settings_cannot_change(self):
+        """The settings are frozen."""
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            Config().threads = 2  # type: ignore[misc]
 
 
-def test_a_lone_key_names_tls_cert():
-    """A private key without its certificate is refused, too."""
-    with pytest.raises(ConfigError, match=r"^--tls-cert: "):
-        from_command(["--tls-key", "key.pem"], {})
+class TestWrongValues:
+    """A wrong value is refused with the name of its flag or variable."""
+
+    @pytest.mark.parametrize(
+        ("flag", "text", "says"),
+        [
+            *((flag, "localhost", "is not HOST:PORT") for flag in ("--listen", "--metrics-listen")),
+            *((flag, ":80", "is not HOST:PORT") for flag in ("--listen", "--metrics-listen")),
+            *((flag, "::1:80", "is not HOST:PORT") for flag in ("--listen", "--metrics-listen")),
+            *((flag, "h:65536", "0..65535") for flag in ("--listen", "--metrics-listen")),
+            *((flag, "h:-1", "0..65535") for flag in ("--listen", "--metrics-listen")),
+            *((flag, "h:", "0..65535") for flag in ("--listen", "--metrics-listen")),
+            ("--listen", "", "is not HOST:PORT"),
+            ("--device", "tpu", "must be one of auto, cpu, cuda"),
+            ("--checkpoint-interval-seconds", "0", "at least 0.01"),
+            ("--front", "apache", "must be one of auto, grpcio, envoy"),
+            ("--reflection", "maybe", "'maybe' is not true or false"),
+            ("--max-metadata-bytes", "1023", "at least 1024"),
+            ("--cors-origins", "*", "needs --front envoy"),
+            ("--tls-cert", "cert.pem", "goes with --tls-key"),
+            ("--tls-client-ca", "ca.pem", "needs --tls-cert and --tls-key"),
+            ("--session-ttl-seconds", "-1", "at least 0, not -1"),
+            ("--session-ttl-seconds", "nan", "at least 0, not nan"),
+            ("--session-ttl-seconds", "inf", "at least 0, not inf"),
+            ("--drain-timeout-seconds", "-0.5", "at least 0, not -0.5"),
+            ("--drain-timeout-seconds", "soon", "'soon'"),
+        ],
+    )
+    def test_a_bad_value_names_its_flag(self, flag, text, says):
+        """An impossible value is a ConfigError of one line: the flag, then what is wrong."""
+        with pytest.raises(ConfigError) as caught:
+            from_command([flag, text], {})
+        message = str(caught.value)
+        assert message.startswith(f"{flag}: ")
+        assert says in message
+        assert "\n" not in message
+
+    @pytest.mark.parametrize("name", COUNTS)
+    @pytest.mark.parametrize("text", ["0", "-3", "1.5", "many"])
+    def test_a_bad_count_names_its_flag(self, name, text):
+        """Counts and bounds are whole numbers of at least 1."""
+        flag = "--" + name.replace("_", "-")
+        with pytest.raises(ConfigError, match=f"^{flag}: ") as caught:
+            from_command([flag, text], {})
+        assert text in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "origins", ["a.example", "https://a.example/", "https://a b", "https://a,", "https://*.a"]
+    )
+    def test_a_wrong_origin_is_named(self, origins):
+        """An origin that no browser sends is refused: it would silently allow nothing."""
+        with pytest.raises(ConfigError, match=r"^--cors-origins: .* is no origin"):
+            from_command(["--front", "envoy", "--cors-origins", origins], {})
+
+    def test_channelz_needs_the_grpcio_front(self):
+        """Channelz is refused with Envoy, which has its own statistics."""
+        with pytest.raises(ConfigError, match=r"^--channelz: is of --front grpcio"):
+            from_command(["--front", "envoy", "--channelz", "true"], {})
+
+    def test_a_lone_key_names_tls_cert(self):
+        """A private key without its certificate is refused too."""
+        with pytest.raises(ConfigError, match=r"^--tls-cert: "):
+            from_command(["--tls-key", "key.pem"], {})
+
+    @pytest.mark.parametrize(
+        ("variable", "text"), [("LISTEN", "nonsense"), ("THREADS", "x"), ("REFLECTION", "yes")]
+    )
+    def test_a_bad_variable_is_named_as_the_variable(self, variable, text):
+        """Text that cannot be converted is refused with the name of its variable, not of the flag."""
+        with pytest.raises(ConfigError, match=f"^{ENV_PREFIX}{variable}: "):
+            from_command([], {ENV_PREFIX + variable: text})
+
+    def test_an_unknown_flag_ends_the_command(self, capsys):
+        """An unknown or shortened flag ends with status 2 and its name on standard error."""
+        for flag in ("--max-batch", "--turbo"):
+            with pytest.raises(SystemExit) as caught:
+                from_command([flag, "3"], {})
+            assert caught.value.code == 2
+            assert flag in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("variable", "text"), [("LISTEN", "nonsense"), ("THREADS", "x"), ("REFLECTION", "yes")]
-)
-def test_a_bad_variable_is_named_as_the_variable(variable, text):
-    """Text that cannot be converted names where it came from: the variable, not the flag."""
-    with pytest.raises(ConfigError, match=f"^{ENV_PREFIX}{variable}: "):
-        from_command([], {ENV_PREFIX + variable: text})
+class TestHelp:
+    """What --help prints."""
 
-
-@pytest.mark.parametrize(("text", "value"), [("TRUE", True), ("1", True), ("False", False), ("0", False)])
-def test_truth_in_any_case(text, value):
-    """true, false, 1 and 0 are understood, whatever their case."""
-    assert from_command(["--reflection", text], {}).reflection is value
-
-
-def test_an_unknown_flag_ends_the_command(capsys):
-    """A flag that is not there, or cut short, ends with status 2 and its name on standard error."""
-    for flag in ("--max-batch", "--turbo"):
+    def test_help_shows_every_flag_with_its_default(self, capsys):
+        """--help names every flag, and shows defaults."""
         with pytest.raises(SystemExit) as caught:
-            from_command([flag, "3"], {})
-        assert caught.value.code == 2
-        assert flag in capsys.readouterr().err
+            from_command(["--help"], {})
+        assert caught.value.code == 0
+        text = capsys.readouterr().out
+        assert all(flag in text for _, flag, _, _ in FIELDS)
+        assert "(127.0.0.1:50051)" in text
 
 
-def test_help_tells_every_flag_with_its_default(capsys):
-    """--help names every flag."""
-    with pytest.raises(SystemExit) as caught:
-        from_command(["--help"], {})
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
-    assert all(flag in text for _, flag, _, _ in FIELDS)
-    assert "(127.0.0.1:50051)" in text
+class TestAddress:
+    """HOST:PORT as text and as a value."""
 
-
-def test_an_address_reads_back_as_it_was_written():
-    """Address.parse and str are each other's inverse, for names, IPv4 and IPv6."""
-    for text in ("localhost:0", "127.0.0.1:65535", "[::1]:50051"):
-        assert str(Address.parse(text)) == text
-    assert Address.parse("[::1]:1").host == "::1"
-
-
-def test_settings_cannot_change():
-    """The settings are frozen."""
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().threads = 2  # type: ignore[misc]
+    def test_an_address_reads_back_as_it_was_written(self):
+        """Address.parse and str are each other's inverse, for names, IPv4 and IPv6."""
+        for text in ("localhost:0", "127.0.0.1:65535", "[::1]:50051"):
+            assert str(Address.parse(text)) == text
+        assert Address.parse("[::1]:1").host == "::1"

@@ -15,6 +15,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
+from service import errors
 from service.errors import Reason, StreamcellError
 from service.fronts.envoy.calls import Event, Presence, Receive, Send
 from service.fronts.envoy.web import grpc_web_text as web_text
@@ -164,8 +165,7 @@ class _StreamingMethod:
 
     def _refuse(self) -> NoReturn:
         name = self._path.rpartition("/")[2]
-        message = f"{name} is a stream, which takes a gRPC client (application/grpc); here are unary methods"
-        error = StreamcellError(Reason.NOT_IMPLEMENTED, message)
+        error = errors.refusal(Reason.NOT_IMPLEMENTED, method=name)
         raise connect_error(self._router.refuse(self._path, error).status)
 
 

@@ -334,7 +334,7 @@ async def test_who_waits_for_the_store_is_told_where_the_session_is_then(serve_f
     await house.notice("2")
     engine, successor = house.catalog.versions.get(f"{NAME}/1"), house.catalog.versions.get(NAME)
     engine.succession.successor, count = None, house.store.num_writes
-    house.store.is_held = True
+    house.store.is_blocked = True
     request = pb.StepRequest(session_id="s", x=X[0])
     first = asyncio.create_task(house.served.ask("Step", request))
     await until(lambda: house.store.num_writes > count)  # it is being written
@@ -345,7 +345,7 @@ async def test_who_waits_for_the_store_is_told_where_the_session_is_then(serve_f
     await moved(house)
     assert not first.done()
     assert not second.done()
-    house.store.is_held = False
+    house.store.is_blocked = False
     assert [(await each).num_durable_steps for each in (first, second)] == [1, 1]
 
 
@@ -355,11 +355,11 @@ async def test_a_moved_session_that_another_server_took_is_fenced(serve_folder):
     house = await serve_folder(store=store, on_new_version="migrate")
     await house.served.open("s")
     await house.notice("2")
-    store.is_held = True
+    store.is_blocked = True
     await house.step("s", 0)
     await moved(house)
     store.rows["\0s"].owner, store.rows["\0s"].epoch = "another", 7
-    store.is_held = False
+    store.is_blocked = False
     await until(lambda: house.catalog.versions.get(NAME).sessions.find("\0s") is None)
     refusal = await house.served.refused("Step", pb.StepRequest(session_id="s", x=X[1]))
     assert refusal.reason == "SESSION_FENCED"

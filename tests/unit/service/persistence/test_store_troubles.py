@@ -13,7 +13,7 @@ import tempfile
 import pytest
 
 from service.errors import ConfigError
-from service.store.base import Claim, Kind, Standing, StoreError, Write
+from service.store.base import Claim, ClaimStatus, StoreError, Write, WriteKind
 from service.store.redis import RedisStore
 from service.store.sqlite import SqliteStore
 from tests import redis_server
@@ -25,13 +25,13 @@ NOBODY = 65534
 
 def save(epoch, record=b"r", key="a"):
     """Returns a save at an epoch."""
-    return Write(Kind.SAVE, key, epoch, record, 1.0)
+    return Write(WriteKind.SAVE, key, epoch, record, 1.0)
 
 
 async def standing(store):
     """Claims a row, and returns how that ended."""
     (claimed,) = await store.claim([OPENING])
-    return claimed.standing
+    return claimed.status
 
 
 async def refused(store, *words):
@@ -183,7 +183,7 @@ async def test_a_damaged_file_is_told_and_got_over(tmp_path):
     path = tmp_path / "s.db"
     async with sqlite_store(path) as store:
         await store.claim([OPENING])
-        await store.write([Write(Kind.RELEASE, "a", 1, b"kept", 1.0)])
+        await store.write([Write(WriteKind.RELEASE, "a", 1, b"kept", 1.0)])
     content = path.read_bytes()
     # Its first call connects it, as after trouble.
     store = SqliteStore(path)
@@ -238,7 +238,7 @@ async def test_a_file_that_another_process_holds_is_told_and_got_over(tmp_path):
         with held_by_another_process(path):
             await in_trouble(store, "locked", "other process")
             await refused(SqliteStore(path, busy_seconds=0.05), "locked")
-        assert await standing(store) is Standing.CREATED
+        assert await standing(store) is ClaimStatus.CREATED
 
 
 async def test_many_open_a_new_file_at_once(tmp_path):
@@ -249,7 +249,7 @@ async def test_many_open_a_new_file_at_once(tmp_path):
             stack.push_async_callback(store.close)
         await asyncio.gather(*(store.open() for store in stores))
         found = [await standing(store) for store in stores]
-    assert found == [Standing.CREATED] + [Standing.TAKEN] * 7
+    assert found == [ClaimStatus.CREATED] + [ClaimStatus.TAKEN] * 7
 
 
 async def test_an_old_sqlite_is_refused(tmp_path, monkeypatch):
@@ -327,7 +327,7 @@ async def test_a_redis_that_dies_is_told_and_got_over(own_redis):
         await in_trouble(store, "cannot be reached", "see that it runs")
         await refused(RedisStore(url_of(own_redis)), "cannot be reached")
         own_redis.start()
-        assert await standing(store) is Standing.CREATED
+        assert await standing(store) is ClaimStatus.CREATED
         assert await store.write([save(1)]) == [True]
         assert await store.expire(2.0, 9) == ["a"]
 
@@ -337,18 +337,18 @@ async def test_a_redis_started_again_is_met_by_an_idle_store(own_redis):
     async with redis_store(url_of(own_redis)) as store:
         await asyncio.to_thread(own_redis.kill)
         await asyncio.to_thread(own_redis.start)
-        assert await standing(store) is Standing.CREATED
+        assert await standing(store) is ClaimStatus.CREATED
 
 
 async def test_a_redis_that_hangs_is_told_and_got_over(own_redis):
     """A server that does not answer is an error in bounded time, and its late answers confuse nobody."""
     async with redis_store(url_of(own_redis), timeout_seconds=0.1) as store:
-        assert await standing(store) is Standing.CREATED
+        assert await standing(store) is ClaimStatus.CREATED
         own_redis.signal(signal.SIGSTOP)
         await in_trouble(store, "does not answer in time")
         own_redis.signal(signal.SIGCONT)
         assert await recovered(store)
-        assert await standing(store) is Standing.TAKEN
+        assert await standing(store) is ClaimStatus.TAKEN
 
 
 async def recovered(store):
@@ -370,7 +370,7 @@ async def test_a_full_redis_is_told_and_got_over(own_redis):
         configure(own_redis, "CONFIG", "SET", "maxmemory", "0")
         assert await store.write([save(1)]) == [True], "nothing had moved"
         configure(own_redis, "CONFIG", "SET", "maxmemory", "1")
-        assert await store.write([Write(Kind.DELETE, "a", 1, None, 0.0)]) == [True]
+        assert await store.write([Write(WriteKind.DELETE, "a", 1, None, 0.0)]) == [True]
 
 
 async def test_a_read_only_replica_is_told_and_got_over(own_redis):
@@ -440,14 +440,14 @@ async def test_a_call_whose_reply_is_lost_can_be_repeated(own_redis):
         await standing(store)
         await lost(store.claim([OPENING]))
         (claimed,) = await store.claim([OPENING])
-        assert (claimed.standing, claimed.epoch) == (Standing.TAKEN, 3)
-        release = Write(Kind.RELEASE, "a", 3, b"end", 1.0)
+        assert (claimed.status, claimed.epoch) == (ClaimStatus.TAKEN, 3)
+        release = Write(WriteKind.RELEASE, "a", 3, b"end", 1.0)
         for one, again in ((save(3), True), (release, True)):
             await lost(store.write([one]))
             assert await store.write([one]) == [again]
         (claimed,) = await store.claim([OPENING])
         assert (claimed.epoch, claimed.record) == (4, b"end")
-        gone = Write(Kind.DELETE, "a", 4, None, 0.0)
+        gone = Write(WriteKind.DELETE, "a", 4, None, 0.0)
         await lost(store.write([gone]))
         assert await store.write([gone]) == [False]
 
@@ -461,7 +461,7 @@ async def test_a_call_that_is_cancelled_leaves_no_reply_behind(own_redis):
             await asyncio.wait_for(store.write([save(1)]), 0.05)
         own_redis.signal(signal.SIGCONT)
         (claimed,) = await store.claim([OPENING])
-        assert (claimed.standing, claimed.epoch) == (Standing.TAKEN, 2)
+        assert (claimed.status, claimed.epoch) == (ClaimStatus.TAKEN, 2)
 
 
 async def test_a_redis_that_loads_is_told():
@@ -484,7 +484,7 @@ async def test_scripts_that_redis_forgot_are_loaded_again(own_redis):
     async with redis_store(url_of(own_redis)) as store:
         await standing(store)
         configure(own_redis, "SCRIPT", "FLUSH")
-        assert await standing(store) is Standing.TAKEN
+        assert await standing(store) is ClaimStatus.TAKEN
 
 
 @pytest.fixture
@@ -506,5 +506,5 @@ def tls_url(tmp_path):
 async def test_redis_over_tls(tls_url, tmp_path):
     """With rediss the server's certificate is checked against the authority that the URL names."""
     async with redis_store(f"{tls_url}?ssl_ca_certs={tmp_path}/cert.pem") as store:
-        assert await standing(store) is Standing.CREATED
+        assert await standing(store) is ClaimStatus.CREATED
     await refused(RedisStore(tls_url), "certificate verify failed")

@@ -10,6 +10,7 @@ from streamcell.v1 import streamcell_pb2 as pb
 
 from service import errors
 from service.engine import snapshot
+from service.errors import Reason
 from tests import fakes
 from tests.fakes import Alone, answer, bits, renamed, talk
 
@@ -64,11 +65,11 @@ async def test_replies_say_what_is_stored(serve):
     """Nothing while the store is held; all of it once it was written: steps, frames and priming alike."""
     served = await serve()
     await served.open("s")
-    served.store.is_held = True
+    served.store.is_blocked = True
     assert (await served.ask("Step", step())).num_durable_steps == 0
-    served.store.is_held = False
+    served.store.is_blocked = False
     await stored(served, num_steps=1)
-    served.store.is_held = True
+    served.store.is_blocked = True
     assert (await served.ask("Step", step())).num_durable_steps == 1
     primed = await served.ask("Prime", pb.PrimeRequest(session_id="s", x=X[:3].reshape(-1)))
     assert primed.num_durable_steps == 1
@@ -78,7 +79,7 @@ async def test_replies_say_what_is_stored(serve):
     assert np.frombuffer(found.frame.num_durable_steps_raw, "<u8").tolist() == [1]
     (found,) = await talk(stream, pb.StreamRequest(step=step()))
     assert found.step.num_durable_steps == 1
-    served.store.is_held = False
+    served.store.is_blocked = False
 
 
 async def test_only_what_changed_is_written(serve):
@@ -140,12 +141,12 @@ async def test_a_durable_step_is_answered_once_it_is_stored(serve):
         request = pb.OpenSessionRequest(session_id=name, durable=True)
         assert (await served.ask("OpenSession", request)).session.durable
     await served.open("free")
-    served.store.is_held = True
+    served.store.is_blocked = True
     asked = [asyncio.create_task(served.ask("Step", step(name))) for name in "abc"]
     assert (await served.ask("Step", step("free"))).num_durable_steps == 0
     await until(lambda: served.store.num_writes)
     assert not any(task.done() for task in asked)
-    served.store.is_held = False
+    served.store.is_blocked = False
     assert [(await task).num_durable_steps for task in asked] == [1, 1, 1]
     again = await served.ask("Step", step("a", step_index=0))
     assert again.num_durable_steps == 1
@@ -195,9 +196,9 @@ async def test_two_servers_and_one_session_one_is_fenced(serve):
     await stored(first, num_steps=1)
     assert (await stand(second)).next_step_index == 1
     await second.ask("Step", step(row=1))
-    first.store.is_held = True
+    first.store.is_blocked = True
     await first.ask("Step", step(row=1))  # the first does not know yet
-    first.store.is_held = False
+    first.store.is_blocked = False
     await until(lambda: first.engines[0].sessions.find("\0s") is None)
     for request in (step(row=2), step(row=2, step_index=2)):
         found = await first.refused("Step", request)
@@ -535,12 +536,12 @@ async def test_a_session_does_not_leave_while_its_write_is_under_way(serve):
     changes, engine = served.write_behind.changes, served.engines[0]
     changes.begin()
     under_way = changes.take(10, everything=True)
-    served.store.is_held = True
+    served.store.is_blocked = True
     room = asyncio.create_task(served.catalog.persistence.make_room(engine))
     await until(lambda: served.store.num_writes)
     assert engine.sessions.find("\0s") is not None
-    changes.fail(under_way, errors.store_unavailable("gone"))
-    served.store.is_held = False
+    changes.fail(under_way, errors.refusal(Reason.STORE_UNAVAILABLE, problem="gone"))
+    served.store.is_blocked = False
     await room
     assert engine.sessions.find("\0s") is None
     assert snapshot.decode(served.store.rows["\0s"].record).progress.next_step[0] == 1

@@ -28,7 +28,7 @@ class Echo:
     def receive(self, raw):
         """Notes a message, or does what it says."""
         if raw == b"refuse":
-            raise errors.step_gap(1, 2)
+            raise errors.refusal(Reason.STEP_GAP, expected_step_index=1, got=2)
         if raw == b"break":
             raise RuntimeError(SECRET)
         self.told.append(raw)
@@ -61,7 +61,7 @@ class House:
 
     async def _answer(self, request, call):
         if request.value == "refuse":
-            raise errors.overloaded(9, 1.25)
+            raise errors.refusal(Reason.OVERLOADED, queued_steps=9, retry_delay_seconds=1.25)
         if request.value == "break":
             raise RuntimeError(SECRET)
         return StringValue(value=f"{request.value} for {call.principal}")
@@ -115,7 +115,7 @@ class EndedCall:
 
 def test_a_status_decodes_with_the_standard_library():
     """grpc_status reads code, sentence, reason, facts and delay out of the details."""
-    status = status_of(errors.overloaded(9, 1.25))
+    status = status_of(errors.refusal(Reason.OVERLOADED, queued_steps=9, retry_delay_seconds=1.25))
     decoded = rpc_status.from_call(EndedCall(status))
     assert decoded.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
     assert decoded.message == status.message
@@ -126,7 +126,7 @@ def test_a_status_decodes_with_the_standard_library():
 def test_every_reason_makes_a_status(reason):
     """Whatever the reason, its status has its code, a domain and the facts."""
     found = Refusal.of(status_of(StreamcellError(reason, "why", metadata={"a": "b"})))
-    assert found == Refusal(errors.CODES[reason], reason, "why", {"a": "b"})
+    assert found == Refusal(errors.REASONS[reason].code, reason, "why", {"a": "b"})
 
 
 def test_parse_refuses_what_is_no_message():
@@ -285,7 +285,7 @@ async def test_an_error_ends_the_stream_after_what_was_sent(house):
     assert echo.told == [b"a", "cancel"]
     assert await collect(stream) == [b"A"]
     assert Refusal.of(stream.status).reason == Reason.STEP_GAP
-    stream.end(errors.draining())
+    stream.end(errors.refusal(Reason.DRAINING))
     assert Refusal.of(stream.status).reason == Reason.STEP_GAP
     assert house.errors == [("/t/Stream", Reason.STEP_GAP)]
 
@@ -330,7 +330,7 @@ async def test_a_paused_stream_is_read_no_further(house):
 async def test_errors_within_a_stream_are_counted(house):
     """An error that is a message of the stream counts under the stream's path and does not end it."""
     stream, _ = house.open()
-    stream.count(errors.step_gap(1, 2))
+    stream.count(errors.refusal(Reason.STEP_GAP, expected_step_index=1, got=2))
     stream.send(b"after")
     assert await next_message(stream) == b"after"
     assert house.errors == [("/t/Stream", Reason.STEP_GAP)]
@@ -396,10 +396,10 @@ def test_a_stream_without_a_conversation_takes_nothing():
 @pytest.mark.parametrize(
     ("error", "pushback_ms"),
     [
-        (errors.draining(), -1),
-        (errors.overloaded(9, 1.25), 1250),
-        (errors.overloaded(9, 0.0001), 1),
-        (errors.step_gap(1, 2), None),
+        (errors.refusal(Reason.DRAINING), -1),
+        (errors.refusal(Reason.OVERLOADED, queued_steps=9, retry_delay_seconds=1.25), 1250),
+        (errors.refusal(Reason.OVERLOADED, queued_steps=9, retry_delay_seconds=0.0001), 1),
+        (errors.refusal(Reason.STEP_GAP, expected_step_index=1, got=2), None),
     ],
 )
 def test_a_status_says_what_a_repetition_should_do(error, pushback_ms):
@@ -409,6 +409,6 @@ def test_a_status_says_what_a_repetition_should_do(error, pushback_ms):
 
 def test_nothing_of_a_status_is_unprintable():
     """Statuses travel as headers: what a caller sent stands in them quoted."""
-    status = status_of(errors.session_not_found("a\r\nb\0"))
+    status = status_of(errors.refusal(Reason.SESSION_NOT_FOUND, session_id="a\r\nb\0"))
     assert status.message.isprintable()
     assert json.dumps(status.message)

@@ -1,16 +1,14 @@
-"""The stores' contract, over each of them: who may claim what, whose writes are done, and what is kept."""
+"""What both stores promise: who may claim a row, whose writes are done, and what a row has afterwards."""
 
 import asyncio
 import contextlib
-import sys
 
 import pytest
 
-from service.errors import ConfigError
-from service.store import urls
-from service.store.base import Claim, Claimed, Kind, Standing, Write
+from service.store.base import Claim, Claimed, ClaimStatus, Write, WriteKind
 from service.store.redis import RedisStore
 from service.store.sqlite import SqliteStore
+from tests.redis_server import BOUND_SECONDS
 
 NOW = 1_700_000_000.123456
 ODD_KEYS = ["alice\0s", "", "'; DROP TABLE sessions; --", "ü\U0001f600\r\n$5", "{a}" * 200, "streamcell:used"]
@@ -18,16 +16,17 @@ ODD_KEYS = ["alice\0s", "", "'; DROP TABLE sessions; --", "ü\U0001f600\r\n$5", 
 
 @pytest.fixture(params=["sqlite", "redis"])
 async def make(request, tmp_path):
-    """Makes stores, open, on one file or one server; `make(clock=...)` sets their time."""
+    """Makes open stores, on one file or on one server. `make(clock=...)` sets a store's time."""
     if request.param == "redis":
         url = request.getfixturevalue("empty_redis").url()
     async with contextlib.AsyncExitStack() as stack:
 
         async def made(clock=lambda: NOW):
             if request.param == "redis":
-                store = RedisStore(url, clock=clock)
+                store = RedisStore(url, clock=clock, timeout_seconds=BOUND_SECONDS)
             else:
-                store = SqliteStore(tmp_path / "a folder" / "s?.db", clock=clock)
+                path = tmp_path / "a folder" / "s?.db"
+                store = SqliteStore(path, clock=clock, busy_seconds=BOUND_SECONDS)
             stack.push_async_callback(store.close)
             await store.open()
             return store
@@ -37,28 +36,28 @@ async def make(request, tmp_path):
 
 
 def opening(key):
-    """A claim as that of OpenSession."""
+    """Returns a claim such as OpenSession makes."""
     return Claim(key, may_create=True, may_find=True, may_take_over=True)
 
 
 def finding(key):
-    """A claim as that of a step without an index."""
+    """Returns a claim such as a step without an index makes."""
     return Claim(key, may_create=False, may_find=True, may_take_over=False)
 
 
 def save(key, epoch, record=b"r", used_at=NOW):
-    """A save of a row."""
-    return Write(Kind.SAVE, key, epoch, record, used_at)
+    """Returns a save of a row."""
+    return Write(WriteKind.SAVE, key, epoch, record, used_at)
 
 
 def release(key, epoch, record=b"r", used_at=NOW):
-    """A release of a row."""
-    return Write(Kind.RELEASE, key, epoch, record, used_at)
+    """Returns a release of a row."""
+    return Write(WriteKind.RELEASE, key, epoch, record, used_at)
 
 
 def delete(key, epoch):
-    """A deletion of a row."""
-    return Write(Kind.DELETE, key, epoch, None, 0.0)
+    """Returns a deletion of a row."""
+    return Write(WriteKind.DELETE, key, epoch, None, 0.0)
 
 
 async def claim(store, one):
@@ -73,225 +72,184 @@ async def write(store, one):
     return was_done
 
 
-async def test_a_row_is_created_once(make):
-    """Where there is no row, one is created if that was asked for, at epoch 1, with the store's time."""
-    store = await make()
-    assert await claim(store, finding("a")) == Claimed(Standing.MISSING)
-    assert await claim(store, opening("a")) == Claimed(Standing.CREATED, 1, None, NOW)
-    only_create = Claim("a", may_create=True, may_find=False, may_take_over=True)
-    assert await claim(store, only_create) == Claimed(Standing.EXISTS)
-    with_record = Claim("b", may_create=True, may_find=False, may_take_over=False, record=b"first")
-    assert await claim(store, with_record) == Claimed(Standing.CREATED, 1, b"first", NOW)
-    assert await claim(store, finding("b")) == Claimed(Standing.TAKEN, 2, b"first", NOW)
-    assert await write(store, save("a", 1)), "what does not find it moves nothing"
+class TestClaims:
+    """A claim creates a row, takes a row, or is told why not."""
+
+    async def test_a_row_is_created_once(self, make):
+        """A claim that may create makes a missing row, at epoch 1, with the store's time."""
+        store = await make()
+        assert await claim(store, finding("a")) == Claimed(ClaimStatus.MISSING)
+        assert await claim(store, opening("a")) == Claimed(ClaimStatus.CREATED, 1, None, NOW)
+        only_create = Claim("a", may_create=True, may_find=False, may_take_over=True)
+        assert await claim(store, only_create) == Claimed(ClaimStatus.EXISTS)
+        with_record = Claim("b", may_create=True, may_find=False, may_take_over=False, record=b"first")
+        assert await claim(store, with_record) == Claimed(ClaimStatus.CREATED, 1, b"first", NOW)
+        assert await claim(store, finding("b")) == Claimed(ClaimStatus.TAKEN, 2, b"first", NOW)
+        assert await write(store, save("a", 1)), "a claim that did not find the row changed nothing"
+
+    async def test_a_store_takes_its_own_row_again(self, make):
+        """The owner may claim its own row, which raises the epoch and fences the owner's earlier writes."""
+        store = await make()
+        await store.claim([opening("a")])
+        assert await write(store, save("a", 1, b"first", 5.5))
+        assert await claim(store, finding("a")) == Claimed(ClaimStatus.TAKEN, 2, b"first", 5.5)
+        assert not await write(store, save("a", 1))
+        assert await write(store, save("a", 2))
+
+    async def test_another_owners_row_is_taken_over_only_on_purpose(self, make):
+        """Without may_take_over nothing changes; with it all writes of the former owner are fenced."""
+        ours, theirs = await make(), await make()
+        await theirs.claim([opening("a")])
+        await theirs.write([save("a", 1, b"theirs", 7.0)])
+        assert await claim(ours, finding("a")) == Claimed(ClaimStatus.OWNED_ELSEWHERE, 1)
+        assert await write(theirs, save("a", 1, b"more", 8.0))
+        assert await claim(ours, opening("a")) == Claimed(ClaimStatus.TAKEN, 2, b"more", 8.0)
+        for epoch in (1, 2):
+            late = [save("a", epoch, b"late"), release("a", epoch, b"late"), delete("a", epoch)]
+            assert await theirs.write(late) == [False] * 3
+        assert await claim(ours, finding("a")) == Claimed(ClaimStatus.TAKEN, 3, b"more", 8.0)
+
+    async def test_a_released_row_is_for_everyone(self, make):
+        """Any store may take a released row, with record and epoch; the former owner writes no more."""
+        ours, theirs = await make(), await make()
+        await theirs.claim([opening("a")])
+        assert await write(theirs, release("a", 1, b"left", 9.0))
+        assert await theirs.write([save("a", 1), delete("a", 1)]) == [False, False]
+        assert await claim(ours, finding("a")) == Claimed(ClaimStatus.TAKEN, 2, b"left", 9.0)
+        assert await claim(theirs, finding("a")) == Claimed(ClaimStatus.OWNED_ELSEWHERE, 2)
+
+    @pytest.mark.parametrize("is_released", [False, True])
+    async def test_a_row_created_again_refuses_its_former_owner(self, make, is_released):
+        """A row under the same key, at epoch 1 again, refuses the former row's owner, even when released."""
+        ours, theirs = await make(), await make()
+        await theirs.claim([opening("a")])
+        await ours.claim([opening("a")])
+        assert await write(ours, delete("a", 2))
+        assert await claim(ours, opening("a")) == Claimed(ClaimStatus.CREATED, 1, None, NOW)
+        assert await write(ours, (release if is_released else save)("a", 1, b"ours"))
+        assert await theirs.write([save("a", 1), release("a", 1), delete("a", 1)]) == [False] * 3
+        assert (await claim(ours, finding("a"))).record == b"ours"
 
 
-async def test_a_store_takes_its_own_row_again(make):
-    """The owner may claim its row without more; that raises the epoch and fences its own earlier writes."""
-    store = await make()
-    await store.claim([opening("a")])
-    assert await write(store, save("a", 1, b"first", 5.5))
-    assert await claim(store, finding("a")) == Claimed(Standing.TAKEN, 2, b"first", 5.5)
-    assert not await write(store, save("a", 1))
-    assert await write(store, save("a", 2))
+class TestSequences:
+    """A call takes many rows, and calls may overlap."""
+
+    async def test_a_sequence_is_handled_in_order(self, make):
+        """A key may come several times in one call: each time the row is as the time before left it."""
+        store = await make()
+        outcomes = await store.claim([finding("a"), opening("a"), opening("b"), finding("a"), opening("a")])
+        assert [one.status.name for one in outcomes] == ["MISSING", "CREATED", "CREATED", "TAKEN", "TAKEN"]
+        assert [one.epoch for one in outcomes] == [0, 1, 1, 2, 3]
+        of_a = [save("a", 3, b"1"), save("a", 3, b"2")]
+        of_b = [delete("b", 1), save("b", 1)]
+        released = [release("a", 3, b"3"), save("a", 3, b"4")]
+        were_done = await store.write([*of_a, *of_b, *released])
+        assert were_done == [True, True, True, False, True, False]
+        assert await claim(store, finding("a")) == Claimed(ClaimStatus.TAKEN, 4, b"3", NOW)
+
+    async def test_many_rows_at_once(self, make):
+        """In one call with hundreds of rows, owned, taken over, released or deleted, each has its outcome."""
+        ours, theirs = await make(), await make()
+        keys = [f"k{number}" for number in range(350)]
+        fates = dict(zip(keys, ["ours", "theirs", "released", "gone", "deleted"] * 70, strict=True))
+        await ours.claim([opening(key) for key in keys])
+        await theirs.claim([opening(key) for key in keys if fates[key] == "theirs"])
+        await ours.write([release(key, 1) for key in keys if fates[key] == "released"])
+        await ours.write([delete(key, 1) for key in keys if fates[key] == "gone"])
+        writes = [
+            delete(key, 1) if fates[key] == "deleted" else save(key, 1, key.encode(), float(number))
+            for number, key in enumerate(keys)
+        ]
+        assert await ours.write(writes) == [fates[key] in ("ours", "deleted") for key in keys]
+        found = await theirs.claim([finding(key) for key in keys])
+        wanted = {
+            "ours": ClaimStatus.OWNED_ELSEWHERE, "theirs": ClaimStatus.TAKEN, "released": ClaimStatus.TAKEN,
+            "gone": ClaimStatus.MISSING, "deleted": ClaimStatus.MISSING,
+        }  # fmt: skip
+        assert [one.status for one in found] == [wanted[fates[key]] for key in keys]
+        found = await ours.claim([opening(key) for key in keys if fates[key] == "ours"])
+        assert [one.record for one in found] == [key.encode() for key in keys if fates[key] == "ours"]
+
+    async def test_calls_may_overlap(self, make):
+        """Several stores create the same rows at the same time: one store alone creates each row."""
+        stores = [await make() for _ in range(3)]
+        only_create = [Claim(f"k{number}", True, False, False) for number in range(20)]
+        calls = [store.claim([one]) for store in stores for one in only_create]
+        outcomes = [outcome for (outcome,) in await asyncio.gather(*calls)]
+        assert sum(outcome.status is ClaimStatus.CREATED for outcome in outcomes) == 20
+        assert sum(outcome.status is ClaimStatus.EXISTS for outcome in outcomes) == 40
+
+    async def test_empty_sequences_have_empty_answers(self, make):
+        """Empty sequences return empty lists, and `check` raises nothing while the store works."""
+        store = await make()
+        assert (await store.claim([]), await store.write([])) == ([], [])
+        await store.check()
 
 
-async def test_anothers_row_is_taken_over_only_on_purpose(make):
-    """Without may_take_over nothing moves; with it the other's writes of every kind are fenced."""
-    ours, theirs = await make(), await make()
-    await theirs.claim([opening("a")])
-    await theirs.write([save("a", 1, b"theirs", 7.0)])
-    assert await claim(ours, finding("a")) == Claimed(Standing.HELD, 1)
-    assert await write(theirs, save("a", 1, b"more", 8.0))
-    assert await claim(ours, opening("a")) == Claimed(Standing.TAKEN, 2, b"more", 8.0)
-    for epoch in (1, 2):
-        late = [save("a", epoch, b"late"), release("a", epoch, b"late"), delete("a", epoch)]
-        assert await theirs.write(late) == [False] * 3
-    assert await claim(ours, finding("a")) == Claimed(Standing.TAKEN, 3, b"more", 8.0)
+class TestWrites:
+    """What a write leaves in a row."""
 
+    async def test_writes_can_be_repeated(self, make):
+        """A caller that lost the reply may write again, with the same outcome, until the row is claimed."""
+        ours, theirs = await make(), await make()
+        await ours.claim([opening("a"), opening("b")])
+        assert [await write(ours, save("a", 1)) for _ in range(2)] == [True, True]
+        assert [await write(ours, release("a", 1, b"end")) for _ in range(2)] == [True, True]
+        assert [await write(ours, delete("b", 1)) for _ in range(2)] == [True, False]
+        assert (await claim(theirs, finding("a"))).record == b"end"
+        assert not await write(ours, release("a", 1, b"again"))
+        assert (await claim(theirs, finding("a"))).record == b"end"
 
-async def test_a_released_row_is_for_everyone(make):
-    """A release keeps record and epoch and lets go; the former owner writes no more."""
-    ours, theirs = await make(), await make()
-    await theirs.claim([opening("a")])
-    assert await write(theirs, release("a", 1, b"left", 9.0))
-    assert await theirs.write([save("a", 1), delete("a", 1)]) == [False, False]
-    assert await claim(ours, finding("a")) == Claimed(Standing.TAKEN, 2, b"left", 9.0)
-    assert await claim(theirs, finding("a")) == Claimed(Standing.HELD, 2)
+    @pytest.mark.parametrize(
+        "record", [None, b"", b"\0\xff\r\n", bytes(range(256)) * 8192], ids=["none", "empty", "odd", "2 MiB"]
+    )
+    async def test_records_and_times_come_back_as_they_were(self, make, record):
+        """Every byte of a record and every bit of an instant come back, after an earlier record too."""
+        store = await make()
+        await store.claim([opening(key) for key in ODD_KEYS])
+        instants = [0.1 + number / 3 for number in range(len(ODD_KEYS))]
+        assert all(await store.write([save(key, 1, b"before") for key in ODD_KEYS]))
+        writes = [save(key, 1, record, at) for key, at in zip(ODD_KEYS, instants, strict=True)]
+        assert all(await store.write(writes))
+        found = await store.claim([finding(key) for key in ODD_KEYS])
+        assert found == [Claimed(ClaimStatus.TAKEN, 2, record, at) for at in instants]
 
-
-async def test_writes_can_be_repeated(make):
-    """A caller that lost the reply may write again: the same comes of it, until somebody claims the row."""
-    ours, theirs = await make(), await make()
-    await ours.claim([opening("a"), opening("b")])
-    assert [await write(ours, save("a", 1)) for _ in range(2)] == [True, True]
-    assert [await write(ours, release("a", 1, b"end")) for _ in range(2)] == [True, True]
-    assert [await write(ours, delete("b", 1)) for _ in range(2)] == [True, False]
-    assert (await claim(theirs, finding("a"))).record == b"end"
-    assert not await write(ours, release("a", 1, b"again"))
-    assert (await claim(theirs, finding("a"))).record == b"end"
-
-
-@pytest.mark.parametrize("is_released", [False, True])
-async def test_a_row_created_anew_is_not_its_old_owners(make, is_released):
-    """Epoch 1 of another row under the same key is another's, though it be released."""
-    ours, theirs = await make(), await make()
-    await theirs.claim([opening("a")])
-    await ours.claim([opening("a")])
-    assert await write(ours, delete("a", 2))
-    assert await claim(ours, opening("a")) == Claimed(Standing.CREATED, 1, None, NOW)
-    assert await write(ours, (release if is_released else save)("a", 1, b"ours"))
-    assert await theirs.write([save("a", 1), release("a", 1), delete("a", 1)]) == [False] * 3
-    assert (await claim(ours, finding("a"))).record == b"ours"
-
-
-async def test_a_sequence_is_worked_off_in_order(make):
-    """A key may come several times in one call: each time it finds what the time before left."""
-    store = await make()
-    outcomes = await store.claim([finding("a"), opening("a"), opening("b"), finding("a"), opening("a")])
-    assert [one.standing.name for one in outcomes] == ["MISSING", "CREATED", "CREATED", "TAKEN", "TAKEN"]
-    assert [one.epoch for one in outcomes] == [0, 1, 1, 2, 3]
-    changes = [save("a", 3, b"1"), save("a", 3, b"2"), delete("b", 1), save("b", 1), release("a", 3, b"3")]
-    assert await store.write([*changes, save("a", 3, b"4")]) == [True, True, True, False, True, False]
-    assert await claim(store, finding("a")) == Claimed(Standing.TAKEN, 4, b"3", NOW)
-
-
-async def test_many_rows_at_once(make):
-    """Hundreds of rows of all fates in one call: each has its own outcome."""
-    ours, theirs = await make(), await make()
-    keys = [f"k{number}" for number in range(350)]
-    fates = dict(zip(keys, ["ours", "theirs", "released", "gone", "deleted"] * 70, strict=True))
-    await ours.claim([opening(key) for key in keys])
-    await theirs.claim([opening(key) for key in keys if fates[key] == "theirs"])
-    await ours.write([release(key, 1) for key in keys if fates[key] == "released"])
-    await ours.write([delete(key, 1) for key in keys if fates[key] == "gone"])
-    writes = [
-        delete(key, 1) if fates[key] == "deleted" else save(key, 1, key.encode(), float(number))
-        for number, key in enumerate(keys)
-    ]
-    assert await ours.write(writes) == [fates[key] in ("ours", "deleted") for key in keys]
-    found = await theirs.claim([finding(key) for key in keys])
-    standings = {
-        "ours": Standing.HELD, "theirs": Standing.TAKEN, "released": Standing.TAKEN,
-        "gone": Standing.MISSING, "deleted": Standing.MISSING,
-    }  # fmt: skip
-    assert [one.standing for one in found] == [standings[fates[key]] for key in keys]
-    found = await ours.claim([opening(key) for key in keys if fates[key] == "ours"])
-    assert [one.record for one in found] == [key.encode() for key in keys if fates[key] == "ours"]
-
-
-@pytest.mark.parametrize(
-    "record", [None, b"", b"\0\xff\r\n", bytes(range(256)) * 8192], ids=["none", "empty", "odd", "2 MiB"]
-)
-async def test_records_and_times_come_back_as_they_were(make, record):
-    """Every byte of a record, and every bit of an instant, also where a record was before."""
-    store = await make()
-    await store.claim([opening(key) for key in ODD_KEYS])
-    instants = [0.1 + number / 3 for number in range(len(ODD_KEYS))]
-    assert all(await store.write([save(key, 1, b"before") for key in ODD_KEYS]))
-    writes = [save(key, 1, record, at) for key, at in zip(ODD_KEYS, instants, strict=True)]
-    assert all(await store.write(writes))
-    found = await store.claim([finding(key) for key in ODD_KEYS])
-    assert found == [Claimed(Standing.TAKEN, 2, record, at) for at in instants]
-
-
-async def test_idle_rows_expire_the_longest_idle_first(make):
-    """Rows used before an instant go, up to a number, whoever owns them, far instants too."""
-    ours, theirs = await make(), await make()
-    instants = {"a": -1e9, "b": 10.0, "c": 10.5, "d": 11.0, "e": 1e12}
-    await ours.claim([opening(key) for key in instants])
-    await ours.write([(release if key == "b" else save)(key, 1, b"r", at) for key, at in instants.items()])
-    assert await theirs.expire(10.0, 9) == ["a"]
-    assert await theirs.expire(11.0, 1) == ["b"]
-    assert await theirs.expire(11.0, 9) == ["c"]
-    assert await theirs.expire(11.0, 9) == []
-    assert await theirs.expire(2e12, 0) == []
-    assert await ours.write([save("a", 1), save("d", 1)]) == [False, True]
-    assert await claim(ours, opening("c")) == Claimed(Standing.CREATED, 1, None, NOW)
-
-
-async def test_odd_keys_expire_by_hundreds(make):
-    """More rows than one statement takes, and their keys as they were."""
-    store = await make(clock=lambda: 5.0)
-    keys = ODD_KEYS + [f"k{number}" for number in range(250)]
-    await store.claim([opening(key) for key in keys])
-    first = await store.expire(6.0, 150)
-    assert len(first) == 150
-    assert set(first + await store.expire(6.0, 1000)) == set(keys)
-
-
-async def test_calls_may_overlap(make):
-    """Calls at the same time, of several stores: each row is created by one of them alone."""
-    stores = [await make() for _ in range(3)]
-    only_create = [Claim(f"k{number}", True, False, False) for number in range(20)]
-    calls = [store.claim([one]) for store in stores for one in only_create]
-    outcomes = [outcome for (outcome,) in await asyncio.gather(*calls)]
-    assert sum(outcome.standing is Standing.CREATED for outcome in outcomes) == 20
-    assert sum(outcome.standing is Standing.EXISTS for outcome in outcomes) == 40
-
-
-async def test_nothing_is_asked(make):
-    """Empty sequences are answered with empty ones, and a store that works checks well."""
-    store = await make()
-    assert (await store.claim([]), await store.write([])) == ([], [])
-    await store.check()
-
-
-async def test_rows_outlive_their_store(make):
-    """What was written is found by a store made later; opening changes nothing."""
-    store = await make()
-    await store.claim([opening("a")])
-    await store.write([save("a", 1, b"kept")])
-    await store.close()
-    await store.close()
-    later = await make()
-    assert await claim(later, finding("a")) == Claimed(Standing.HELD, 1)
-    assert await claim(later, opening("a")) == Claimed(Standing.TAKEN, 2, b"kept", NOW)
-
-
-async def test_urls_name_stores(tmp_path, monkeypatch):
-    """A URL names a store, by a relative path too, and connects to nothing."""
-    monkeypatch.chdir(tmp_path)
-    assert urls.store_of("memory:") is None
-    found = {}
-    for url in (
-        "sqlite:x/s.db",
-        "redis://u:secret@h:1/2",
-        "rediss://h?ssl_cert_reqs=none",
-        "unix:///r.sock?db=3",
-    ):
-        store = urls.store_of(url)
-        found[url] = str(store)
+    async def test_rows_outlive_their_store(self, make):
+        """A store made later finds what was written. Opening a store changes nothing."""
+        store = await make()
+        await store.claim([opening("a")])
+        await store.write([save("a", 1, b"kept")])
         await store.close()
-    assert list(found.values()) == [
-        f"sqlite:{tmp_path}/x/s.db",
-        "redis://h:1/2",
-        "rediss://h",
-        "unix:///r.sock",
-    ]
-    assert not list(tmp_path.iterdir())
+        await store.close()
+        later = await make()
+        assert await claim(later, finding("a")) == Claimed(ClaimStatus.OWNED_ELSEWHERE, 1)
+        assert await claim(later, opening("a")) == Claimed(ClaimStatus.TAKEN, 2, b"kept", NOW)
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "", "sessions.db", "memory:x", "postgres://u:secret@h/d", "sqlite:", "sqlite:a\0b", "redis:", "redis://",
-        "redis://:secret@", "redis://:sec/secret@h", "redis://:1/secret@h", "redis://:sec?secret@h",
-        "redis://:sec#secret@h", "redis://h:secret", "redis://h/secret", "redis://h?decode_responses=secret",
-        "redis://[secret/", "redis://h:0", "rediss://h/1/secret", "unix://", "unix://h/secret",
-    ],
-)  # fmt: skip
-def test_wrong_urls_are_refused(url):
-    """A URL that is none is refused by the flag's name, and never a password told."""
-    with pytest.raises(ConfigError, match=r"^--store: ") as refused:
-        urls.store_of(url)
-    assert "secret" not in str(refused.value)
-    assert refused.value.__cause__ is None
+class TestExpiry:
+    """A store deletes idle rows."""
 
+    async def test_idle_rows_expire_the_longest_idle_first(self, make):
+        """Rows of any owner last used before an instant go, up to a number, far instants included."""
+        ours, theirs = await make(), await make()
+        instants = {"a": -1e9, "b": 10.0, "c": 10.5, "d": 11.0, "e": 1e12}
+        await ours.claim([opening(key) for key in instants])
+        await ours.write(
+            [(release if key == "b" else save)(key, 1, b"r", at) for key, at in instants.items()]
+        )
+        assert await theirs.expire(10.0, 9) == ["a"]
+        assert await theirs.expire(11.0, 1) == ["b"]
+        assert await theirs.expire(11.0, 9) == ["c"]
+        assert await theirs.expire(11.0, 9) == []
+        assert await theirs.expire(2e12, 0) == []
+        assert await ours.write([save("a", 1), save("d", 1)]) == [False, True]
+        assert await claim(ours, opening("c")) == Claimed(ClaimStatus.CREATED, 1, None, NOW)
 
-def test_a_missing_package_is_named(monkeypatch):
-    """Without redis-py a redis URL says what to install; nothing else needs the package."""
-    monkeypatch.setitem(sys.modules, "redis", None)
-    monkeypatch.delitem(sys.modules, "service.store.redis")
-    with pytest.raises(ConfigError, match=r"^--store: .*pip install 'streamcell\[redis\]'"):
-        urls.store_of("redis://localhost")
+    async def test_odd_keys_expire_by_hundreds(self, make):
+        """More rows expire than one statement takes, and their keys come back as they were."""
+        store = await make(clock=lambda: 5.0)
+        keys = ODD_KEYS + [f"k{number}" for number in range(250)]
+        await store.claim([opening(key) for key in keys])
+        first = await store.expire(6.0, 150)
+        assert len(first) == 150
+        assert set(first + await store.expire(6.0, 1000)) == set(keys)

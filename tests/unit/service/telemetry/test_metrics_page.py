@@ -1,4 +1,4 @@
-"""One page of metrics out of several processes' pages."""
+"""The page that Prometheus reads: joined from several processes' pages, and served."""
 
 import urllib.request
 
@@ -11,18 +11,18 @@ from service.telemetry.metrics_page import MetricsPage, joined
 
 
 class Pages:
-    """A collector of pages."""
+    """A collector that joins pages."""
 
     def __init__(self, pages):
         self.pages = pages
 
     def collect(self):
-        """Yields them as one."""
+        """Returns the joined families."""
         return joined(self.pages)
 
 
 def page(count):
-    """Returns a process's page."""
+    """Returns the page of one process."""
     registry = CollectorRegistry()
     counter = Counter("steps", "Steps.", ["model"], registry=registry)
     counter.labels('a "b"\\').inc(count)
@@ -32,7 +32,7 @@ def page(count):
 
 
 def test_every_sample_is_there_with_its_worker():
-    """Counters, gauges and buckets; labels keep their odd characters; one head a family."""
+    """Counters, gauges and buckets are there, odd characters in labels too, with one header per family."""
     registry = CollectorRegistry()
     registry.register(Pages({"0": page(1), "1": page(2)}))
     sample = registry.get_sample_value
@@ -45,7 +45,7 @@ def test_every_sample_is_there_with_its_worker():
 
 
 def test_a_page_is_served_until_it_is_closed():
-    """On a port of its own; one that is taken is said."""
+    """The page has its own port. A port that is taken is refused with the flag's name."""
     registry = CollectorRegistry()
     Gauge("here", "Here.", registry=registry).set(7)
     shown = MetricsPage(Address("127.0.0.1", 0), registry)

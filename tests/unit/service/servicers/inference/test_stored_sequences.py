@@ -106,7 +106,7 @@ async def test_who_waits_for_the_store_holds_up_its_own_sequence_alone(serve):
     await run(served, 0, 1, sequence_start=True)
     await run(served, 0, 2, sequence_start=True)
     stream = served.stream(STREAM)
-    served.store.is_held = True  # no room can be made for the third
+    served.store.is_blocked = True  # no room can be made for the third
     behind = [
         request(0, 3, sequence_start=True, request_id="3 start"),
         request(1, 3, sequence_end=True, request_id="3 end"),
@@ -116,7 +116,7 @@ async def test_who_waits_for_the_store_holds_up_its_own_sequence_alone(serve):
         stream.receive(each.SerializeToString())
     (found,) = await talk(stream, request(1, 2, request_id="2"))
     assert found.infer_response.id == "2"
-    served.store.is_held = False
+    served.store.is_blocked = False
     assert [(await answer(stream)).infer_response.id for _ in behind] == ["3 start", "3 end", "3 anew"]
 
 
@@ -263,7 +263,7 @@ async def test_a_restart_is_stored_before_it_is_answered(serve):
     served = await serve(**NEVER)
     await served.ask(INFER, infer(X[None, :5], sequence_id=7, sequence_start=True))
     await served.catalog.persistence.wait_until_stored(served.catalog.find("", SESSION))
-    served.store.is_held = True
+    served.store.is_blocked = True
     stream = served.stream(STREAM)
     restart = infer(X[None, 5:14], sequence_id=7, sequence_start=True, request_id="0")
     for each in (restart, request(14, request_id="1")):
@@ -272,7 +272,7 @@ async def test_a_restart_is_stored_before_it_is_answered(serve):
     assert "SESSION_NOT_FOUND" in str(found)
     await until(lambda: served.store.num_writes > 1)
     assert stream.take() is None
-    served.store.is_held = False
+    served.store.is_blocked = False
     alone = Alone(recurrence())
     assert [y_of((await answer(stream)).infer_response).tobytes() for _ in range(2)] == [
         alone.fold(X[5:14]),
@@ -286,12 +286,12 @@ async def test_a_restart_waits_for_no_write_of_before_it(serve):
     served = await serve(**NEVER)
     await served.ask(INFER, infer(X[None, :5], sequence_id=7, sequence_start=True))
     session = served.catalog.find("", SESSION)
-    served.store.is_held = True
+    served.store.is_blocked = True
     before = asyncio.create_task(served.catalog.persistence.wait_until_stored(session))
     await until(lambda: served.store.num_writes)
     restart = asyncio.create_task(served.ask(INFER, request(5, sequence_start=True)))
     await until(lambda: session.next_step_index == 1)
-    served.store.is_held = False
+    served.store.is_blocked = False
     await before
     assert session.num_durable_steps <= 1
     await restart
@@ -342,7 +342,7 @@ async def test_a_durable_sequences_answers_keep_their_order(serve):
     opened = api.OpenSessionRequest(session_id=SESSION, durable=True, model="recurrence")
     await served.ask("OpenSession", opened)
     assert await run(served, 0) == (0, Alone(recurrence()).step(X[0]))
-    served.store.is_held = True
+    served.store.is_blocked = True
     stream = served.stream(STREAM)
     asked = [request(1, request_id="1"), request(0, step_index=0, request_id="0"), request(2, request_id="2")]
     for each in asked:
@@ -350,7 +350,7 @@ async def test_a_durable_sequences_answers_keep_their_order(serve):
     for _ in range(20):
         await fakes.turn()
     assert stream.take() is None
-    served.store.is_held = False
+    served.store.is_blocked = False
     assert [(await answer(stream)).infer_response.id for _ in asked] == ["1", "0", "2"]
 
 
@@ -372,9 +372,9 @@ async def test_a_time_out_passes_while_a_sequence_is_brought(serve):
     """It is answered in time, and begins nothing."""
     served = await serve(max_resident_sessions=1, **NEVER)
     await run(served, 0, 1, sequence_start=True)
-    served.store.is_held = True
+    served.store.is_blocked = True
     assert (await refused(served, 0, sequence_start=True, timeout=1)).reason == "TIMED_OUT"
-    served.store.is_held = False
+    served.store.is_blocked = False
     await until(lambda: f"\0{SESSION}" not in served.store.rows)
 
 

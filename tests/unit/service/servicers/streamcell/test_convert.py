@@ -5,10 +5,11 @@ import struct
 import pytest
 from streamcell.v1 import streamcell_pb2 as pb
 
+from service import errors
 from service.engine.progress import TIME_ABSENT
 from service.engine.session_ref import SessionRef
 from service.engine.work import INDEX_NEXT
-from service.errors import Reason, StreamcellError, overloaded, step_gap
+from service.errors import Reason, StreamcellError
 from service.servicers.streamcell import convert
 from tests import fakes
 from tests.fakes import Rig
@@ -183,6 +184,11 @@ def test_a_model_as_it_is_shown():
 
 def test_an_error_as_a_message():
     """Code, reason, facts and delay are those of a status."""
-    found = convert.stream_error(step_gap(5, 9))
+    found = convert.stream_error(errors.refusal(Reason.STEP_GAP, expected_step_index=5, got=9))
     assert (found.code, found.reason, found.metadata) == (9, "STEP_GAP", {"expected_step_index": "5"})
-    assert convert.stream_error(overloaded(1, 0.5)).retry_delay_seconds == 0.5
+    assert (
+        convert.stream_error(
+            errors.refusal(Reason.OVERLOADED, queued_steps=1, retry_delay_seconds=0.5)
+        ).retry_delay_seconds
+        == 0.5
+    )
