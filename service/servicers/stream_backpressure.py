@@ -1,58 +1,79 @@
-"""What streams of requests have in common: turns while a queue is full, and the end once all is answered.
+"""What streams of requests share: back-pressure while a queue is full, and the end once all is answered.
 
 Does not know what a request asks.
 """
 
 import functools
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from service.engine.engine import Engine
 from service.errors import StreamcellError
 from service.rpc.router import Stream
 
 
-class Turns(ABC):
-    """A client's stream, as its front tells of it; what is asked is its subclasses' business."""
+class Backpressure:
+    """Stops reading a client's stream while the queue that refused its last request is full.
 
-    def __init__(self, stream: Stream) -> None:
+    To read on, only to refuse, would take time that the steps in the queue need. Streams that wait go on in
+    order, one message each as there is room.
+
+    Args:
+        stream: the client's stream.
+        handle: begins what a message asks.
+    """
+
+    def __init__(self, stream: Stream, handle: Callable[[bytes], None]) -> None:
         self._stream = stream
-        self._is_stopping = False
-        self._refused: tuple[Engine, int] | None = None  # by whom, and how many steps: turns are taken there
-        self._last_error: StreamcellError | None = None
+        self._handle = handle
+        self._refused_by: tuple[Engine, int] | None = None  # and for how many steps
 
     def receive(self, raw: bytes) -> None:
-        """Takes one request: at once, or in its turn after one that the queue had no room for.
-
-        To read on, only to refuse, would take time that the steps in the queue need.
-        """
-        if self._refused is not None:
-            engine, num_steps = self._refused
+        """Handles a message: at once, or when the engine that refused the last one has room."""
+        if self._refused_by is not None:
+            engine, num_steps = self._refused_by
             if not engine.has_room(num_steps):
                 self._stream.pause()
-                engine.when_room(num_steps, functools.partial(self._take_turn, raw))
+                engine.when_room(num_steps, functools.partial(self._handle_later, raw))
                 return
-            self._refused = None
-        self._take(raw)
+            self._refused_by = None
+        self._handle(raw)
 
-    def stop(self, error: StreamcellError | None) -> None:
-        """Ends the stream once everything received is answered."""
-        if not self._is_stopping:  # a client that was done before a drain is not sent elsewhere
-            self._last_error = error
-        self._is_stopping = True
-        self._end_if_done()
+    def record_refusal(self, engine: Engine, num_steps: int) -> None:
+        """Records that an engine's queue had no room for a request of so many steps."""
+        self._refused_by = engine, num_steps
 
-    def _take_turn(self, raw: bytes) -> None:
-        self._stream.guard(self._take, raw)
+    def _handle_later(self, raw: bytes) -> None:
+        self._stream.guard(self._handle, raw)
         self._stream.resume()
 
-    def _end_if_done(self) -> None:
-        if self._is_done():
-            self._stream.end(self._last_error)
 
-    @abstractmethod
-    def _take(self, raw: bytes) -> None:
-        """Begins what a request asks, unless the stream is stopping."""
+class StreamEnd:
+    """Ends a stream once everything received is answered.
 
-    @abstractmethod
-    def _is_done(self) -> bool:
-        """Tells whether everything is answered."""
+    Args:
+        stream: the client's stream.
+        is_done: returns whether everything is answered.
+    """
+
+    def __init__(self, stream: Stream, is_done: Callable[[], bool]) -> None:
+        self._stream = stream
+        self._is_done = is_done
+        self._error: StreamcellError | None = None
+        self.has_begun = False
+        """Whether no further message is taken."""
+
+    def begin(self, error: StreamcellError | None) -> None:
+        """Takes no further messages; the stream ends with `error`, if any, once everything is answered."""
+        if not self.has_begun:  # a client that was done before a drain is not sent elsewhere
+            self._error = error
+        self.has_begun = True
+        self.end_if_done()
+
+    def abandon(self) -> None:
+        """Takes no further messages: the client is gone."""
+        self.has_begun = True
+
+    def end_if_done(self) -> None:
+        """Ends the stream if it is to end and everything is answered."""
+        if self.has_begun and self._is_done():
+            self._stream.end(self._error)

@@ -13,14 +13,16 @@ from service.rpc.router import Call, Stream
 from service.servicers.inference.pipeline import Inference
 from service.servicers.inference.reply import Replies, refusal
 from service.servicers.inference.run import Run
-from service.servicers.stream_backpressure import Turns
+from service.servicers.stream_backpressure import Backpressure, StreamEnd
 
 
-class InferStream(Turns):
+class InferStream:
     """One client's ModelStreamInfer. An error is a response too, and leaves the stream up."""
 
     def __init__(self, stream: Stream, call: Call, inference: Inference) -> None:
-        super().__init__(stream)
+        self._stream = stream
+        self._backpressure = Backpressure(stream, self._handle)
+        self._end = StreamEnd(stream, self._is_done)
         self._call = call
         self._inference = inference
         self._replies = Replies()
@@ -29,9 +31,17 @@ class InferStream(Turns):
         self._later: deque[bytes] = deque()  # requests that wait for a model to be loaded
         self._loading: asyncio.Task[None] | None = None
 
+    def receive(self, raw: bytes) -> None:
+        """Begins what a message asks, or has it wait while the queue is full."""
+        self._backpressure.receive(raw)
+
+    def stop(self, error: StreamcellError | None) -> None:
+        """Ends the stream, with `error` if any, once everything received is answered."""
+        self._end.begin(error)
+
     def cancel(self) -> None:
         """Withdraws what has not begun: the client is gone."""
-        self._is_stopping = True
+        self._end.abandon()
         self._later.clear()
         if self._loading is not None:
             self._loading.cancel()
@@ -39,10 +49,10 @@ class InferStream(Turns):
         for run in runs:
             self._inference.withdraw(run)
 
-    def _take(self, raw: bytes) -> None:
+    def _handle(self, raw: bytes) -> None:
         if self._loading is not None:
             self._later.append(raw)
-        elif not self._is_stopping:
+        elif not self._end.has_begun:
             self._go(raw)
 
     def _go(self, raw: bytes) -> None:
@@ -58,7 +68,7 @@ class InferStream(Turns):
             if error.reason is Reason.DRAINING:
                 raise
             if error.reason is Reason.OVERLOADED and run is not None:
-                self._refused = run.engine, run.rows.num_steps
+                self._backpressure.record_refusal(run.engine, run.rows.num_steps)
             self._refuse(raw, error)
         else:
             self._under_way[run] = None
@@ -71,8 +81,7 @@ class InferStream(Turns):
             self._stream.guard(self._go, self._later.popleft())
         if self._loading is None:
             self._stream.resume()
-            if self._is_stopping:
-                self._end_if_done()
+            self._end.end_if_done()
 
     def _answer(self, run: Run) -> None:
         behind = None
@@ -91,8 +100,7 @@ class InferStream(Turns):
         if self._behind:
             for later in self._behind.pop(run, ()):
                 self._put(later, behind)
-        if self._is_stopping:
-            self._end_if_done()
+        self._end.end_if_done()
 
     def _put(self, message: bytes, behind: Run | None) -> None:
         """Sends a message; one of a sequence that is still to be answered something earlier, after that."""

@@ -15,7 +15,7 @@ from service.engine.work import AnyWork, Block, Step
 from service.errors import Reason, StreamcellError
 from service.rpc.router import Call, Stream, parse
 from service.servicers import values
-from service.servicers.stream_backpressure import Turns
+from service.servicers.stream_backpressure import Backpressure, StreamEnd
 from service.servicers.streamcell import convert
 from service.servicers.streamcell.bindings import Bindings
 from service.servicers.streamcell.frames import FrameWork
@@ -26,11 +26,13 @@ from service.telemetry import faults
 _NOTHING: Mapping[str, StreamcellError] = {}
 
 
-class StepStream(Turns):
+class StepStream:
     """One client's Stream: every request gets one answer, an error of a step being one too."""
 
     def __init__(self, stream: Stream, call: Call, catalog: Catalog, settings: Config) -> None:
-        super().__init__(stream)
+        self._stream = stream
+        self._backpressure = Backpressure(stream, self._handle)
+        self._end = StreamEnd(stream, self._is_done)
         self._call = call
         self._catalog = catalog
         self._max_steps = settings.max_message_steps
@@ -40,10 +42,18 @@ class StepStream(Turns):
         self._under_way: dict[AnyWork, Engine] = {}
         self._held: Held[pb.StreamRequest] = Held()
 
-    # -- What the front tells ----------------------------------------------------------------------
+    # -- For the stream ----------------------------------------------------------------------------
 
-    def _take(self, raw: bytes) -> None:
-        if not self._is_stopping:
+    def receive(self, raw: bytes) -> None:
+        """Begins what a message asks, or has it wait while the queue is full."""
+        self._backpressure.receive(raw)
+
+    def stop(self, error: StreamcellError | None) -> None:
+        """Ends the stream, with `error` if any, once everything received is answered."""
+        self._end.begin(error)
+
+    def _handle(self, raw: bytes) -> None:
+        if not self._end.has_begun:
             self._go(parse(pb.StreamRequest, raw))
 
     def _go(self, request: pb.StreamRequest, failed: Mapping[str, StreamcellError] = _NOTHING) -> None:
@@ -71,7 +81,7 @@ class StepStream(Turns):
 
     def cancel(self) -> None:
         """Withdraws what has not begun: the client is gone."""
-        self._is_stopping = True
+        self._end.abandon()
         for work, engine in self._under_way.items():
             engine.withdraw(work)
         self._under_way.clear()
@@ -101,8 +111,7 @@ class StepStream(Turns):
                 self._held.add_again(each)
             else:
                 self._stream.guard(self._go, each.request, each.failed)
-        if self._is_stopping:
-            self._end_if_done()
+        self._end.end_if_done()
 
     async def _bring_one(self, request: pb.StreamRequest, session_id: str) -> None:
         kind = request.WhichOneof("request")
@@ -161,7 +170,7 @@ class StepStream(Turns):
         try:
             engine.submit(work)
         except StreamcellError:
-            self._refused = engine, work.num_steps
+            self._backpressure.record_refusal(engine, work.num_steps)
             raise
         self._under_way[work] = engine
 
@@ -169,7 +178,7 @@ class StepStream(Turns):
         try:
             engine.check_room(num_steps)
         except StreamcellError:
-            self._refused = engine, num_steps
+            self._backpressure.record_refusal(engine, num_steps)
             raise
 
     # -- Answers -----------------------------------------------------------------------------------
@@ -206,8 +215,7 @@ class StepStream(Turns):
 
     def _ended(self, work: AnyWork) -> None:
         self._under_way.pop(work, None)
-        if self._is_stopping:
-            self._end_if_done()
+        self._end.end_if_done()
 
     def _is_done(self) -> bool:
         return not self._under_way and not self._held
