@@ -12,7 +12,7 @@ import uvloop
 from service import config
 from service.config import Config
 from service.errors import ConfigError
-from service.fronts.envoy import process as envoy_process
+from service.fronts.envoy import launch
 from service.processes import tuning as process
 from service.telemetry import log
 
@@ -37,7 +37,7 @@ def _with_front(settings: Config) -> Config:
     """Returns the settings with a front that is named; which one `auto` is, is decided in docs/adr/0009."""
     if settings.front != "auto":
         return settings
-    is_grpcio = settings.channelz or bool(envoy_process.why_not())
+    is_grpcio = settings.channelz or bool(launch.why_not())
     return dataclasses.replace(settings, front="grpcio" if is_grpcio else "envoy")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from service import config
 from service.config import Address, Config
 from service.errors import ConfigError
-from service.fronts.envoy import process as envoy_process
+from service.fronts.envoy import launch
 from service.fronts.envoy.admin import EnvoyAdmin
 from service.processes import control
 from service.processes.control import Channel
@@ -144,12 +144,12 @@ async def start(settings: Config, folder: pathlib.Path, application: str) -> Wor
         return Worker(*await _spawn(settings, [sys.executable, "-m", "service.worker"], {}))
     socket_path = folder / f"{secrets.token_hex(8)}.sock"
     command = [
-        envoy_process.program(),
-        *("--config-yaml", json.dumps(envoy_process.configuration(settings, application, socket_path))),
+        launch.program(),
+        *("--config-yaml", json.dumps(launch.configuration(settings, application, socket_path))),
         *("--log-level", "error", "--log-format", _LOG_FORMAT, "--use-dynamic-base-id"),
         *("--concurrency", "1"),  # Python takes more time than one thread of Envoy's
     ]
-    spawned = await _spawn(settings, command, envoy_process.environment())
+    spawned = await _spawn(settings, command, launch.environment())
     return _EnvoyWorker(*spawned, EnvoyAdmin(socket_path))
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 
 from tests.integration.conftest import settings
-from tests.integration.house import InProcess
+from tests.integration.echo_service import InProcess
 from tests.integration.raw import RawClient, message
 
 NUM_STREAMS = 64

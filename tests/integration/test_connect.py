@@ -16,7 +16,7 @@ from streamcell.v1 import streamcell_pb2 as pb
 
 from service.errors import CODES, Code, Reason
 from tests.integration.conftest import BOUND_SECONDS, folded, inputs, settings
-from tests.integration.house import HOUSES, SECRET
+from tests.integration.echo_service import HOUSES, SECRET
 from tests.integration.raw import message
 from tests.integration.web import GRPC_WEB, JSON, frames_of, post, request
 

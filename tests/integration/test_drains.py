@@ -10,7 +10,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.integration.conftest import BOUND_SECONDS, refusal_of, settings
-from tests.integration.house import HOUSES
+from tests.integration.echo_service import HOUSES
 
 NUM_CALLERS = 200
 NUM_CHANNELS = 8

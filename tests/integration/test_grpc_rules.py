@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from service.errors import CODES, Reason
 from tests.integration.conftest import BOUND_SECONDS, settings
-from tests.integration.house import HOUSES, SECRET
+from tests.integration.echo_service import HOUSES, SECRET
 from tests.integration.raw import RawClient, message
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one server a front, for all of it

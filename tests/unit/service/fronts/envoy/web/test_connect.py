@@ -15,8 +15,8 @@ from streamcell.v1 import streamcell_pb2 as pb
 from service.errors import StreamcellError
 from service.fronts.envoy.application import EnvoyFront
 from service.fronts.envoy.web.cors import Origins
-from service.fronts.envoy.web.values import from_json, to_json
-from tests.integration import house
+from service.fronts.envoy.web.encoding import from_json, to_json
+from tests.integration import echo_service as house
 from tests.integration.conftest import settings
 
 

@@ -163,7 +163,7 @@ class InEnvoy:
 
     async def start(self, settings: Config) -> str:
         """Starts it and returns where it listens."""
-        self._supervisor = Supervisor(settings, "tests.integration.house:application")
+        self._supervisor = Supervisor(settings, "tests.integration.echo_service:application")
         await self._supervisor.start()
         return str(self._supervisor.listen)
 
