@@ -65,7 +65,7 @@ def measure(plan: Plan, cores: Cores, tell: Tell) -> Measured:
     Raises:
         BenchError: a server or a generator failed.
     """
-    no_envoy = launch.why_not()
+    no_envoy = launch.why_unavailable()
     with _artifact() as artifact:
         with _servers(artifact, cores, has_envoy=not no_envoy) as servers:
             bench = _Bench(plan, cores, artifact, servers, tell)

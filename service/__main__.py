@@ -13,18 +13,18 @@ from service import config
 from service.config import Config
 from service.errors import ConfigError
 from service.fronts.envoy import launch
-from service.processes import tuning as process
+from service.processes import tuning
 from service.telemetry import log
 
 
 def main() -> int:
     """Runs the server and returns the exit status; 2 when a setting is wrong."""
     log.set_up()
-    process.make_products_reproducible(os.environ)
+    tuning.make_products_reproducible(os.environ)
     try:
         settings = _with_front(config.from_command(sys.argv[1:], os.environ))
         if settings.cpu_scheduling == "batch":
-            process.schedule_in_batches()
+            tuning.schedule_in_batches()
         run = _run_of(settings)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(run(settings))
@@ -37,7 +37,7 @@ def _with_front(settings: Config) -> Config:
     """Returns the settings with a front that is named; which one `auto` is, is decided in docs/adr/0009."""
     if settings.front != "auto":
         return settings
-    is_grpcio = settings.channelz or bool(launch.why_not())
+    is_grpcio = settings.channelz or bool(launch.why_unavailable())
     return dataclasses.replace(settings, front="grpcio" if is_grpcio else "envoy")
 
 

@@ -22,7 +22,7 @@ from service.errors import ConfigError, StreamcellError
 from service.fronts.grpcio import GrpcioFront
 from service.persistence.keeper import Keeper
 from service.persistence.write_behind import WriteBehind
-from service.processes import tuning as process
+from service.processes import tuning
 from service.rpc.router import Router, Streaming, Unary
 from service.servicers.inference import servicer as inference
 from service.servicers.standard import channelz, reflection
@@ -227,7 +227,7 @@ async def run(settings: Config) -> int:
     Raises:
         ConfigError: the server cannot start; the message says why.
     """
-    process.keep_freed_memory()
+    tuning.keep_freed_memory()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

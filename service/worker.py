@@ -16,7 +16,7 @@ from service.config import Address, Config
 from service.errors import ConfigError
 from service.fronts.envoy.application import EnvoyFront, Scope
 from service.fronts.envoy.calls import Receive, Send
-from service.processes import tuning as process
+from service.processes import tuning
 from service.processes.control import Channel
 from service.server import Server
 from service.telemetry import log
@@ -58,7 +58,7 @@ class Led:
     async def start(cls, new_server: _NewServer) -> "Led":
         """Starts the server; ends the process if it cannot start, as the supervisor then says why."""
         log.set_up()
-        process.keep_freed_memory()
+        tuning.keep_freed_memory()
         channel = await Channel.inherited(os.environ)
         try:
             server = new_server(config.from_command([], os.environ))

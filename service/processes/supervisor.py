@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from service.config import Address, Config
 from service.errors import ConfigError
-from service.processes import worker_process as workers
+from service.processes import worker_process
 from service.processes.worker_process import APPLICATION, Worker
 from service.telemetry import log
 from service.telemetry.metrics_page import MetricsPage, joined
@@ -101,7 +101,9 @@ class Supervisor:
         return restarts
 
     async def _start(self, number: int) -> None:
-        worker = await workers.start(self._settings, pathlib.Path(self._folder.name), self._application)
+        worker = await worker_process.start(
+            self._settings, pathlib.Path(self._folder.name), self._application
+        )
         self._workers[number] = worker
         self.listen = await worker.ready()
 

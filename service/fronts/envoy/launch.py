@@ -101,7 +101,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def why_not() -> str:
+def why_unavailable() -> str:
     """Returns why this front cannot be had here; "" where it can."""
     try:
         environment()

@@ -79,7 +79,7 @@ def test_split_counts_complete_messages():
     assert envoy_echo.split(STEP[:3]) == (0, STEP[:3])
 
 
-@pytest.mark.skipif(bool(launch.why_not()), reason=launch.why_not() or "Envoy is there")
+@pytest.mark.skipif(bool(launch.why_unavailable()), reason=launch.why_unavailable() or "Envoy is there")
 @pytest.mark.parametrize("mode", ["stream", "unary"])
 async def test_both_generators_can_drive_it(mode):
     """It is two processes, both counted; and it ends when it is told to."""

@@ -29,6 +29,6 @@ def test_envoy_that_cannot_be_had_is_no_failure(monkeypatch):
         raise ConfigError("--front: envoy needs a thing")
 
     monkeypatch.setattr(launch, "environment", fail)
-    assert launch.why_not() == "envoy needs a thing"
+    assert launch.why_unavailable() == "envoy needs a thing"
     monkeypatch.setattr(launch, "environment", dict)
-    assert launch.why_not() == ""
+    assert launch.why_unavailable() == ""

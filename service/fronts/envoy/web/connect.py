@@ -17,7 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from service.errors import Reason, StreamcellError
 from service.fronts.envoy.calls import Event, Presence, Receive, Send
-from service.fronts.envoy.web import grpc_web_text as web_text
+from service.fronts.envoy.web import grpc_web_text
 from service.fronts.envoy.web.encoding import CODECS, Given, connect_error, from_json, to_json
 from service.rpc.router import Call, Router, Streaming, Unary
 from service.rpc.statuses import RefusedError, Status
@@ -28,7 +28,9 @@ _STREAMS = (b"application/connect+proto", b"application/connect+json")
 _CONTENT_TYPES = {  # what is taken, and what the library knows it by
     **{each: each for each in (b"application/json", b"application/proto", *_STREAMS)},
     **{each: each for each in (_GRPC_WEB, _GRPC_WEB + b"+proto", _GRPC_WEB + b"+json")},
-    **dict.fromkeys((web_text.CONTENT_TYPE, web_text.CONTENT_TYPE + b"+proto"), _GRPC_WEB + b"+proto"),
+    **dict.fromkeys(
+        (grpc_web_text.CONTENT_TYPE, grpc_web_text.CONTENT_TYPE + b"+proto"), _GRPC_WEB + b"+proto"
+    ),
 }
 # What the library reads of a request; all else stays outside, as it has no answer to odd bytes.
 _HEADERS = {
@@ -81,8 +83,8 @@ class WebDoor:
         application = self._streams if content_type in _STREAMS else self._calls
         if scope["path"] not in application.paths:
             return None
-        if content_type.startswith(web_text.CONTENT_TYPE):
-            receive, send = web_text.as_bytes(receive), web_text.as_text(send)
+        if content_type.startswith(grpc_web_text.CONTENT_TYPE):
+            receive, send = grpc_web_text.as_bytes(receive), grpc_web_text.as_text(send)
         known = [(name, value) for name, value in headers.items() if name in _HEADERS and value.isascii()]
         scope = {**scope, "headers": [*known, (b"content-type", _CONTENT_TYPES[content_type])]}
         return CarriedWeb(application, scope, receive, send)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from service.processes import tuning as process
+from service.processes import tuning
 
 
 class Libc:
@@ -22,16 +22,16 @@ def test_keeps_freed_memory_where_the_library_can(monkeypatch):
     """Both of glibc's thresholds are raised; the largest block is what glibc takes at most."""
     libc = Libc(1)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: libc)
-    assert process.keep_freed_memory()
+    assert tuning.keep_freed_memory()
     assert libc.told == [(-3, 32 << 20), (-1, 256 << 20)]
 
 
 def test_changes_nothing_elsewhere(monkeypatch):
     """A library without mallopt, or one that refuses, is no error."""
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    assert not process.keep_freed_memory()
+    assert not tuning.keep_freed_memory()
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Libc(0))
-    assert not process.keep_freed_memory()
+    assert not tuning.keep_freed_memory()
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system has no SCHED_BATCH")
@@ -39,8 +39,8 @@ def test_threads_begun_later_are_scheduled_in_batches():
     """And so are processes: Envoy is one."""
     code = """
 import os, subprocess, sys, threading
-from service.processes import tuning as process
-assert process.schedule_in_batches()
+from service.processes import tuning
+assert tuning.schedule_in_batches()
 found = []
 thread = threading.Thread(target=lambda: found.append(os.sched_getscheduler(0)))
 thread.start()
@@ -59,9 +59,9 @@ def test_a_system_that_refuses_is_no_error(monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
-    assert not process.schedule_in_batches()
+    assert not tuning.schedule_in_batches()
     monkeypatch.delattr(os, "sched_setscheduler")
-    assert not process.schedule_in_batches()
+    assert not tuning.schedule_in_batches()
 
 
 class TestReproducibleProducts:
@@ -81,7 +81,7 @@ class TestReproducibleProducts:
         info = tmp_path / "cpuinfo"
         info.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\nbugs\t: none\n")
         environment = {}
-        process.make_products_reproducible(environment, info)
+        tuning.make_products_reproducible(environment, info)
         assert environment == asked
 
     def test_a_value_that_is_set_stays(self, tmp_path):
@@ -89,11 +89,11 @@ class TestReproducibleProducts:
         info = tmp_path / "cpuinfo"
         info.write_text("vendor_id : GenuineIntel\nflags : avx512f\n")
         environment = {"MKL_CBWR": "COMPATIBLE"}
-        process.make_products_reproducible(environment, info)
+        tuning.make_products_reproducible(environment, info)
         assert environment == {"MKL_CBWR": "COMPATIBLE"}
 
     def test_a_system_that_tells_nothing_changes_nothing(self, tmp_path):
         """Not every system has /proc/cpuinfo."""
         environment = {}
-        process.make_products_reproducible(environment, tmp_path / "none")
+        tuning.make_products_reproducible(environment, tmp_path / "none")
         assert environment == {}
