@@ -23,7 +23,8 @@ from service.fronts.grpcio import GrpcioFront
 from service.persistence.keeper import Keeper
 from service.persistence.write_behind import WriteBehind
 from service.processes import tuning
-from service.rpc.router import Router, Streaming, Unary
+from service.rpc.methods import Streaming, Unary
+from service.rpc.router import Router
 from service.servicers.inference import servicer as inference
 from service.servicers.standard import channelz, reflection
 from service.servicers.standard import health as health_servicer
@@ -89,10 +90,10 @@ class Server:
         ]
         self._router = Router(
             methods,
-            settings.max_message_bytes,
-            settings.max_stream_messages,
-            self._count_error,
-            self._metrics.streams.set,
+            max_message_bytes=settings.max_message_bytes,
+            max_stream_messages=settings.max_stream_messages,
+            count_error=self._count_error,
+            count_streams=self._metrics.streams.set,
         )
         self.front = front(self._router, settings)
         self._page: MetricsPage | None = None

@@ -15,8 +15,10 @@ from grpc import aio
 
 from service.config import LARGEST, Address, Config
 from service.errors import ConfigError
-from service.rpc.router import Call, Router, Stream, Streaming, Unary
+from service.rpc.methods import Call, Streaming, Unary
+from service.rpc.router import Router
 from service.rpc.statuses import RefusedError, Status
+from service.rpc.stream import Stream
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 # Messages somewhat over the bound still arrive, to be refused with their reason; gRPC itself stops the rest.

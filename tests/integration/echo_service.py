@@ -14,7 +14,9 @@ from service.errors import Reason, StreamcellError
 from service.fronts.envoy.application import EnvoyFront
 from service.fronts.grpcio import GrpcioFront
 from service.processes.supervisor import Supervisor
-from service.rpc.router import Call, Router, Stream, Streaming, Unary
+from service.rpc.methods import Call, Streaming, Unary
+from service.rpc.router import Router
+from service.rpc.stream import Stream
 from service.server import Front
 from service.servicers.standard.health import HealthServicer
 
@@ -134,10 +136,10 @@ def router(settings: Config) -> Router:
     """Returns a router over a house's methods, and those of a server's health."""
     return Router(
         [*House().methods(), *HealthServicer([]).methods()],
-        settings.max_message_bytes,
-        settings.max_stream_messages,
-        lambda path, error: None,
-        lambda count: None,
+        max_message_bytes=settings.max_message_bytes,
+        max_stream_messages=settings.max_stream_messages,
+        count_error=lambda path, error: None,
+        count_streams=lambda count: None,
     )
 
 

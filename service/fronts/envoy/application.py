@@ -13,7 +13,8 @@ from service.fronts.envoy import wire
 from service.fronts.envoy.calls import BODY, START, Carried, CarriedCall, CarriedStream, Receive, Send, end
 from service.fronts.envoy.web.cors import Origins
 from service.fronts.envoy.wire import Deframer, Headers
-from service.rpc.router import Call, Router, Unary
+from service.rpc.methods import Call, Unary
+from service.rpc.router import Router
 from service.rpc.statuses import RefusedError, Status
 
 # Messages somewhat over the bound still arrive, to be refused with their reason, as on the other front.

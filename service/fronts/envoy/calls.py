@@ -14,8 +14,10 @@ from typing import Any, Protocol, TypeVar
 from service.errors import Code
 from service.fronts.envoy import wire
 from service.fronts.envoy.wire import Deframer, Headers
-from service.rpc.router import Call, Router, Stream, Streaming, Unary
+from service.rpc.methods import Call, Streaming, Unary
+from service.rpc.router import Router
 from service.rpc.statuses import RefusedError, Status
+from service.rpc.stream import Stream
 
 Event = dict[str, Any]
 Receive = Callable[[], Awaitable[Event]]

@@ -6,7 +6,7 @@ from grpc_channelz.v1 import channelz_pb2 as pb
 from grpc_channelz.v1.channelz import ChannelzServicer  # type: ignore[attr-defined]  # its stub lacks it
 
 from service.errors import Reason, StreamcellError
-from service.rpc.router import Call, Streaming, Unary
+from service.rpc.methods import Call, Streaming, Unary
 
 _DESCRIPTOR = pb.DESCRIPTOR.services_by_name["Channelz"]
 SERVICE = _DESCRIPTOR.full_name

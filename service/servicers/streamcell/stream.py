@@ -12,7 +12,8 @@ from service.config import Config
 from service.engine.engine import Engine
 from service.engine.work import AnyWork, Block, Step
 from service.errors import StreamcellError
-from service.rpc.router import Call, Stream, parse
+from service.rpc.methods import Call, parse
+from service.rpc.stream import Stream
 from service.servicers import values
 from service.servicers.stream_backpressure import Turns
 from service.servicers.streamcell import convert

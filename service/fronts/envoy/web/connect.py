@@ -19,7 +19,8 @@ from service.errors import Reason, StreamcellError
 from service.fronts.envoy.calls import Event, Presence, Receive, Send
 from service.fronts.envoy.web import grpc_web_text
 from service.fronts.envoy.web.encoding import CODECS, Given, connect_error, from_json, to_json
-from service.rpc.router import Call, Router, Streaming, Unary
+from service.rpc.methods import Call, Streaming, Unary
+from service.rpc.router import Router
 from service.rpc.statuses import RefusedError, Status
 from service.telemetry import faults
 
