@@ -14,8 +14,8 @@ import uvloop
 from service import config
 from service.config import Address, Config
 from service.errors import ConfigError
-from service.fronts.envoy.application import EnvoyFront, Scope
-from service.fronts.envoy.calls import Receive, Send
+from service.fronts.envoy.application import EnvoyFront
+from service.fronts.envoy.asgi import Receive, Scope, Send
 from service.processes import tuning
 from service.processes.control import Channel
 from service.server import Server

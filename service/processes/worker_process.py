@@ -116,7 +116,7 @@ class _EnvoyWorker(Worker):
 
     async def ready(self) -> Address:
         await super().ready()
-        while (address := await asyncio.to_thread(self._admin.listening)) is None:
+        while (address := await asyncio.to_thread(self._admin.listen_address)) is None:
             if self.process.returncode is not None:
                 raise ConfigError(f"--listen: Envoy cannot listen (status {self.process.returncode})")
             await asyncio.sleep(_POLL_SECONDS)

@@ -59,4 +59,4 @@ def test_an_envoy_that_is_gone_sends_nothing(tmp_path):
     """Nobody waits for it, and it listens nowhere."""
     admin = EnvoyAdmin(tmp_path / "none.sock")
     assert not admin.is_sending()
-    assert admin.listening() is None
+    assert admin.listen_address() is None
