@@ -1,4 +1,4 @@
-"""The command `python -m service`: settings in, a server until a signal, an exit status out."""
+"""The command `python -m service`: reads the settings, serves until a signal, and returns an exit status."""
 
 import asyncio
 import dataclasses
@@ -18,7 +18,7 @@ from service.telemetry import log
 
 
 def main() -> int:
-    """Runs the server and returns the exit status; 2 when a setting is wrong."""
+    """Runs the server and returns the exit status; 2 if a setting is wrong."""
     log.set_up()
     tuning.make_products_reproducible(os.environ)
     try:
@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def _with_front(settings: Config) -> Config:
-    """Returns the settings with a front that is named; which one `auto` is, is decided in docs/adr/0009."""
+    """Returns the settings with a front in place of `auto`, chosen as docs/adr/0009 decides."""
     if settings.front != "auto":
         return settings
     is_grpcio = settings.channelz or bool(launch.why_unavailable())
@@ -42,7 +42,7 @@ def _with_front(settings: Config) -> Config:
 
 
 def _run_of(settings: Config) -> Callable[[Config], Coroutine[Any, Any, int]]:
-    # Each brings what the other does without: the server torch and grpcio, the supervisor processes.
+    # Imported here, as each needs what the other does not: the server torch and grpcio, the supervisor Envoy.
     if settings.front == "envoy" or settings.workers > 1:
         from service.processes import supervisor
 

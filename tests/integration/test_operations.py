@@ -155,7 +155,7 @@ async def test_an_envoy_at_rest_has_nothing_to_send(peer):
     (worker,) = peer.server._supervisor._workers.values()
     await peer.open()
     async with asyncio.timeout(BOUND_SECONDS):
-        while await asyncio.to_thread(worker._admin.is_sending):
+        while await asyncio.to_thread(worker._listener._admin.is_sending):
             pass
 
 
