@@ -28,7 +28,7 @@ class Clock:
 
 
 class ScriptedAdmin:
-    """An Envoy whose answers are given."""
+    """An Envoy with given answers."""
 
     def __init__(self, addresses=(), sending=()):
         self._addresses, self._sending = iter(addresses), iter(sending)
