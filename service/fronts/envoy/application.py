@@ -119,7 +119,7 @@ class EnvoyFront:
             return
         call = self._web.begin(scope, headers, content_type, receive, send)
         if call is None:
-            _answer_http(send, 404, [], _NO_METHOD, b"application/json")
+            _answer_http(send, 404, [], _NO_METHOD, content_type=b"application/json")
             return
         try:
             self._check_metadata(headers)
@@ -173,7 +173,12 @@ def _malformed(method: str, headers: dict[bytes, bytes]) -> tuple[int, Headers, 
 
 
 def _answer_http(
-    send: Send, status: int, headers: Headers, body: bytes, content_type: bytes = b"text/plain; charset=utf-8"
+    send: Send,
+    status: int,
+    headers: Headers,
+    body: bytes,
+    *,
+    content_type: bytes = b"text/plain; charset=utf-8",
 ) -> None:
     send({"type": START, "status": status, "headers": [(b"content-type", content_type), *headers]})
     send({"type": BODY, "body": body})
