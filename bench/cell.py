@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bench.cases import CELL_BATCHES, HIDDEN_SIZE, NUM_INPUTS
-from service.processes import tuning as process
+from service.processes import tuning
 
 _NUM_SLOTS = 4096
 _WARM_UP_CALLS = 20  # TorchScript profiles the first calls and compiles after them
@@ -74,7 +74,7 @@ def measure(call: _Call, batch: int, seconds: float) -> dict[str, float]:
 def main() -> None:
     """Measures every batch size."""
     torch.set_num_threads(1)
-    process.keep_freed_memory()  # as the server does: otherwise the floor would include fresh pages
+    tuning.keep_freed_memory()  # as the server does: otherwise the floor would include fresh pages
     script, state_size = load(sys.argv[1])
     seconds = float(sys.argv[2])
     calls = {f"cell_{batch}": (cell_call(script, state_size, batch), batch) for batch in CELL_BATCHES}

@@ -15,7 +15,7 @@ import uvloop
 from grpc import aio
 
 from bench import replies
-from service.processes import tuning as process
+from service.processes import tuning
 
 
 def _unary(response: bytes) -> Any:
@@ -50,6 +50,6 @@ async def serve() -> None:
 
 if __name__ == "__main__":
     if "--batch" in sys.argv[1:]:
-        process.schedule_in_batches()
+        tuning.schedule_in_batches()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())

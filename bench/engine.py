@@ -20,7 +20,7 @@ from service.config import Config
 from service.engine.engine import Engine
 from service.engine.progress import TIME_ABSENT
 from service.engine.work import INDEX_NEXT, Step
-from service.processes import tuning as process
+from service.processes import tuning
 from service.runtime import artifact
 from service.runtime.runner import Runner
 from service.telemetry.metrics import Metrics
@@ -136,7 +136,7 @@ def _status_bytes(key: str) -> int:
 def main() -> None:
     """Measures every batch size, then the resident sessions."""
     torch.set_num_threads(1)
-    process.keep_freed_memory()
+    tuning.keep_freed_memory()
     path, seconds, count = pathlib.Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     model = artifact.load("reference", "1", path, torch.device("cpu"))
     found = {f"engine_{batch}": latencies(model, batch, seconds) for batch in CELL_BATCHES}

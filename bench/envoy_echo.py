@@ -19,7 +19,7 @@ import uvloop
 from bench import replies
 from service.config import Address, Config
 from service.errors import ConfigError
-from service.processes import tuning as process
+from service.processes import tuning
 from service.processes.control import Channel
 from service.processes.supervisor import Supervisor
 
@@ -105,7 +105,7 @@ def split(data: bytes) -> tuple[int, bytes]:
 
 
 async def _live(receive: _Receive, send: _Send) -> None:
-    process.keep_freed_memory()
+    tuning.keep_freed_memory()
     await receive()  # "lifespan.startup"
     channel = await Channel.inherited(os.environ)
     channel.send(event="started", failed="", listen=list(_FREE))  # Envoy itself is asked where it listens
@@ -144,7 +144,7 @@ def main() -> int:
     """Runs the command and returns its exit status."""
     settings = Config(listen=_FREE, metrics_listen=_FREE, front="envoy")
     if settings.cpu_scheduling == "batch":
-        process.schedule_in_batches()
+        tuning.schedule_in_batches()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))

@@ -21,7 +21,7 @@ from bench.figures import Figures, Round
 from bench.loads import Lengths, load
 from bench.processes import Cores, Server, json_of, output_of, running
 from bench.servers import SERVERS, SERVICE, Kind
-from service.fronts.envoy import process as envoy_process
+from service.fronts.envoy import launch
 
 ShowProgress = Callable[[str], None]
 
@@ -65,7 +65,7 @@ def measure(plan: Plan, cores: Cores, show_progress: ShowProgress) -> Measured:
     Raises:
         BenchError: a server or a generator failed.
     """
-    no_envoy = envoy_process.why_not()
+    no_envoy = launch.why_unavailable()
     with _artifact() as artifact:
         with _servers(artifact, cores, has_envoy=not no_envoy) as servers:
             bench = _Bench(

@@ -1,4 +1,4 @@
-"""The command `python -m service`: settings in, a server until a signal, an exit status out."""
+"""The command `python -m service`: reads the settings, serves until a signal, and returns an exit status."""
 
 import asyncio
 import dataclasses
@@ -12,19 +12,19 @@ import uvloop
 from service import config
 from service.config import Config
 from service.errors import ConfigError
-from service.fronts.envoy import process as envoy_process
-from service.processes import tuning as process
+from service.fronts.envoy import launch
+from service.processes import tuning
 from service.telemetry import log
 
 
 def main() -> int:
-    """Runs the server and returns the exit status; 2 when a setting is wrong."""
+    """Runs the server and returns the exit status; 2 if a setting is wrong."""
     log.set_up()
-    process.make_products_reproducible(os.environ)
+    tuning.make_products_reproducible(os.environ)
     try:
         settings = _with_front(config.from_command(sys.argv[1:], os.environ))
         if settings.cpu_scheduling == "batch":
-            process.schedule_in_batches()
+            tuning.schedule_in_batches()
         run = _run_of(settings)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(run(settings))
@@ -34,15 +34,15 @@ def main() -> int:
 
 
 def _with_front(settings: Config) -> Config:
-    """Returns the settings with a front that is named; which one `auto` is, is decided in docs/adr/0009."""
+    """Returns the settings with a front in place of `auto`, chosen as docs/adr/0009 decides."""
     if settings.front != "auto":
         return settings
-    is_grpcio = settings.channelz or bool(envoy_process.why_not())
+    is_grpcio = settings.channelz or bool(launch.why_unavailable())
     return dataclasses.replace(settings, front="grpcio" if is_grpcio else "envoy")
 
 
 def _run_of(settings: Config) -> Callable[[Config], Coroutine[Any, Any, int]]:
-    # Each brings what the other does without: the server torch and grpcio, the supervisor processes.
+    # Imported here, as each needs what the other does not: the server torch and grpcio, the supervisor Envoy.
     if settings.front == "envoy" or settings.workers > 1:
         from service.processes import supervisor
 

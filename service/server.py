@@ -24,8 +24,9 @@ from service.errors import ConfigError, StreamcellError
 from service.fronts.grpcio import GrpcioFront
 from service.persistence.stored_sessions import StoredSessions
 from service.persistence.write_behind import WriteBehind
-from service.processes import tuning as process
-from service.rpc.router import Router, Streaming, Unary
+from service.processes import tuning
+from service.rpc.methods import Streaming, Unary
+from service.rpc.router import Router
 from service.servicers.inference import servicer as inference
 from service.servicers.standard import channelz, reflection
 from service.servicers.standard import health as health_servicer
@@ -50,6 +51,13 @@ class Front(Protocol):
         """Gives calls under way `grace_seconds`, then cancels them; the router refuses new ones meanwhile."""
 
 
+class FrontFactory(Protocol):
+    """Makes a front over a router's methods."""
+
+    def __call__(self, router: Router, settings: Config, *, count_fault: Callable[[str], None]) -> Front:
+        """Returns the front; `count_fault` is called with the name of a background task that raised."""
+
+
 class Server:
     """The parts of one server, in the order in which they start; needs a running loop.
 
@@ -61,7 +69,7 @@ class Server:
     def __init__(
         self,
         settings: Config,
-        front: "Callable[[Router, Config], Front]" = GrpcioFront,
+        front: FrontFactory = GrpcioFront,
         *,
         has_page: bool = True,
     ) -> None:
@@ -91,12 +99,12 @@ class Server:
         ]
         self._router = Router(
             methods,
-            settings.max_message_bytes,
-            settings.max_stream_messages,
-            self._count_error,
-            self._metrics.streams.set,
+            max_message_bytes=settings.max_message_bytes,
+            max_stream_messages=settings.max_stream_messages,
+            count_error=self._count_error,
+            count_streams=self._metrics.streams.set,
         )
-        self.front = front(self._router, settings)
+        self.front = front(self._router, settings, count_fault=self._metrics.count_background_fault)
         self._page: MetricsPage | None = None
         self._sweeper = BackgroundTask("expire_sessions", self._sweep, self._metrics.count_background_fault)
         self.listen = settings.listen
@@ -230,7 +238,7 @@ async def run(settings: Config) -> int:
     Raises:
         ConfigError: the server cannot start; the message says why.
     """
-    process.keep_freed_memory()
+    tuning.keep_freed_memory()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

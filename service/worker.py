@@ -1,6 +1,7 @@
-"""A server in a worker process, whose life a supervisor leads: within Envoy, or on the grpcio front.
+"""A server in a worker process that a supervisor leads: inside Envoy, or on the grpcio front.
 
-The settings come as variables, orders over the control channel. If the supervisor goes, so does the worker.
+Settings come as environment variables, orders over the control channel. If the supervisor ends, the worker
+ends too. Does not know what the server serves.
 """
 
 import asyncio
@@ -14,40 +15,40 @@ import uvloop
 from service import config
 from service.config import Address, Config
 from service.errors import ConfigError
-from service.fronts.envoy.application import EnvoyFront, Scope
-from service.fronts.envoy.calls import Receive, Send
-from service.processes import tuning as process
+from service.fronts.envoy.application import EnvoyFront
+from service.fronts.envoy.asgi import Receive, Scope, Send
+from service.processes import tuning
 from service.processes.control import Channel
 from service.server import Server
 from service.telemetry import log
 
-_NewServer = Callable[[Config], "_Server"]
+_MakeServer = Callable[[Config], "_Server"]
 
 
 class _Server(Protocol):
-    """What a worker serves."""
+    """The server of a worker."""
 
     front: Any
     listen: Address
 
     async def start(self) -> None:
-        """Is ready to serve."""
+        """Gets ready to serve."""
 
     def reload(self) -> None:
         """Looks for new versions of the models now."""
 
     def page(self) -> str:
-        """Returns Prometheus' page."""
+        """Returns the page for Prometheus."""
 
     async def drain(self) -> bool:
-        """Finishes what is in flight; tells whether all was finished in time."""
+        """Finishes active calls; returns whether all of them finished in time."""
 
     async def abandon(self) -> None:
         """Ends at once."""
 
 
-class Led:
-    """A server, and the supervisor that leads it."""
+class SupervisedServer:
+    """A server that follows a supervisor's orders."""
 
     def __init__(self, channel: Channel, server: _Server) -> None:
         self._channel = channel
@@ -55,13 +56,13 @@ class Led:
         self._draining: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, new_server: _NewServer) -> "Led":
-        """Starts the server; ends the process if it cannot start, as the supervisor then says why."""
+    async def start(cls, make_server: _MakeServer) -> "SupervisedServer":
+        """Starts the server, or reports the reason to the supervisor and ends the process."""
         log.set_up()
-        process.keep_freed_memory()
+        tuning.keep_freed_memory()
         channel = await Channel.inherited(os.environ)
         try:
-            server = new_server(config.from_command([], os.environ))
+            server = make_server(config.from_command([], os.environ))
             await server.start()
         except ConfigError as error:
             channel.send(event="started", failed=str(error))
@@ -70,12 +71,12 @@ class Led:
         channel.send(event="started", failed="", listen=list(server.listen))
         return cls(channel, server)
 
-    async def obey(self) -> None:
-        """Does as it is told, for as long as there is somebody who tells."""
-        while (told := await self._channel.receive()) is not None:
-            if told["order"] == "page":
+    async def follow_orders(self) -> None:
+        """Follows orders until the supervisor is gone."""
+        while (message := await self._channel.receive()) is not None:
+            if message["order"] == "page":
                 self._channel.send(event="page", page=self.server.page())
-            elif told["order"] == "reload":
+            elif message["order"] == "reload":
                 self.server.reload()
             elif self._draining is None:
                 self._draining = asyncio.create_task(self._drain())
@@ -85,48 +86,49 @@ class Led:
 
 
 class Application:
-    """What pyvoy calls: once for the life of the process, and for every request."""
+    """The ASGI application that pyvoy calls: once for the life of the process, and for every request."""
 
-    def __init__(self, new_server: _NewServer) -> None:
-        self._new_server = new_server
+    def __init__(self, make_server: _MakeServer) -> None:
+        self._make_server = make_server
         self._front: Any = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves a request, or lives."""
+        """Serves a request, or runs the server for the life of the process."""
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._run(receive, send)
         else:
             await self._front(scope, receive, send)
 
-    async def _live(self, receive: Receive, send: Send) -> None:
+    async def _run(self, receive: Receive, send: Send) -> None:
         await receive()  # "lifespan.startup"
-        led = await Led.start(self._new_server)
-        self._front = led.server.front
+        supervised = await SupervisedServer.start(self._make_server)
+        self._front = supervised.server.front
         await send({"type": "lifespan.startup.complete"})
-        obeying = asyncio.create_task(self._obey(led))
+        following = asyncio.create_task(self._follow(supervised))
         await receive()  # "lifespan.shutdown"
-        obeying.cancel()
-        await led.server.abandon()
+        following.cancel()
+        await supervised.server.abandon()
         await send({"type": "lifespan.shutdown.complete"})
 
     @staticmethod
-    async def _obey(led: Led) -> None:
-        await led.obey()
-        os.kill(os.getpid(), signal.SIGTERM)  # Envoy's own
+    async def _follow(supervised: SupervisedServer) -> None:
+        await supervised.follow_orders()
+        os.kill(os.getpid(), signal.SIGTERM)  # ends Envoy, as the supervisor is gone
 
 
 application = Application(lambda settings: Server(settings, EnvoyFront, has_page=False))
 
 
 async def _serve() -> None:
-    led = await Led.start(lambda settings: Server(settings, has_page=False))
-    ended = asyncio.Event()
+    supervised = await SupervisedServer.start(lambda settings: Server(settings, has_page=False))
+    stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, ended.set)
-    loop.add_signal_handler(signal.SIGHUP, led.server.reload)
-    obeying = asyncio.create_task(led.obey())
-    await asyncio.wait((obeying, asyncio.create_task(ended.wait())), return_when=asyncio.FIRST_COMPLETED)
-    await led.server.abandon()
+    loop.add_signal_handler(signal.SIGTERM, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, supervised.server.reload)
+    following = asyncio.create_task(supervised.follow_orders())
+    stopped = asyncio.create_task(stopping.wait())
+    await asyncio.wait((following, stopped), return_when=asyncio.FIRST_COMPLETED)
+    await supervised.server.abandon()
 
 
 if __name__ == "__main__":

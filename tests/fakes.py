@@ -29,8 +29,10 @@ from service.engine.work import INDEX_NEXT, Block, Control, Step
 from service.errors import StreamcellError
 from service.persistence.stored_sessions import StoredSessions
 from service.persistence.write_behind import WriteBehind
-from service.rpc.router import Call, Router, Stream, Streaming, Unary
+from service.rpc.methods import Call, Streaming, Unary
+from service.rpc.router import Router
 from service.rpc.statuses import RefusedError, Status
+from service.rpc.stream import Stream
 from service.runtime import artifact
 from service.runtime.artifact import Artifact
 from service.runtime.runner import Runner
@@ -390,10 +392,10 @@ class Served:
                 *self.health.methods(),
                 *reflection.methods([*services, health.SERVICE]),
             ],
-            self.settings.max_message_bytes,
-            self.settings.max_stream_messages,
-            lambda path, error: self.errors.append((path, error)),
-            lambda count: setattr(self, "num_streams", count),
+            max_message_bytes=self.settings.max_message_bytes,
+            max_stream_messages=self.settings.max_stream_messages,
+            count_error=lambda path, error: self.errors.append((path, error)),
+            count_streams=lambda count: setattr(self, "num_streams", count),
         )
 
     def _store_in(self, store: Store) -> None:

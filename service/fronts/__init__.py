@@ -1,1 +1,1 @@
-"""How bytes come and go: one adapter per server technology, with no behaviour of the API in it."""
+"""How bytes come and go: one adapter for each server technology. Does not know what the methods do."""

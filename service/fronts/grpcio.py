@@ -1,6 +1,6 @@
-"""The portable front: grpcio's asyncio server carries the bytes.
+"""The portable front: grpcio's asyncio server moves the bytes.
 
-Knows gRPC's server, not what the methods do; the only module that does.
+Alone in knowing gRPC's server. Does not know what the methods do.
 """
 
 import asyncio
@@ -15,34 +15,41 @@ from grpc import aio
 
 from service.config import LARGEST, Address, Config
 from service.errors import ConfigError
-from service.rpc.router import Call, Router, Stream, Streaming, Unary
+from service.rpc.limits import HARD_LIMIT_FACTOR
+from service.rpc.methods import Call, Streaming, Unary
+from service.rpc.router import Router
 from service.rpc.statuses import RefusedError, Status
+from service.rpc.stream import Stream
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-# Messages somewhat over the bound still arrive, to be refused with their reason; gRPC itself stops the rest.
-_HARD_LIMIT_FACTOR = 4
-# Calls are in gRPC's core some turns of the loop before they are seen here. So quiet is counted in naps: a
-# loop that was held up has seen no calls either, which is no quiet.
+# Calls spend some turns of the loop in gRPC's core before this module sees them. The wait for quiet therefore
+# counts naps, not time: a loop that was blocked saw no calls either, and that proves nothing.
 _NAP_SECONDS = 0.01
 _QUIET_NAPS = 5
-_LINGER_SECONDS = 1.0  # at most, where clients come again and again
-_MANY_BYTES = 4096  # more than the buffer of a pair of sockets holds, when each is written alone
-_Caller = Callable[["aio.ServicerContext[bytes, bytes]"], Call]
+_MAX_QUIET_SECONDS = 1.0  # the longest wait for quiet, as some clients call again and again
+_MANY_BYTES = 4096  # more than the buffer of a socket pair holds when each byte is written alone
+_GetCall = Callable[["aio.ServicerContext[bytes, bytes]"], Call]
 
 
 class GrpcioFront:
-    """One listening server over a router's methods."""
+    """One listening server over a router's methods.
 
-    def __init__(self, router: Router, settings: Config) -> None:
+    Args:
+        count_fault: unused, as this front has no background task; all fronts are made alike.
+    """
+
+    def __init__(
+        self, router: Router, settings: Config, *, count_fault: Callable[[str], None] | None = None
+    ) -> None:
         self._router = router
         with _wake_ups_read_together():
             self._server = aio.server(options=_options(settings))
-        self._calls = _Calls()
-        self._server.add_generic_rpc_handlers((_Handlers(router, self._calls, _caller(settings)),))
+        self._calls = _ActiveCalls()
+        self._server.add_generic_rpc_handlers((_Methods(router, self._calls, _get_call(settings)),))
         self._settings = settings
 
     async def start(self) -> Address:
-        """Begins to serve and returns where, with the port that 0 stood for.
+        """Begins to serve and returns the address; port 0 is replaced by the port in use.
 
         Raises:
             ConfigError: the address is taken or not this machine's, or a TLS file cannot be used.
@@ -61,46 +68,46 @@ class GrpcioFront:
         return Address(wanted.host, port)
 
     async def stop(self, grace_seconds: float) -> None:
-        """Gives calls under way `grace_seconds`, then cancels them; the router refuses new ones.
+        """Waits `grace_seconds` for active calls, then cancels them; the router refuses new calls.
 
-        Once gRPC's server is told to stop, it cancels without a word whatever reaches it and what it has
-        not handed over yet. So it is told last: when calls have ended, those that came meanwhile were
-        refused and no more come. Of clients that call on without a pause, what is on its way then is
-        cancelled still; no method has seen it.
+        Once gRPC's server stops, it cancels every call that reaches it and every call that it has not passed
+        on yet, without a reason. So it stops last: when the active calls have ended, the calls that came
+        meanwhile are refused and no more come. If clients keep calling without a pause, gRPC still cancels
+        the calls on their way at that moment; no method has seen them.
         """
         now = asyncio.get_running_loop().time
         deadline = now() + grace_seconds
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
-                await self._calls.all_ended()
-            async with asyncio.timeout(min(_LINGER_SECONDS, (deadline - now()) / 2)):
-                await self._calls.quiet()
+                await self._calls.wait_until_none()
+            async with asyncio.timeout(min(_MAX_QUIET_SECONDS, (deadline - now()) / 2)):
+                await self._calls.wait_until_quiet()
         await self._server.stop(max(0.0, deadline - now()))
 
 
-class _WakeUps(socket.socket):
-    """Where grpcio's poller wakes the loop by a byte an event.
+class _WakeUpSocket(socket.socket):
+    """The socket by which grpcio's poller wakes the loop, with one byte for each event.
 
-    grpcio handles all events in a turn of the loop, but reads one byte. Where turns are long the bytes pile
-    up until the poller, which can write no more, is stuck, and with it every call, until three quarters of
-    them are read: 200 turns, half a second beside clients that prime. So all are read by the first turn.
+    grpcio handles all events in one turn of the loop but reads only one byte. When turns are long, the bytes
+    pile up until the poller can write no more. The poller and every call are then stuck until three quarters
+    of the bytes are read: 200 turns, or half a second beside clients that prime. So the first turn reads all.
     """
 
     __slots__ = ()
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
-        """Takes all that is there, and returns `size` bytes of it."""
+        """Reads every waiting byte and returns the first `size`."""
         return super().recv(_MANY_BYTES, flags)[:size]
 
 
 @contextlib.contextmanager
 def _wake_ups_read_together() -> Iterator[None]:
-    """Has grpcio, which within the block makes a pair of sockets for its wake-ups, make it so."""
+    """Replaces the socket pair that grpcio makes within the block by one that reads all wake-ups at once."""
     make = socket.socketpair
 
     def pair() -> tuple[socket.socket, socket.socket]:
         reader, writer = make()
-        return _WakeUps(fileno=reader.detach()), writer
+        return _WakeUpSocket(fileno=reader.detach()), writer
 
     socket.socketpair = pair  # type: ignore[assignment]  # grpcio's only call of it has no arguments
     try:
@@ -109,65 +116,65 @@ def _wake_ups_read_together() -> Iterator[None]:
         socket.socketpair = make
 
 
-class _Calls:
-    """The calls that a method has taken and not answered yet."""
+class _ActiveCalls:
+    """Counts the calls that a method has received and not answered; each call is one `with` block."""
 
     def __init__(self) -> None:
-        self._num_under_way = 0
-        self._num_over = 0
-        self._ended = asyncio.Event()
+        self._num_active = 0
+        self._num_ended = 0
+        self._none_active = asyncio.Event()
 
     def __enter__(self) -> None:
-        self._num_under_way += 1
+        self._num_active += 1
 
     def __exit__(self, *_: object) -> None:
-        self._num_under_way -= 1
-        self._num_over += 1
-        if not self._num_under_way:
-            self._ended.set()
+        self._num_active -= 1
+        self._num_ended += 1
+        if not self._num_active:
+            self._none_active.set()
 
-    async def all_ended(self) -> None:
-        """Waits until none is under way."""
-        while self._num_under_way:
-            self._ended.clear()
-            await self._ended.wait()
+    async def wait_until_none(self) -> None:
+        """Waits until no call is active."""
+        while self._num_active:
+            self._none_active.clear()
+            await self._none_active.wait()
 
-    async def quiet(self) -> None:
-        """Waits until for a while none has come and been refused."""
+    async def wait_until_quiet(self) -> None:
+        """Waits until no call has ended, by a refusal for example, during several naps in a row."""
         num_naps = 0
         while num_naps < _QUIET_NAPS:
-            num_over = self._num_over
+            num_ended = self._num_ended
             await asyncio.sleep(_NAP_SECONDS)
-            num_naps = num_naps + 1 if num_over == self._num_over else 0
+            num_naps = num_naps + 1 if num_ended == self._num_ended else 0
 
 
-class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs alone
-    """Finds the handler of a path; a path without one is UNIMPLEMENTED."""
+class _Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs alone
+    """The router's methods as gRPC's server calls them; a path without a method is UNIMPLEMENTED."""
 
-    def __init__(self, router: Router, calls: _Calls, caller: "_Caller") -> None:
-        self._handlers = {
-            path: _handler(router, method, calls, caller) for path, method in router.methods.items()
+    def __init__(self, router: Router, calls: _ActiveCalls, get_call: _GetCall) -> None:
+        self._methods = {
+            path: _grpc_method(router, method, calls, get_call) for path, method in router.methods.items()
         }
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        return self._handlers.get(handler_call_details.method)
+        return self._methods.get(handler_call_details.method)
 
 
-def _handler(
-    router: Router, method: "Unary[Any] | Streaming", calls: _Calls, caller: "_Caller"
+def _grpc_method(
+    router: Router, method: "Unary[Any] | Streaming", calls: _ActiveCalls, get_call: _GetCall
 ) -> "grpc.RpcMethodHandler[Any, Any]":
     if isinstance(method, Unary):
-        return grpc.unary_unary_rpc_method_handler(_answer_unary(router, method, calls, caller))
-    return grpc.stream_stream_rpc_method_handler(_carry_stream(router, method, calls, caller))
+        return grpc.unary_unary_rpc_method_handler(_unary_method(router, method, calls, get_call))
+    return grpc.stream_stream_rpc_method_handler(_streaming_method(router, method, calls, get_call))
 
 
-def _answer_unary(router: Router, method: "Unary[Any]", calls: _Calls, caller: "_Caller") -> Any:
+def _unary_method(router: Router, method: "Unary[Any]", calls: _ActiveCalls, get_call: _GetCall) -> Any:
     async def answer(raw: bytes, context: "aio.ServicerContext[bytes, bytes]") -> bytes:
         try:
             with calls:
-                return await router.answer(method, raw, caller(context))
+                return await router.answer(method, raw, get_call(context))
         except RefusedError as refused:
             await _abort(context, refused.status)
             raise AssertionError from None  # abort has raised
@@ -175,80 +182,80 @@ def _answer_unary(router: Router, method: "Unary[Any]", calls: _Calls, caller: "
     return answer
 
 
-def _carry_stream(router: Router, method: Streaming, calls: _Calls, caller: "_Caller") -> Any:
-    async def carry(_: Any, context: "aio.ServicerContext[bytes, bytes]") -> None:
-        stream = router.open(method, caller(context))
-        waits = _Waits(stream)
-        reader = asyncio.create_task(_read(stream, waits, context))
+def _streaming_method(router: Router, method: Streaming, calls: _ActiveCalls, get_call: _GetCall) -> Any:
+    async def serve(_: Any, context: "aio.ServicerContext[bytes, bytes]") -> None:
+        stream = router.open(method, get_call(context))
+        flow = _FlowControl(stream)
+        reader = asyncio.create_task(_read(stream, flow, context))
         try:
             with calls:
-                await _write(stream, waits, context)
+                await _write(stream, flow, context)
             if stream.status is not None:
                 await _abort(context, stream.status)
         finally:
             reader.cancel()
             router.close(stream)
 
-    return carry
+    return serve
 
 
-async def _write(stream: Stream, waits: "_Waits", context: "aio.ServicerContext[bytes, bytes]") -> None:
+async def _write(stream: Stream, flow: "_FlowControl", context: "aio.ServicerContext[bytes, bytes]") -> None:
     while not stream.is_over:
         while (message := stream.take()) is not None:
-            waits.wake_reader()
+            flow.notify_reader()
             await context.write(message)
         if not stream.is_over:
-            await waits.for_message()
+            await flow.wait_for_message()
 
 
-async def _read(stream: Stream, waits: "_Waits", context: "aio.ServicerContext[bytes, bytes]") -> None:
-    while isinstance(raw := cast(object, await context.read()), bytes):  # else it is the end
+async def _read(stream: Stream, flow: "_FlowControl", context: "aio.ServicerContext[bytes, bytes]") -> None:
+    while isinstance(raw := cast(object, await context.read()), bytes):  # anything but bytes is the end
         stream.receive(raw)
         while stream.is_full:
-            await waits.for_room()
+            await flow.wait_for_room()
     stream.half_close()
 
 
-class _Waits:
-    """What the two tasks of a stream wait for: its writer a message or the end, its reader room."""
+class _FlowControl:
+    """Suspends a stream's writer until there is a message or the end, and its reader until there is room."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._message: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
-        stream.on_change = self._wake
+        stream.on_change = self._notify
 
-    async def for_message(self) -> None:
+    async def wait_for_message(self) -> None:
         self._message = asyncio.get_running_loop().create_future()
         await self._message
         self._message = None
 
-    async def for_room(self) -> None:
+    async def wait_for_room(self) -> None:
         self._room = asyncio.get_running_loop().create_future()
         await self._room
         self._room = None
 
-    def wake_reader(self) -> None:
+    def notify_reader(self) -> None:
         if self._room is not None and not self._room.done() and not self._stream.is_full:
             self._room.set_result(None)
 
-    def _wake(self) -> None:
+    def _notify(self) -> None:
         if self._message is not None and not self._message.done():
             self._message.set_result(None)
-        self.wake_reader()
+        self.notify_reader()
 
 
 async def _abort(context: "aio.ServicerContext[bytes, bytes]", status: Status) -> None:
     await context.abort(_CODES[status.code], status.message, tuple(status.trailers))
 
 
-def _caller(settings: Config) -> "_Caller":
-    """Returns what tells the caller of a call: asked of gRPC only where callers have certificates."""
-    nobody = Call()
-    return _call if settings.tls_client_ca else lambda _: nobody
+def _get_call(settings: Config) -> _GetCall:
+    """Returns the function that finds a call's caller; it asks gRPC only if callers have certificates."""
+    anonymous = Call()
+    return _call_of if settings.tls_client_ca else lambda _: anonymous
 
 
-def _call(context: "aio.ServicerContext[bytes, bytes]") -> Call:
+def _call_of(context: "aio.ServicerContext[bytes, bytes]") -> Call:
     names = list(context.auth_context().get("x509_common_name", []))
     return Call(principal=names[0].decode(errors="replace").replace("\0", "") if names else "")
 
@@ -266,14 +273,14 @@ def _credentials(settings: Config) -> grpc.ServerCredentials:
 
 def _options(settings: Config) -> list[tuple[str, int]]:
     return [
-        # Workers share a port by it; where none are meant, a second server would share it silently.
+        # Workers share a port by this option; without workers, a second server would share it silently.
         ("grpc.so_reuseport", int(settings.workers > 1)),
-        ("grpc.max_receive_message_length", min(_HARD_LIMIT_FACTOR * settings.max_message_bytes, LARGEST)),
+        ("grpc.max_receive_message_length", min(HARD_LIMIT_FACTOR * settings.max_message_bytes, LARGEST)),
         ("grpc.max_send_message_length", -1),
-        # Both bounds alike: between them gRPC would refuse requests at random.
+        # Both bounds are equal: between them gRPC would refuse requests at random.
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
-        ("grpc.enable_channelz", int(settings.channelz)),  # what it counts costs something with each message
+        ("grpc.enable_channelz", int(settings.channelz)),  # its counters cost time for each message
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ]

@@ -1,4 +1,4 @@
 """A server as several processes: start, ready, reload, drain, stop.
 
-Serves nothing itself and knows no torch.
+Does not serve calls itself and does not know torch.
 """

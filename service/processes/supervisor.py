@@ -1,56 +1,55 @@
-"""Leads the lives of worker processes: start, ready, drain, stop, and a new one for one that died.
+"""The life of worker processes: start, ready, drain, stop, and a new worker for one that ended.
 
-Owns the port that they share and the page of metrics that is made of theirs. Serves nothing itself, and
-stays light: torch is in the workers alone.
+Owns the port that the workers share and the page of metrics that is made of theirs. Does not serve calls
+itself, and stays light: only the workers import torch.
 """
 
 import asyncio
-import concurrent.futures
-import contextlib
 import dataclasses
 import pathlib
 import signal
 import socket
 import tempfile
-import time
-from collections.abc import Iterable
 
 from prometheus_client import Counter, Gauge, ProcessCollector
-from prometheus_client.core import Metric
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.registry import CollectorRegistry
 
+from service.background import BackgroundTask
 from service.config import Address, Config
 from service.errors import ConfigError
-from service.processes import worker_process as workers
-from service.processes.worker_process import APPLICATION, Worker
+from service.processes import worker_process
+from service.processes.replacement import Replacement
+from service.processes.worker_pages import WorkerPages
+from service.processes.worker_process import APPLICATION, WorkerProcess
 from service.telemetry import log
-from service.telemetry.metrics_page import MetricsPage, joined
-
-_PAGE_SECONDS = 5.0  # how long workers may take for their pages
-_FIRST_PAUSE_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 10.0
-_STEADY_SECONDS = 60.0  # a worker that lived so long is started anew without a pause
+from service.telemetry.metrics_page import MetricsPage
 
 
 class Supervisor:
-    """The workers of one server."""
+    """The workers of one server; needs a running event loop.
+
+    Args:
+        application: the ASGI application `module:name` that the envoy front serves.
+    """
 
     def __init__(self, settings: Config, application: str = APPLICATION) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="streamcell-")
         if settings.workers > 1 and settings.store == "memory:":
-            # Workers find each other's sessions in a store; this one ends with the supervisor.
+            # Workers find each other's sessions in a store. This store ends with the supervisor.
             settings = dataclasses.replace(settings, store=f"sqlite:{self._folder.name}/sessions.db")
         self._settings = settings
         self._application = application
         self._port: socket.socket | None = None
-        self._workers: dict[int, Worker] = {}
+        self._workers: dict[int, WorkerProcess] = {}
         self._page: MetricsPage | None = None
-        self._tending: list[asyncio.Task[None]] = []
+        self._replacing: list[BackgroundTask] = []
+        self._watching: asyncio.Task[None] | None = None
         self._registry = CollectorRegistry()
-        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """Done when the only worker ended by itself, with why."""
+        loop = asyncio.get_running_loop()
         self.is_single = settings.workers == 1
+        self._pages = WorkerPages(self._workers, is_single=self.is_single, loop=loop)
+        self.ended: asyncio.Future[str] = loop.create_future()
+        """Done when the only worker ended by itself, with the reason."""
         self.listen = settings.listen
         self.metrics_listen = settings.metrics_listen
 
@@ -58,11 +57,10 @@ class Supervisor:
         """Starts every worker and waits until all serve.
 
         Raises:
-            ConfigError: one cannot start, or an address cannot be listened on.
+            ConfigError: a worker cannot start, or an address cannot be listened on.
         """
         try:
             self._share_port()
-            pages = _Pages(self, asyncio.get_running_loop())
             self._page = MetricsPage(self._settings.metrics_listen, self._registry)
             self.metrics_listen = self._page.address
             numbers = range(self._settings.workers)
@@ -73,12 +71,15 @@ class Supervisor:
         except BaseException:
             await self.stop()
             raise
-        self._registry.register(pages)
-        restarts = self._count()
-        self._tending = [asyncio.create_task(self._tend(number, restarts)) for number in numbers]
+        self._registry.register(self._pages)
+        if self.is_single:
+            # The end of the only worker is the end of the server, so nothing replaces it.
+            self._watching = asyncio.create_task(self._watch_only_worker())
+        else:
+            self._replace_workers()
 
     def _share_port(self) -> None:
-        """Holds the port for workers that share it, without listening."""
+        """Binds the port that several workers share, without listening."""
         _check_free(self._settings.listen)
         if self.is_single:
             return
@@ -89,109 +90,67 @@ class Supervisor:
         self.listen = Address(host, self._port.getsockname()[1])
         self._settings = dataclasses.replace(self._settings, listen=self.listen)
 
-    def _count(self) -> Counter:
-        """Registers what is the supervisor's own, where there are several workers; returns the restarts."""
-        registry = None if self.is_single else self._registry
-        restarts = Counter(
-            "streamcell_worker_restarts", "Workers that died and were replaced.", registry=registry
-        )
-        alive = Gauge("streamcell_workers", "Workers that live.", registry=registry)
-        alive.set_function(lambda: sum(each.process.returncode is None for each in self._workers.values()))
-        ProcessCollector(namespace="streamcell_supervisor", registry=registry)
-        return restarts
-
     async def _start(self, number: int) -> None:
-        worker = await workers.start(self._settings, pathlib.Path(self._folder.name), self._application)
+        folder = pathlib.Path(self._folder.name)
+        worker = await worker_process.start(self._settings, folder, self._application)
         self._workers[number] = worker
-        self.listen = await worker.ready()
+        try:
+            self.listen = await worker.ready()
+        except ConfigError:
+            await worker.stop()  # a worker that does not serve in time has not ended by itself
+            raise
 
-    async def _tend(self, number: int, restarts: Counter) -> None:
-        """Replaces a worker whenever it dies; the only one is not replaced, as its end is the server's."""
-        pause = _FIRST_PAUSE_SECONDS
-        while True:
-            started, worker = time.monotonic(), self._workers[number]
-            why = f"{worker.name} ended by itself, with status {await worker.process.wait()}"
-            if self.is_single:
-                self.ended.set_result(why)
-                return
-            log.warning("worker_ended", worker=number, why=why)
-            await worker.stop()
-            restarts.inc()
-            pause = _FIRST_PAUSE_SECONDS if time.monotonic() - started > _STEADY_SECONDS else pause
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            try:
-                await self._start(number)
-                log.info("worker_restarted", worker=number)
-            except ConfigError as error:
-                log.warning("worker_not_restarted", worker=number, why=str(error), retry_seconds=pause)
+    async def _watch_only_worker(self) -> None:
+        (worker,) = self._workers.values()
+        self.ended.set_result(f"{worker.name} ended by itself, with status {await worker.wait()}")
 
-    async def pages(self) -> dict[str, str]:
-        """Returns the page of each worker that lives and answers in time, by number."""
-        asked = {number: asyncio.create_task(each.page()) for number, each in self._workers.items()}
-        if asked:
-            await asyncio.wait(asked.values(), timeout=_PAGE_SECONDS)
-        found = {}
-        for number, task in sorted(asked.items()):
-            if task.done() and (page := task.result()) is not None:
-                found[str(number)] = page
-            task.cancel()
-        return found
+    def _replace_workers(self) -> None:
+        """Begins to replace workers that end, and shows figures of the supervisor's own."""
+        restarts = Counter(
+            "streamcell_worker_restarts", "Workers that died and were replaced.", registry=self._registry
+        )
+        alive = Gauge("streamcell_workers", "Workers that live.", registry=self._registry)
+        alive.set_function(lambda: sum(each.is_alive for each in self._workers.values()))
+        ProcessCollector(namespace="streamcell_supervisor", registry=self._registry)
+        for number in self._workers:
+            replacement = Replacement(number, self._workers, self._start, count_restart=restarts.inc)
+            task = BackgroundTask("worker_replacement", replacement.replace, self._pages.count_fault)
+            task.start()
+            self._replacing.append(task)
 
     def reload(self) -> None:
-        """Has all workers look for new versions of the models now."""
+        """Orders all workers to look for new versions of the models now."""
         for worker in self._workers.values():
             worker.reload()
 
     async def drain(self) -> bool:
-        """Has all workers finish what is in flight; tells whether all was."""
-        await self._stop_tending()
+        """Orders all workers to finish their active calls; returns whether all of them finished."""
+        await self._stop_watching()
         return all(await asyncio.gather(*(each.drain() for each in self._workers.values())))
 
     async def stop(self) -> None:
-        """Ends all that runs."""
-        await self._stop_tending()
+        """Ends every worker, closes the page and the port. May be called twice."""
+        await self._stop_watching()
         await asyncio.gather(*(each.stop() for each in self._workers.values()))
         if self._page is not None:
-            await asyncio.to_thread(self._page.close)  # a scrape under way may wait for this loop
+            await asyncio.to_thread(self._page.close)  # an active scrape may wait for this loop
             self._page = None
         if self._port is not None:
             self._port.close()
         self._folder.cleanup()
 
-    async def _stop_tending(self) -> None:
-        for task in self._tending:
-            task.cancel()
-        await asyncio.gather(*self._tending, return_exceptions=True)
-
-
-class _Pages(Collector):
-    """The workers' pages; of the only one as it is."""
-
-    def __init__(self, supervisor: Supervisor, loop: asyncio.AbstractEventLoop) -> None:
-        self._supervisor = supervisor
-        self._loop = loop
-
-    def collect(self) -> Iterable[Metric]:
-        """Yields their families; called on the page's thread."""
-        asked = asyncio.run_coroutine_threadsafe(self._supervisor.pages(), self._loop)
-        pages: dict[str, str] = {}
-        with contextlib.suppress(concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
-            pages = asked.result(2 * _PAGE_SECONDS)
-        if self._supervisor.is_single:
-            return [family for page in pages.values() for family in text_string_to_metric_families(page)]
-        return joined(pages)
-
-    def describe(self) -> Iterable[Metric]:
-        """Returns nothing: the workers' registries have checked the names."""
-        return []
+    async def _stop_watching(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait((self._watching,))
+        await asyncio.gather(*(each.stop() for each in self._replacing))
 
 
 async def run(settings: Config) -> int:
-    """Serves until a signal, and returns the exit status: 0 after a clean drain, else 1.
+    """Serves until a signal, and returns the exit status: 0 after a clean drain, otherwise 1.
 
-    The first SIGTERM or SIGINT drains, a second one ends at once. SIGHUP looks for new versions of models. If
-    the only worker ends by itself, so does this.
+    The first SIGTERM or SIGINT drains, a second signal ends at once. SIGHUP looks for new versions of models.
+    If the only worker ends by itself, the supervisor ends too.
 
     Raises:
         ConfigError: the server cannot start; the message says why.
@@ -202,10 +161,10 @@ async def run(settings: Config) -> int:
         loop.add_signal_handler(number, signals.put_nowait, number)
     supervisor = Supervisor(settings)
     loop.add_signal_handler(signal.SIGHUP, supervisor.reload)
-    told = asyncio.create_task(signals.get())
-    # Stage 1: ready, unless told to stop before.
+    first_signal = asyncio.create_task(signals.get())
+    # Stage 1: get ready, unless a signal comes before.
     starting = asyncio.create_task(supervisor.start())
-    await asyncio.wait((starting, told), return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait((starting, first_signal), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         starting.cancel()
         await asyncio.wait((starting,))
@@ -213,26 +172,27 @@ async def run(settings: Config) -> int:
         return 0
     starting.result()
     try:
-        return await _lead(supervisor, settings, told, signals)
+        return await _serve(supervisor, settings, first_signal, signals)
     finally:
         await supervisor.stop()
 
 
-async def _lead(
+async def _serve(
     supervisor: Supervisor,
     settings: Config,
-    told: "asyncio.Task[signal.Signals]",
+    first_signal: "asyncio.Task[signal.Signals]",
     signals: "asyncio.Queue[signal.Signals]",
 ) -> int:
     listen, metrics = str(supervisor.listen), str(supervisor.metrics_listen)
     log.info("serving", listen=listen, metrics=metrics, front=settings.front, workers=settings.workers)
-    # Stage 2: serve, until told to stop.
-    await asyncio.wait((told, supervisor.ended), return_when=asyncio.FIRST_COMPLETED)
-    if not told.done():
+    # Stage 2: serve, until a signal.
+    await asyncio.wait((first_signal, supervisor.ended), return_when=asyncio.FIRST_COMPLETED)
+    if not first_signal.done():
         log.warning("stopped", clean=False, why=supervisor.ended.result())
         return 1
-    log.info("draining", signal=told.result().name, timeout_seconds=settings.drain_timeout_seconds)
-    # Stage 3: drain, unless told again.
+    name = first_signal.result().name
+    log.info("draining", signal=name, timeout_seconds=settings.drain_timeout_seconds)
+    # Stage 3: drain, unless a second signal comes.
     drained, again = asyncio.create_task(supervisor.drain()), asyncio.create_task(signals.get())
     await asyncio.wait((drained, again), return_when=asyncio.FIRST_COMPLETED)
     if not drained.done():
@@ -245,7 +205,11 @@ async def _lead(
 
 
 def _check_free(address: Address) -> None:
-    """Sees to it that a port that is taken is said alike whatever the front and the number of workers."""
+    """Checks that no other process has the port, so that the error is the same for all fronts and workers.
+
+    Raises:
+        ConfigError: the address is taken, or belongs to another machine.
+    """
     if not address.port:
         return
     with socket.socket(_family(address.host)) as probe:

@@ -1,6 +1,6 @@
-"""A worker process as its supervisor sees it: start, ready, page, reload, drain, stop. Serves nothing itself.
+"""A worker process as its supervisor sees it: start, ready, page, reload, drain, stop.
 
-Stays light: torch is in the worker alone.
+Stays light: only the worker imports torch. Does not serve calls itself.
 """
 
 import asyncio
@@ -11,159 +11,156 @@ import pathlib
 import secrets
 import socket
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service import config
 from service.config import Address, Config
 from service.errors import ConfigError
-from service.fronts.envoy import process as envoy_process
+from service.fronts.envoy import launch
 from service.fronts.envoy.admin import EnvoyAdmin
 from service.processes import control
 from service.processes.control import Channel
+from service.processes.listeners import EnvoyListener, Listener, ServerListener
 
 APPLICATION = "service.worker:application"
-_POLL_SECONDS = 0.02
-_FLUSH_SECONDS = 5.0  # how long the last answers may take to leave, clients being slow
-_STOP_SECONDS = 10.0  # how long a process may take to end
-# Envoy's own lines, as the server's log has them.
+_STOP_SECONDS = 10.0  # the longest wait for a process to end
+# Envoy's own log lines in the form of the server's log.
 _LOG_FORMAT = '{"event": "envoy", "message": "%j", "level": "%l", "time": "%Y-%m-%dT%T%z"}'
 
 
-class Worker:
-    """A process with a server within, which says itself when it listens."""
+class WorkerProcess:
+    """A process with a server inside.
 
-    name = "the worker"
+    Args:
+        process: the process.
+        channel: the supervisor's end of the line to the process.
+        listener: what listens for the process's clients.
+    """
 
-    def __init__(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
-        self.process = process
+    def __init__(self, process: asyncio.subprocess.Process, channel: Channel, listener: Listener) -> None:
+        self._process = process
         self._channel = channel
-        self._awaited: dict[str, asyncio.Future[dict[str, Any] | None]] = {}
+        self._listener = listener
+        self._pending_replies: dict[str, asyncio.Future[dict[str, Any] | None]] = {}
         self._is_gone = False
-        self._hearing = asyncio.create_task(self._hear())
+        self._receiving = asyncio.create_task(self._receive_replies())
+
+    @property
+    def name(self) -> str:
+        """The process's name in messages."""
+        return self._listener.name
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process has not ended yet."""
+        return self._process.returncode is None
 
     async def ready(self) -> Address:
-        """Waits until it serves; returns where.
+        """Waits until the worker serves; returns its address.
 
         Raises:
-            ConfigError: it cannot start; the message says why.
+            ConfigError: the worker cannot start; the message says why.
         """
-        told = await self._told("started")
-        if told is None:
-            status = await self.process.wait()
+        started = await self._reply("started")
+        if started is None:
+            status = await self._process.wait()
             raise ConfigError(f"--front: {self.name} ended before it served (status {status})")
-        if told["failed"]:
-            await self.process.wait()
-            raise ConfigError(told["failed"])
-        return Address(*told["listen"])
+        if started["failed"]:
+            await self._process.wait()
+            raise ConfigError(started["failed"])
+        return await self._listener.wait_until_listening(self._process, Address(*started["listen"]))
 
     async def page(self) -> str | None:
-        """Returns its page of metrics, None if it is gone."""
-        told = await self._ask("page")
-        return told["page"] if told else None
+        """Returns the worker's page of metrics; None if the worker is gone."""
+        reply = await self._request("page")
+        return reply["page"] if reply else None
 
     def reload(self) -> None:
-        """Has it look for new versions of the models now."""
+        """Orders the worker to look for new versions of the models now."""
         self._channel.send(order="reload")
 
     async def drain(self) -> bool:
-        """Has it finish what is in flight; tells whether all was."""
-        told = await self._ask("drain")
-        return bool(told and told["clean"])
+        """Orders the worker to finish its active calls; returns whether all of them finished."""
+        reply = await self._request("drain")
+        await self._listener.flush()
+        return bool(reply and reply["clean"])
+
+    async def wait(self) -> int:
+        """Waits until the process ends; returns its status."""
+        return await self._process.wait()
 
     async def stop(self) -> None:
-        """Ends the process, if need be by force."""
+        """Ends the process, by force if it does not end in time. May be called twice."""
         with contextlib.suppress(ProcessLookupError):
-            self.process.terminate()
+            self._process.terminate()
             try:
-                await asyncio.wait_for(self.process.wait(), _STOP_SECONDS)
+                await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)
             except TimeoutError:
-                self.process.kill()
-                await self.process.wait()
-        self._hearing.cancel()
+                self._process.kill()
+                await self._process.wait()
+        self._receiving.cancel()
         await self._channel.close()
 
-    async def _ask(self, order: str) -> dict[str, Any] | None:
+    async def _request(self, order: str) -> dict[str, Any] | None:
         self._channel.send(order=order)
-        return await self._told(order)
+        return await self._reply(order)
 
-    async def _told(self, event: str) -> dict[str, Any] | None:
-        """Returns the next message of a kind, None if the process is gone; several may wait for the same."""
+    async def _reply(self, event: str) -> dict[str, Any] | None:
+        """Returns the next message of a kind; None if the process is gone. Several callers may wait."""
         if self._is_gone:
             return None
-        if event not in self._awaited:
-            self._awaited[event] = asyncio.get_running_loop().create_future()
-        return await asyncio.shield(self._awaited[event])
+        if event not in self._pending_replies:
+            self._pending_replies[event] = asyncio.get_running_loop().create_future()
+        return await asyncio.shield(self._pending_replies[event])
 
-    async def _hear(self) -> None:
-        while (told := await self._channel.receive()) is not None:
-            if told["event"] in self._awaited:
-                self._awaited.pop(told["event"]).set_result(told)
+    async def _receive_replies(self) -> None:
+        while (reply := await self._channel.receive()) is not None:
+            if reply["event"] in self._pending_replies:
+                self._pending_replies.pop(reply["event"]).set_result(reply)
         self._is_gone = True
-        for future in self._awaited.values():
+        for future in self._pending_replies.values():
             future.set_result(None)
 
 
-class _EnvoyWorker(Worker):
-    """Envoy with a server within: Envoy listens, and has answers left when the server has none."""
-
-    name = "Envoy"
-
-    def __init__(self, process: asyncio.subprocess.Process, channel: Channel, admin: EnvoyAdmin) -> None:
-        super().__init__(process, channel)
-        self._admin = admin
-
-    async def ready(self) -> Address:
-        await super().ready()
-        while (address := await asyncio.to_thread(self._admin.listening)) is None:
-            if self.process.returncode is not None:
-                raise ConfigError(f"--listen: Envoy cannot listen (status {self.process.returncode})")
-            await asyncio.sleep(_POLL_SECONDS)
-        return address
-
-    async def drain(self) -> bool:
-        is_clean = await super().drain()
-        deadline = time.monotonic() + _FLUSH_SECONDS
-        while time.monotonic() < deadline and await asyncio.to_thread(self._admin.is_sending):  # noqa: ASYNC110 (Envoy can only be asked)
-            await asyncio.sleep(_POLL_SECONDS)
-        return is_clean
-
-
-async def start(settings: Config, folder: pathlib.Path, application: str) -> Worker:
+async def start(settings: Config, folder: pathlib.Path, application: str) -> WorkerProcess:
     """Starts a worker.
 
     Args:
-        folder: for its socket.
+        folder: where the socket of Envoy's administration is made.
         application: the ASGI application `module:name` that Envoy serves.
 
     Raises:
-        ConfigError: the front cannot be had here, or a file cannot be read.
+        ConfigError: the front cannot run here, or a file cannot be read.
+        OSError: the system cannot start a process.
     """
     if settings.front != "envoy":
-        return Worker(*await _spawn(settings, [sys.executable, "-m", "service.worker"], {}))
+        spawned = await _spawn(settings, [sys.executable, "-m", "service.worker"], {})
+        return WorkerProcess(*spawned, ServerListener())
     socket_path = folder / f"{secrets.token_hex(8)}.sock"
     command = [
-        envoy_process.program(),
-        *("--config-yaml", json.dumps(envoy_process.configuration(settings, application, socket_path))),
+        launch.program(),
+        *("--config-yaml", json.dumps(launch.configuration(settings, application, socket_path))),
         *("--log-level", "error", "--log-format", _LOG_FORMAT, "--use-dynamic-base-id"),
-        *("--concurrency", "1"),  # Python takes more time than one thread of Envoy's
+        *("--concurrency", "1"),  # Python takes more time than one thread of Envoy
     ]
-    spawned = await _spawn(settings, command, envoy_process.environment())
-    return _EnvoyWorker(*spawned, EnvoyAdmin(socket_path))
+    spawned = await _spawn(settings, command, launch.environment())
+    return WorkerProcess(*spawned, EnvoyListener(EnvoyAdmin(socket_path)))
 
 
 async def _spawn(
     settings: Config, command: Sequence[str], environment: Mapping[str, str]
 ) -> tuple[asyncio.subprocess.Process, Channel]:
     ours, theirs = socket.socketpair()
-    with theirs:
+    with theirs, contextlib.ExitStack() as on_failure:
+        on_failure.callback(ours.close)
         variables = {control.VARIABLE: str(theirs.fileno()), **config.to_environment(settings), **environment}
         process = await asyncio.create_subprocess_exec(
             *command,
             env={**os.environ, **variables},
             pass_fds=[theirs.fileno()],
             stdout=sys.stderr,
-            start_new_session=True,  # a terminal's Ctrl-C is for the supervisor, who drains
+            start_new_session=True,  # a terminal's Ctrl-C is for the supervisor, which drains
         )
+        on_failure.pop_all()
     return process, await Channel.of(ours)

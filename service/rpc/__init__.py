@@ -1,4 +1,4 @@
-"""Remote calls without a transport: methods, streams, how calls end.
+"""Remote calls without a transport: methods, streams, and the status with which a call ends.
 
 Does not know engines, models or any server library.
 """

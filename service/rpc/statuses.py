@@ -1,4 +1,4 @@
-"""How calls end: errors as canonical codes, messages and gRPC's trailers.
+"""The status with which a call ends: a canonical code, a message, and gRPC's trailers.
 
 Does not know calls, nor how a front writes a trailer.
 """
@@ -17,10 +17,10 @@ from service.errors import DOMAIN, Reason, StreamcellError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Status:
-    """How a call ends: a canonical code, a message, and what the trailers say beside them.
+    """The end of a call: a canonical code, a message, and further facts for the trailers.
 
-    `details` is a google.rpc.Status, or empty. `retry_pushback_ms` is what a gRPC client that repeats calls
-    by itself heeds: not before so long, or, negative, not here at all.
+    `details` is a google.rpc.Status, or empty. gRPC clients that repeat calls by themselves obey
+    `retry_pushback_ms`: they wait so many milliseconds, or do not repeat the call here if it is negative.
     """
 
     code: int
@@ -30,7 +30,7 @@ class Status:
 
     @property
     def trailers(self) -> list[tuple[str, str | bytes]]:
-        """What gRPC's trailers say beside code and message; bytes under names that end in -bin."""
+        """GRPC's trailers beside code and message; a name that ends in -bin has bytes as its value."""
         found: list[tuple[str, str | bytes]] = []
         if self.details:
             found.append(("grpc-status-details-bin", self.details))
@@ -40,7 +40,7 @@ class Status:
 
 
 class RefusedError(Exception):
-    """A call ended with an error; fronts send its `status`."""
+    """Ends a call with an error; the front sends `status` to the client."""
 
     def __init__(self, status: Status) -> None:
         super().__init__(status.message)
@@ -48,7 +48,7 @@ class RefusedError(Exception):
 
 
 def status_of(error: StreamcellError) -> Status:
-    """Returns an error as a status whose details hold google.rpc's ErrorInfo and, for a retry, RetryInfo."""
+    """Returns the status of an error; details hold google.rpc's ErrorInfo, and RetryInfo for a delay."""
     message = StatusMessage(code=error.code, message=error.message)
     _pack(message, ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
     if error.retry_delay_seconds:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from service.engine.engine import Engine
 from service.errors import StreamcellError
-from service.rpc.router import Stream
+from service.rpc.stream import Stream
 
 
 class Backpressure:

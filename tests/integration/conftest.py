@@ -1,4 +1,4 @@
-"""A real server on ports of its own, on either front, and ways to talk to it."""
+"""A real server on free ports, on either front, and clients for it."""
 
 import asyncio
 import contextlib
@@ -27,54 +27,54 @@ from service.server import Server
 
 ROOT = pathlib.Path(__file__).parents[2]
 ARTIFACTS = ROOT / "model" / "artifacts"
-BOUND_SECONDS = 60.0  # for what never takes long: a hang fails here, with a name
+BOUND_SECONDS = 60.0  # for waits that are short unless the server hangs
 
 
-class Hosted(Protocol):
+class RunningServer(Protocol):
     """A server that runs."""
 
     listen: Address
     metrics_listen: str
 
     async def drain(self) -> bool:
-        """Drains it and tells whether that was clean; it is gone then."""
+        """Drains the server, which then ends; returns whether every call finished."""
 
     async def stop(self) -> None:
-        """Ends it, if it has not ended yet."""
+        """Ends the server, unless it has ended."""
 
 
-class InProcess:
+class GrpcioServer:
     """A server on the grpcio front, in this process."""
 
     async def start(self, settings: Config) -> None:
-        """Starts it."""
+        """Starts the server."""
         self._server: Server | None = Server(settings)
         await self._server.start()
         self.listen, self.metrics_listen = self._server.listen, str(self._server.metrics_listen)
 
     async def drain(self) -> bool:
-        """Drains it."""
+        """Drains the server."""
         assert self._server is not None
         server, self._server = self._server, None
         return await server.drain()
 
     async def stop(self) -> None:
-        """Drains it, if that was not done yet."""
+        """Drains the server, unless it was drained."""
         if self._server is not None:
             await self.drain()
 
 
-class InEnvoy:
+class EnvoyServer:
     """A server on the envoy front, in a process of its own."""
 
     async def start(self, settings: Config) -> None:
-        """Starts it."""
+        """Starts the server."""
         self._supervisor = Supervisor(settings)
         await self._supervisor.start()
         self.listen, self.metrics_listen = self._supervisor.listen, str(self._supervisor.metrics_listen)
 
     async def drain(self) -> bool:
-        """Drains it."""
+        """Drains the server."""
         return await self._supervisor.drain()
 
     async def stop(self) -> None:
@@ -82,14 +82,14 @@ class InEnvoy:
         await self._supervisor.stop()
 
 
-FRONTS: dict[str, Callable[[], Any]] = {"grpcio": InProcess, "envoy": InEnvoy}
+FRONTS: dict[str, Callable[[], Any]] = {"grpcio": GrpcioServer, "envoy": EnvoyServer}
 
 
 @dataclasses.dataclass
 class Peer:
     """A server and a channel to it."""
 
-    server: Hosted
+    server: RunningServer
     channel: aio.Channel
     stub: Any
 
@@ -119,7 +119,7 @@ class Peer:
         }
 
     async def until(self, name: str, holds: Callable[[float], bool], model: str = "mackey-glass") -> None:
-        """Waits until a metric of a model's is as it should be."""
+        """Waits until a condition on a model's metric holds."""
         async with asyncio.timeout(BOUND_SECONDS):
             while not holds((await self.samples())[name, (("model", model), ("version", "1"))]):
                 pass
@@ -146,7 +146,7 @@ def settings(**changes: Any) -> Config:
 
 
 async def answer(call: Any) -> pb.StreamResponse:
-    """Returns a stream's next message, or fails."""
+    """Returns a stream's next message; fails if the stream has ended."""
     message = await asyncio.wait_for(call.read(), BOUND_SECONDS)
     assert isinstance(message, pb.StreamResponse), "the stream ended"
     return message
@@ -160,7 +160,7 @@ async def refusal(awaitable: Awaitable[Any]) -> Refusal:
 
 
 def refusal_of(error: aio.AioRpcError) -> Refusal:
-    """Returns an RPC's error with what its details say."""
+    """Returns an RPC's error with the facts of its details."""
     info, retry = ErrorInfo(), RetryInfo()
     status = from_call(error)
     for detail in status.details if status else ():
@@ -178,7 +178,7 @@ def front(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def start(front: str) -> AsyncIterator[Start]:
-    """Starts servers with settings of the test's; they end with it."""
+    """Starts servers with the test's settings, and ends them after the test."""
     async with contextlib.AsyncExitStack() as running:
 
         async def start_one(**changes: Any) -> Peer:
@@ -200,7 +200,7 @@ async def peer(start: Start) -> Peer:
 
 @pytest.fixture(scope="session")
 def mackey_glass() -> Artifact:
-    """The artifact itself, to compute what the server must answer."""
+    """The artifact itself, to compute the server's answers."""
     path = ARTIFACTS / "mackey-glass" / "1" / "model.pt"
     return artifact.load("mackey-glass", "1", path, torch.device("cpu"))
 

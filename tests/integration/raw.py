@@ -1,4 +1,4 @@
-"""A client of bare HTTP/2 frames, for what no gRPC library would send."""
+"""A client of bare HTTP/2 frames, for requests that no gRPC library would send."""
 
 import asyncio
 import collections
@@ -24,7 +24,7 @@ def message(text: str) -> bytes:
 
 @dataclasses.dataclass
 class Answer:
-    """What came back on a stream."""
+    """The answer to a call, as far as it has arrived."""
 
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     data: bytes = b""
@@ -33,14 +33,14 @@ class Answer:
 
     @property
     def outcome(self) -> tuple[str, str]:
-        """Returns the HTTP status and the gRPC status, "reset" for a stream that was broken off."""
+        """The HTTP status and the gRPC status; "reset" for a stream that the server reset."""
         if "grpc-status" not in self.headers and self.reset:
             return "", "reset"
         return self.headers.get(":status", ""), self.headers.get("grpc-status", "")
 
     @property
     def texts(self) -> list[str]:
-        """Returns the messages that came."""
+        """The messages."""
         return [StringValue.FromString(one).value for one in Deframer(1 << 30).feed(self.data)]
 
 
@@ -54,12 +54,12 @@ class RawClient:
         self._changed = asyncio.Event()
         self.answers: dict[int, Answer] = collections.defaultdict(Answer)
         self.events: list[str] = []
-        self.takes = True  # whether it lets the server send on
+        self.takes = True  # whether the client acknowledges bytes, so that the server may send more
         self._pump: asyncio.Task[None] | None = None
 
     @classmethod
     async def connect(cls, address: str, window: int = 65_535) -> "RawClient":
-        """Connects; `window` is what each stream may be sent before it is taken."""
+        """Connects; `window` is the number of bytes that the server may send ahead on each stream."""
         host, _, port = address.rpartition(":")
         client = cls(*await asyncio.open_connection(host, int(port)))
         client._h2.initiate_connection()
@@ -119,22 +119,22 @@ class RawClient:
         self._flush()
 
     def reset(self, stream: int) -> None:
-        """Breaks a call off."""
+        """Resets a call."""
         self._h2.reset_stream(stream, 8)  # CANCEL
         self._flush()
 
     def reopen(self, stream: int) -> None:
-        """Takes what came while `takes` was false."""
+        """Acknowledges the bytes that came while `takes` was false."""
         self._h2.acknowledge_received_data(len(self.answers[stream].data), stream)
         self._flush()
 
     def widen(self, stream: int, num_bytes: int = 1) -> None:
-        """Lets the server send more on a call than it may already."""
+        """Raises the number of bytes that the server may send on a call."""
         self._h2.increment_flow_control_window(num_bytes, stream)
         self._flush()
 
     def ping(self) -> None:
-        """Asks whether the server is there."""
+        """Sends a ping."""
         self._h2.ping(b"12345678")
         self._flush()
 
@@ -143,31 +143,31 @@ class RawClient:
         self._writer.write(data)
 
     def go_away(self) -> None:
-        """Says that no more calls will come, without closing."""
+        """Sends GOAWAY, and keeps the connection open."""
         self._writer.write(b"\0\0\x08\x07\0\0\0\0\0" + bytes(8))
 
     async def until(self, holds: Any) -> None:
-        """Waits until something holds of what came."""
+        """Waits until a condition on the answers or events holds."""
         async with asyncio.timeout(BOUND_SECONDS):
             while not holds():
                 self._changed.clear()
                 await self._changed.wait()
 
     async def answer(self, stream: int) -> Answer:
-        """Returns a call's whole answer."""
+        """Returns a call's complete answer."""
         await self.until(lambda: self.answers[stream].is_ended)
         return self.answers[stream]
 
     async def call(self, path: str, *chunks: bytes, **changes: str | None) -> Answer:
-        """Makes a call of the given bytes, whole."""
+        """Makes a complete call of the given bytes."""
         stream = self.open(path, end=not chunks, **changes)
         for number, chunk in enumerate(chunks, 1):
             self.send(stream, chunk, end=number == len(chunks))
         return await self.answer(stream)
 
-    async def told(self) -> list[str]:
-        """Returns what the house has seen since it was asked last."""
-        (text,) = (await self.call("/t/Told", message(""))).texts
+    async def take_events(self) -> list[str]:
+        """Returns what the echo service has recorded since the last call."""
+        (text,) = (await self.call("/t/Events", message(""))).texts
         return text.split(",") if text else []
 
     async def close(self) -> None:

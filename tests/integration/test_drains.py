@@ -1,4 +1,4 @@
-"""What calls meet that arrive in a drain, on both fronts: an answer or DRAINING, never a call cut short."""
+"""Calls that arrive during a drain, on both fronts: they get an answer or DRAINING, and none is cut short."""
 
 import asyncio
 import contextlib
@@ -10,24 +10,32 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.integration.conftest import BOUND_SECONDS, refusal_of, settings
-from tests.integration.house import HOUSES
+from tests.integration.echo_service import ECHO_SERVERS
 
 NUM_CALLERS = 200
 NUM_CHANNELS = 8
 DRAINING = ("UNAVAILABLE", "DRAINING")
 
 
-class Going:
-    """A house that can be told to go, and its clients."""
+class Rig:
+    """An echo server that a test drains, and its clients."""
 
-    def __init__(self, house, address):
-        self.house = house
+    def __init__(self, server, address):
+        self.server = server
         self._address = address
         self.channels = [self.channel() for _ in range(NUM_CHANNELS)]
 
     def channel(self):
         """Returns a channel with a connection of its own."""
         return aio.insecure_channel(self._address, [("grpc.use_local_subchannel_pool", 1)])
+
+    async def call_without_end(self):
+        """Begins a call that is never answered, and returns it once its method has begun."""
+        waiting = unary(self.channels[0], "Wait")
+        async with asyncio.timeout(BOUND_SECONDS):
+            while "waits" not in (await unary(self.channels[0], "Events", "")).value:
+                pass
+        return waiting
 
     async def until_refused(self):
         """Waits until the drain has begun."""
@@ -36,37 +44,35 @@ class Going:
                 pass
 
     async def close(self):
-        """Ends it all."""
+        """Closes the channels and ends the server."""
         await asyncio.gather(*(channel.close() for channel in self.channels))
-        await self.house.stop()
+        await self.server.stop()
 
 
 @contextlib.asynccontextmanager
-async def begun(front, **changes):
-    """A house for as long as the block lasts; `changes` are settings."""
-    house = HOUSES[front]()
-    going = Going(house, await house.start(settings(front=front, **changes)))
+async def serving(front, **changes):
+    """Serves for as long as the block lasts; `changes` are settings."""
+    server = ECHO_SERVERS[front]()
+    rig = Rig(server, await server.start(settings(front=front, **changes)))
     try:
-        yield going
+        yield rig
     finally:
-        await going.close()
+        await rig.close()
 
 
 @pytest.fixture
-async def going(front):
-    """A house on each front."""
-    async with begun(front) as going:
-        yield going
+async def rig(front):
+    """An echo server on each front."""
+    async with serving(front) as rig:
+        yield rig
 
 
 @contextlib.asynccontextmanager
-async def held(going):
-    """Drains a house with a call under way for as long as the block lasts."""
-    waiting = unary(going.channels[0], "Wait")
-    while "waits" not in (await unary(going.channels[0], "Told", "")).value:
-        pass
-    draining = asyncio.create_task(going.house.drain())
-    await going.until_refused()
+async def draining_with_an_active_call(rig):
+    """Drains a server whose active call lasts as long as the block."""
+    waiting = await rig.call_without_end()
+    draining = asyncio.create_task(rig.server.drain())
+    await rig.until_refused()
     try:
         yield draining
         assert not draining.done()
@@ -96,80 +102,81 @@ async def ending(awaitable):
     return "OK", ""
 
 
-async def test_calls_at_any_moment_of_a_drain_are_answered_or_sent_elsewhere(going):
-    """Callers who go on until they are refused: before the drain, while it begins, and up to its end."""
-    answered = asyncio.Event()
-    num_answered = 0
+class TestCallsDuringADrain:
+    """Calls at every moment of a drain."""
 
-    async def call_on(channel):
-        nonlocal num_answered
-        while (found := await outcome(channel)) == ("OK", ""):
-            num_answered += 1
-            if num_answered >= 2 * NUM_CALLERS:
-                answered.set()
-        return found
+    async def test_calls_at_any_moment_are_answered_or_refused(self, rig):
+        """Callers go on until they are refused: before the drain, while it begins, and up to its end."""
+        answered = asyncio.Event()
+        num_answered = 0
 
-    callers = [
-        asyncio.create_task(call_on(going.channels[number % NUM_CHANNELS])) for number in range(NUM_CALLERS)
-    ]
-    await asyncio.wait_for(answered.wait(), BOUND_SECONDS)
-    assert await asyncio.wait_for(going.house.drain(), BOUND_SECONDS)
-    assert set(await asyncio.gather(*callers)) == {DRAINING}
+        async def call_until_refused(channel):
+            nonlocal num_answered
+            while (found := await outcome(channel)) == ("OK", ""):
+                num_answered += 1
+                if num_answered >= 2 * NUM_CALLERS:
+                    answered.set()
+            return found
 
+        callers = [
+            asyncio.create_task(call_until_refused(rig.channels[number % NUM_CHANNELS]))
+            for number in range(NUM_CALLERS)
+        ]
+        await asyncio.wait_for(answered.wait(), BOUND_SECONDS)
+        assert await asyncio.wait_for(rig.server.drain(), BOUND_SECONDS)
+        assert set(await asyncio.gather(*callers)) == {DRAINING}
 
-async def test_while_calls_are_under_way_new_ones_are_sent_elsewhere(going):
-    """However many come, on connections old and new: unary calls, and streams that have said nothing yet."""
-    async with held(going):
-        found = await asyncio.gather(
-            *(outcome(going.channels[number % NUM_CHANNELS]) for number in range(NUM_CALLERS))
-        )
+    async def test_new_calls_are_refused_while_a_call_is_active(self, rig):
+        """Connections old and new refuse any number of unary calls, and streams without a message."""
+        async with draining_with_an_active_call(rig):
+            found = await asyncio.gather(
+                *(outcome(rig.channels[number % NUM_CHANNELS]) for number in range(NUM_CALLERS))
+            )
+            assert set(found) == {DRAINING}
+            async with rig.channel() as late:
+                assert await outcome(late) == DRAINING
+                talk = late.stream_stream("/t/Talk", StringValue.SerializeToString, StringValue.FromString)
+                assert await asyncio.wait_for(ending(talk().read()), BOUND_SECONDS) == DRAINING
+
+    async def test_calls_on_their_way_as_the_last_active_call_ends_are_refused(self, rig):
+        """A burst comes at the moment at which the server has nothing left to wait for."""
+        async with draining_with_an_active_call(rig):
+            calls = [unary(rig.channels[number % NUM_CHANNELS], "Echo") for number in range(NUM_CALLERS)]
+        found = await asyncio.gather(*(ending(call) for call in calls))
         assert set(found) == {DRAINING}
-        async with going.channel() as late:
-            assert await outcome(late) == DRAINING
-            talk = late.stream_stream("/t/Talk", StringValue.SerializeToString, StringValue.FromString)
-            assert await asyncio.wait_for(ending(talk().read()), BOUND_SECONDS) == DRAINING
+
+    async def test_health_reports_the_drain(self, rig):
+        """Check is answered to the end; a Watch that begins gets NOT_SERVING and delays no drain."""
+        async with draining_with_an_active_call(rig), rig.channel() as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            not_serving = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
+            assert await stub.Check(health_pb2.HealthCheckRequest()) == not_serving
+            watch = stub.Watch(health_pb2.HealthCheckRequest())
+            assert await asyncio.wait_for(watch.read(), BOUND_SECONDS) == not_serving
+            assert await asyncio.wait_for(ending(watch.read()), BOUND_SECONDS) == DRAINING
 
 
-async def test_calls_on_their_way_as_the_last_one_ends_are_sent_elsewhere(going):
-    """A burst at the moment at which the server has nothing left to wait for."""
-    async with held(going):
-        calls = [unary(going.channels[number % NUM_CHANNELS], "Echo") for number in range(NUM_CALLERS)]
-    found = await asyncio.gather(*(ending(call) for call in calls))
-    assert set(found) == {DRAINING}
+class TestEndOfADrain:
+    """When a drain ends."""
 
+    async def test_idle_connections_do_not_delay_a_drain(self, front):
+        """The connections are open and no call is active: the drain ends long before its timeout."""
+        async with serving(front, drain_timeout_seconds=100 * BOUND_SECONDS) as rig:
+            for channel in rig.channels:
+                assert await outcome(channel) == ("OK", "")
+            assert await asyncio.wait_for(rig.server.drain(), BOUND_SECONDS)
 
-async def test_a_drain_is_told_to_those_who_ask_for_the_health(going):
-    """Check is answered to the end; a Watch that begins hears NOT_SERVING, and holds nothing up."""
-    async with held(going), going.channel() as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        not_serving = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
-        assert await stub.Check(health_pb2.HealthCheckRequest()) == not_serving
-        watch = stub.Watch(health_pb2.HealthCheckRequest())
-        assert await asyncio.wait_for(watch.read(), BOUND_SECONDS) == not_serving
-        assert await asyncio.wait_for(ending(watch.read()), BOUND_SECONDS) == DRAINING
+    async def test_a_call_that_never_ends_is_aborted_at_the_timeout(self, front):
+        """The timeout holds although other clients call without a pause."""
+        async with serving(front, drain_timeout_seconds=0.5) as rig:
+            waiting = await rig.call_without_end()
+            drained = asyncio.create_task(rig.server.drain())
 
+            async def call_on(channel):
+                while not drained.done():
+                    await outcome(channel)
 
-async def test_connections_at_rest_hold_no_drain_up(front):
-    """They are open and nobody calls: the drain ends long before it must."""
-    async with begun(front, drain_timeout_seconds=100 * BOUND_SECONDS) as going:
-        for channel in going.channels:
-            assert await outcome(channel) == ("OK", "")
-        assert await asyncio.wait_for(going.house.drain(), settings().drain_timeout_seconds / 2)
-
-
-async def test_a_call_that_never_ends_is_broken_off_in_time(front):
-    """The bound holds though others call on without a pause."""
-    async with begun(front, drain_timeout_seconds=0.5) as going:
-        waiting = unary(going.channels[0], "Wait")
-        while "waits" not in (await unary(going.channels[0], "Told", "")).value:
-            pass
-        drained = asyncio.create_task(going.house.drain())
-
-        async def call_on(channel):
-            while not drained.done():
-                await outcome(channel)
-
-        callers = [asyncio.create_task(call_on(channel)) for channel in going.channels]
-        await asyncio.wait_for(drained, BOUND_SECONDS)
-        await asyncio.gather(*callers)
-        assert await waiting.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+            callers = [asyncio.create_task(call_on(channel)) for channel in rig.channels]
+            await asyncio.wait_for(drained, BOUND_SECONDS)
+            await asyncio.gather(*callers)
+            assert await waiting.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)

@@ -1,7 +1,7 @@
-"""Clients of other makes against both fronts: `buf curl`, and a load generator in C++.
+"""Clients that others wrote, against both fronts: `buf curl`, and a load generator in C++.
 
-buf is where `make proto-check` has installed it; the generator's source lies beside the checkout and is built
-where gRPC's C++ library is. Skipped, and shown as such, without.
+`make proto-check` installs buf. The generator's source lies beside the checkout and needs gRPC's C++ library.
+Tests without their client are skipped, and shown as such.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ async def curl(peer, ways, method, **message):
 
 
 async def check(peer, ways):
-    """Lists the models, takes two steps, and fails one, which says why."""
+    """Lists the models, takes two steps, and checks the error of a third."""
     status, output, errors = await curl(peer, ways, "ListModels")
     assert (status, errors) == (0, "")
     assert {model["name"] for model in json.loads(output)["models"]} == {"mackey-glass", "nyc-taxi"}
@@ -64,7 +64,7 @@ async def check(peer, ways):
 @needs_buf
 @pytest.mark.parametrize("ways", [GRPC, (*GRPC, *SCHEMA)], ids=["reflection", "schema"])
 async def test_buf_curl_speaks_grpc(peer, ways):
-    """With the API as the server tells it, and as the proto says it."""
+    """Buf gets the API from the server's reflection, or from the proto."""
     await check(peer, ways)
 
 
@@ -72,13 +72,13 @@ async def test_buf_curl_speaks_grpc(peer, ways):
 @pytest.mark.parametrize("front", ["envoy"], indirect=True)
 @pytest.mark.parametrize("protocol", ["connect", "grpcweb"])
 async def test_buf_curl_speaks_the_webs_protocols(peer, protocol):
-    """By HTTP/1.1, as a browser in a plain network would."""
+    """The connection is HTTP/1.1, as a browser's may be."""
     await check(peer, ("--protocol", protocol, *SCHEMA))
 
 
 @pytest.fixture(scope="session")
 def generator(tmp_path_factory):
-    """The generator, built; skips where it cannot be."""
+    """The built generator; skips the test if it cannot be built."""
     if not SOURCE.exists():
         pytest.skip(f"{SOURCE.name} does not lie beside the checkout")
     if not (shutil.which("g++") and shutil.which("pkg-config")):
@@ -94,7 +94,7 @@ def generator(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """A folder with the reference artifact alone, which the payloads are for."""
+    """A folder with the reference artifact, which the payloads are made for."""
     folder = tmp_path_factory.mktemp("models")
     path = folder / "reference" / "1" / "model.pt"
     path.parent.mkdir(parents=True)
@@ -105,7 +105,7 @@ def models(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("is_stream", [False, True], ids=["unary", "stream"])
 async def test_the_generator_in_c_plus_plus_meets_no_error(start, generator, models, tmp_path, is_stream):
-    """64 sessions at once for two seconds, over several connections; each step is answered."""
+    """64 sessions at once for two seconds, over several connections: each step is answered."""
     peer = await start(models=models)
     target = str(peer.server.listen)
     assert not await asyncio.to_thread(payloads.main, ["--target", target, "--out", str(tmp_path)])

@@ -1,4 +1,4 @@
-"""A client of plain HTTP, as curl and browsers are, and gRPC-Web's frames by hand."""
+"""A client of plain HTTP, like curl and browsers, with gRPC-Web's frames made by hand."""
 
 import asyncio
 import dataclasses
@@ -18,7 +18,7 @@ TRAILERS_FLAG = 0x80
 
 @dataclasses.dataclass
 class Reply:
-    """What came back."""
+    """The answer to a request."""
 
     status: int
     headers: Mapping[str, str]
@@ -26,18 +26,18 @@ class Reply:
 
     @property
     def json(self) -> Any:
-        """Returns what the body says."""
+        """The body's JSON."""
         return json.loads(self.body)
 
     @property
     def refusal(self) -> tuple[int, str, str]:
-        """Returns an error in Connect's form: the HTTP status, the code, the reason of its details or ""."""
+        """An error in Connect's form: the HTTP status, the code, and the reason in its details or ""."""
         debug = [detail["debug"] for detail in self.json.get("details", ())]
         return self.status, self.json["code"], debug[0]["reason"] if debug else ""
 
     @property
     def frames(self) -> tuple[list[bytes], dict[str, str]]:
-        """Returns a gRPC-Web answer's messages and trailers, which may stand in its headers instead."""
+        """A gRPC-Web answer's messages and trailers; without a body the trailers are its headers."""
         return frames_of(self.body) if self.body else ([], {k.lower(): v for k, v in self.headers.items()})
 
 
@@ -56,7 +56,7 @@ def frames_of(body: bytes) -> tuple[list[bytes], dict[str, str]]:
 
 
 async def request(address: str, path: str, body: bytes | None, method: str = "POST", **headers: str) -> Reply:
-    """Makes a request; in the headers' names _ stands for -."""
+    """Makes a request; _ in a header's name stands for -."""
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     asked = urllib.request.Request(f"http://{address}{path}", body, given, method=method)
 
@@ -72,5 +72,5 @@ async def request(address: str, path: str, body: bytes | None, method: str = "PO
 
 
 async def post(address: str, path: str, message: Any, **headers: str) -> Reply:
-    """Posts a message as JSON, as `curl --json` does."""
+    """Posts a message as JSON, like `curl --json`."""
     return await request(address, path, json.dumps(message).encode(), content_type=JSON, **headers)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from streamcell.inference import open_inference_pb2 as pb
 
 from service.errors import Reason
-from service.rpc.router import Call, Unary
+from service.rpc.methods import Call, Unary
 from service.rpc.statuses import RefusedError
 from tests.fakes import Alone, Refusal, Served, recurrence, renamed
 from tests.inference import SERVICE, infer, y_of

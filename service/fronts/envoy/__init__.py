@@ -1,1 +1,1 @@
-"""The fast front: an ASGI application inside Envoy. Carries bytes; does not know what the methods do."""
+"""The fast front: an ASGI application inside Envoy. Does not know what the methods do."""

@@ -1,4 +1,4 @@
-"""What a running Envoy tells of itself: where it listens, what it still has to send. Changes nothing."""
+"""Questions to a running Envoy: where it listens, whether it is still sending. Changes nothing."""
 
 import contextlib
 import http.client
@@ -9,18 +9,18 @@ import socket
 from service.config import Address
 
 _ANSWER_SECONDS = 10.0
-# Of the clients' listener alone: the administration counts its own, which is always that very question.
+# Of the clients' listener alone: the administration also counts its own requests, this question among them.
 _SENDING = r"^http\.ingress_http\.downstream_(rq_active|cx_tx_bytes_buffered)$"
 
 
 class EnvoyAdmin:
-    """Envoy's administration, on a socket in the file system; each method blocks until it answers."""
+    """Envoy's administration, on a socket in the file system; each method blocks until Envoy answers."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
 
-    def listening(self) -> Address | None:
-        """Returns where Envoy listens; None as long as it does not."""
+    def listen_address(self) -> Address | None:
+        """Returns the address at which Envoy listens; None if Envoy does not listen yet."""
         try:
             statuses = json.loads(self._page("/listeners?format=json"))["listener_statuses"]
             found = statuses[0]["local_address"]["socket_address"]
@@ -29,7 +29,7 @@ class EnvoyAdmin:
         return Address(found["address"], found["port_value"])
 
     def is_sending(self) -> bool:
-        """Tells whether answers are on their way to clients still."""
+        """Returns whether answers are still on their way to clients; False if Envoy is gone."""
         try:
             lines = self._page(f"/stats?filter={_SENDING}")
             return any(int(line.rpartition(": ")[2]) for line in lines.splitlines())

@@ -1,87 +1,39 @@
-"""Calls under way on the fast front: from ASGI's events to a router's methods and back.
+"""Active gRPC calls of the envoy front: from ASGI's events to a router's methods and back.
 
-Relies on what pyvoy adds to ASGI: `receive` and `send` act when called, whether or not what they return is
-awaited. So a stream needs no task of its own, and what a batch answers goes out from the call that ends the
-batch. Once a request is complete `receive` returns at once; whether its client is still there has to be asked
-now and then. Knows gRPC's wire, not what the methods do.
+`receive` and `send` act when called, so a stream needs no task of its own, and the answers of a batch leave
+within the call that ends the batch. Does not know what the methods do.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from service.errors import Code
 from service.fronts.envoy import wire
+from service.fronts.envoy.asgi import BODY, START, TRAILERS, DisconnectCheck, Event, Receive, Send, future_of
 from service.fronts.envoy.wire import Deframer, Headers
-from service.rpc.router import Call, Router, Stream, Streaming, Unary
+from service.rpc.methods import Call, Streaming, Unary
+from service.rpc.router import Router
 from service.rpc.statuses import RefusedError, Status
+from service.rpc.stream import Stream
 
-Event = dict[str, Any]
-Receive = Callable[[], Awaitable[Event]]
-Send = Callable[[Event], Awaitable[None]]
-
-START = "http.response.start"
-BODY = "http.response.body"
-_TRAILERS = "http.response.trailers"
 _HEADERS: Headers = [(b"content-type", wire.CONTENT_TYPE), (b"grpc-accept-encoding", wire.ENCODINGS)]
-_BEGINNING = {"type": START, "status": 200, "headers": _HEADERS, "trailers": True}
+_START_EVENT = {"type": START, "status": 200, "headers": _HEADERS, "trailers": True}
 _LAST_BODY = {"type": BODY, "body": b"", "more_body": False}
-_OK = {"type": _TRAILERS, "headers": wire.OK_TRAILERS}
+_OK = {"type": TRAILERS, "headers": wire.OK_TRAILERS}
 
 
-class Carried(Protocol):
-    """A call under way."""
-
-    async def carry(self, call: Call) -> None:
-        """Carries the call until it is over."""
-
-    def break_off(self, status: Status) -> None:
-        """Ends it with a status, wherever it is."""
-
-    def ask(self) -> None:
-        """Finds out whether the client still waits, where nothing else would tell."""
-
-
-_Result = TypeVar("_Result")
-
-
-def future_of(given: Awaitable[_Result]) -> "asyncio.Future[_Result]":
-    """Returns what pyvoy gave as the future that it is; what it answers at once is none, and becomes one."""
-    return given if isinstance(given, asyncio.Future) else asyncio.ensure_future(given)
-
-
-def end(send: Send, status: Status | None) -> None:
-    """Ends a call that has sent nothing: the status stands in its only headers."""
+def send_trailers_only(send: Send, status: Status | None) -> None:
+    """Ends a call that has sent nothing: its only headers hold the status (gRPC's Trailers-Only)."""
     send({"type": START, "status": 200, "headers": [*_HEADERS, *wire.trailers(status)]})
     send(_LAST_BODY)
 
 
-class Presence:
-    """Whether a client that has sent all it had to is still there."""
-
-    def __init__(self, receive: Receive, on_gone: Callable[[], None]) -> None:
-        self._receive = receive
-        self._on_gone = on_gone
-        self._is_asking = False
-
-    def ask(self) -> None:
-        """Finds out."""
-        if not self._is_asking:
-            self._is_asking = True
-            future_of(self._receive()).add_done_callback(self._told)
-
-    def _told(self, future: "asyncio.Future[Event]") -> None:
-        self._is_asking = False
-        if future.result()["type"] == "http.disconnect":
-            self._on_gone()
-
-
-class CarriedCall:
-    """A unary call, in its request's task."""
+class UnaryCall:
+    """A unary call, served in its request's task."""
 
     def __init__(
-        self, router: Router, method: "Unary[Any]", deframer: Deframer, receive: Receive, send: Send
+        self, router: Router, method: "Unary[Any]", *, deframer: Deframer, receive: Receive, send: Send
     ) -> None:
         self._router = router
         self._method = method
@@ -89,29 +41,29 @@ class CarriedCall:
         self._receive = receive
         self._send = send
         self._task = asyncio.current_task()
-        self._presence: Presence | None = None
-        self._end_with: Status | None = None
+        self._disconnect_check: DisconnectCheck | None = None  # set once the request is complete
+        self._abort_status: Status | None = None
 
-    async def carry(self, call: Call) -> None:
+    async def serve(self, call: Call) -> None:
         """Answers the call, or ends it with its error."""
         send = self._send
         try:
             raw = await self._request()
             if raw is None:
                 return
-            self._presence = Presence(self._receive, self._cancel)
+            self._disconnect_check = DisconnectCheck(self._receive, self._cancel)
             response = await self._router.answer(self._method, raw, call)
-            send(_BEGINNING)
+            send(_START_EVENT)
             send({"type": BODY, "body": wire.frame(response)})
             send(_OK)
         except RefusedError as refused:
-            end(send, refused.status)
+            send_trailers_only(send, refused.status)
         except asyncio.CancelledError:
-            if self._end_with is not None:
-                end(send, self._end_with)
+            if self._abort_status is not None:
+                send_trailers_only(send, self._abort_status)
 
     async def _request(self) -> bytes | None:
-        """Returns the one message of the request, None if the client is gone before it is complete."""
+        """Returns the one message of the request; None if the client is gone before it is complete."""
         messages: list[bytes] = []
         has_more = True
         while has_more:
@@ -125,14 +77,14 @@ class CarriedCall:
             raise wire.refused(Code.UNIMPLEMENTED, f"a unary call has one message, not {len(messages)}")
         return messages[0]
 
-    def ask(self) -> None:
-        """Finds out whether the client still waits for the answer."""
-        if self._presence is not None:
-            self._presence.ask()
+    def check_client(self) -> None:
+        """Checks whether the client still waits for the answer."""
+        if self._disconnect_check is not None:
+            self._disconnect_check.run()
 
-    def break_off(self, status: Status) -> None:
-        """Ends the call with a status, wherever it is."""
-        self._end_with = status
+    def abort(self, status: Status) -> None:
+        """Ends the call with a status, whatever it is doing."""
+        self._abort_status = status
         self._cancel()
 
     def _cancel(self) -> None:
@@ -140,11 +92,11 @@ class CarriedCall:
             self._task.cancel()
 
 
-class CarriedStream:
-    """A streaming call, driven by what comes from either side; its request's task waits for the end alone."""
+class StreamCall:
+    """A streaming call, driven by events from either side; its request's task only waits for the end."""
 
     def __init__(
-        self, router: Router, method: Streaming, deframer: Deframer, receive: Receive, send: Send
+        self, router: Router, method: Streaming, *, deframer: Deframer, receive: Receive, send: Send
     ) -> None:
         self._router = router
         self._method = method
@@ -152,18 +104,18 @@ class CarriedStream:
         self._receive = receive
         self._send = send
         self._stream: Stream
-        self._arrived: deque[bytes] = deque()  # read, and not handed on yet
-        self._is_handing_on = False
+        self._received: deque[bytes] = deque()  # messages that the stream has no room for yet
+        self._is_delivering = False
         self._is_reading = False
         self._is_half_closed = False
-        self._presence: Presence | None = None  # once the client has sent all
-        self._has_begun = False
-        self._untaken: asyncio.Future[None] | None = None  # done when Envoy has taken what was sent last
-        self._is_watched = False
+        self._disconnect_check: DisconnectCheck | None = None  # set once the request is complete
+        self._has_sent_headers = False
+        self._pending_write: asyncio.Future[None] | None = None  # done when Envoy has accepted the last body
+        self._is_write_watched = False
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def carry(self, call: Call) -> None:
-        """Carries the stream until it is over."""
+    async def serve(self, call: Call) -> None:
+        """Serves the stream and returns when it is over."""
         self._stream = self._router.open(self._method, call)
         self._stream.on_change = self._on_change
         try:
@@ -172,36 +124,36 @@ class CarriedStream:
         finally:
             self._stream.on_change = _ignore
             self._router.close(self._stream)
-            if self._untaken is not None:
-                self._untaken.add_done_callback(_take_note)
+            if self._pending_write is not None:
+                self._pending_write.add_done_callback(_retrieve_exception)
 
-    def ask(self) -> None:
-        """Finds out whether the client still listens."""
-        if self._presence is not None:
-            self._presence.ask()
+    def check_client(self) -> None:
+        """Checks whether the client still listens."""
+        if self._disconnect_check is not None:
+            self._disconnect_check.run()
 
-    def break_off(self, status: Status) -> None:
-        """Ends the call with a status, wherever it is."""
+    def abort(self, status: Status) -> None:
+        """Ends the call with a status, whatever it is doing."""
         self._end(status)
 
     def _on_change(self) -> None:
         if self._over.done():
             return
-        self._send_on()
+        self._send_messages()
         if self._stream.is_over:
             self._end(self._stream.status)
         else:
-            self._hand_on()
+            self._deliver()
 
     def _end(self, status: Status | None) -> None:
         if self._over.done():
             return
         self._finish()
-        if self._has_begun:
+        if self._has_sent_headers:
             self._send(_LAST_BODY)
-            self._send({"type": _TRAILERS, "headers": wire.trailers(status)})
+            self._send({"type": TRAILERS, "headers": wire.trailers(status)})
         else:
-            end(self._send, status)
+            send_trailers_only(self._send, status)
 
     def _finish(self) -> None:
         if not self._over.done():
@@ -209,19 +161,19 @@ class CarriedStream:
 
     # -- From the client ---------------------------------------------------------------------------
 
-    def _hand_on(self) -> None:
-        """Gives the stream what it has room for, and then reads on."""
-        if self._is_handing_on:  # the stream answered at once: the call that handed on goes on
+    def _deliver(self) -> None:
+        """Passes messages to the stream as long as it has room, and then reads on."""
+        if self._is_delivering:  # the stream answered at once, within the loop below, which goes on
             return
-        arrived, stream = self._arrived, self._stream
-        if arrived:
-            self._is_handing_on = True
-            while arrived and not stream.is_full:
-                stream.receive(arrived.popleft())
-            self._is_handing_on = False
-        if self._is_reading or arrived or stream.is_full or self._over.done():
+        received, stream = self._received, self._stream
+        if received:
+            self._is_delivering = True
+            while received and not stream.is_full:
+                stream.receive(received.popleft())
+            self._is_delivering = False
+        if self._is_reading or received or stream.is_full or self._over.done():
             return
-        if self._presence is None:
+        if self._disconnect_check is None:
             self._is_reading = True
             future_of(self._receive()).add_done_callback(self._on_read)
         elif not self._is_half_closed:
@@ -235,24 +187,24 @@ class CarriedStream:
             self._finish()
             return
         try:
-            self._arrived += self._deframer.feed(event["body"])
+            self._received += self._deframer.feed(event["body"])
             if not event["more_body"]:
                 self._deframer.close()
-                self._presence = Presence(self._receive, self._finish)
+                self._disconnect_check = DisconnectCheck(self._receive, self._finish)
         except RefusedError as refused:
-            self.break_off(refused.status)
+            self.abort(refused.status)
             return
-        self._hand_on()
+        self._deliver()
 
     # -- To the client -----------------------------------------------------------------------------
 
-    def _send_on(self) -> None:
-        """Sends all that is ready, once Envoy has taken what was sent before."""
-        untaken = self._untaken
-        if untaken is not None and not untaken.done():
-            if not self._is_watched:
-                self._is_watched = True
-                untaken.add_done_callback(self._on_taken)
+    def _send_messages(self) -> None:
+        """Sends every message of the stream in one body, once Envoy has accepted the body before."""
+        pending = self._pending_write
+        if pending is not None and not pending.done():
+            if not self._is_write_watched:
+                self._is_write_watched = True
+                pending.add_done_callback(self._on_written)
             return
         message = self._stream.take()
         if message is None:
@@ -260,21 +212,21 @@ class CarriedStream:
         body = wire.frame(message)
         while (message := self._stream.take()) is not None:
             body += wire.frame(message)
-        if not self._has_begun:
-            self._has_begun = True
-            self._send(_BEGINNING)
-        self._untaken = future_of(self._send({"type": BODY, "body": body, "more_body": True}))
+        if not self._has_sent_headers:
+            self._has_sent_headers = True
+            self._send(_START_EVENT)
+        self._pending_write = future_of(self._send({"type": BODY, "body": body, "more_body": True}))
 
-    def _on_taken(self, future: "asyncio.Future[None]") -> None:
-        self._is_watched = False
+    def _on_written(self, future: "asyncio.Future[None]") -> None:
+        self._is_write_watched = False
         if future.exception() is not None:
             self._finish()
         else:
             self._on_change()
 
 
-def _take_note(future: "asyncio.Future[None]") -> None:
-    future.exception()  # that the client is gone is known, and not to be logged
+def _retrieve_exception(future: "asyncio.Future[None]") -> None:
+    future.exception()  # the client is gone; asyncio would log an exception that nobody retrieves
 
 
 def _ignore() -> None:

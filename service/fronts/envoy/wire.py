@@ -1,4 +1,4 @@
-"""The gRPC wire over HTTP/2, without a network: frames in and out, time-outs, statuses as headers.
+"""gRPC's wire over HTTP/2, without a network: frames in and out, time-outs, statuses as headers.
 
 After gRPC's "PROTOCOL-HTTP2" (grpc/grpc, doc/PROTOCOL-HTTP2.md). Knows no server library.
 """
@@ -13,7 +13,7 @@ from service.rpc.statuses import RefusedError, Status
 
 CONTENT_TYPE = b"application/grpc"
 OK_TRAILERS = [(b"grpc-status", b"0")]
-ENCODINGS = b"identity,deflate,gzip"  # what a request may be compressed with
+ENCODINGS = b"identity,deflate,gzip"  # the encodings that a request may have
 _PREFIX_BYTES = 5  # the flag and the length before each message
 _WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
@@ -24,12 +24,12 @@ Headers = list[tuple[bytes, bytes]]
 
 
 def refused(code: Code, message: str) -> RefusedError:
-    """Returns the end of a call that goes wrong on the wire itself; no details say more."""
+    """Returns the exception that ends a call whose wire format is wrong; its status has no details."""
     return RefusedError(Status(int(code), message, b""))
 
 
 def frame(message: bytes) -> bytes:
-    """Returns a message as it travels: uncompressed, its length before it."""
+    """Returns a message's frame: a flag for no compression, the length, and the message."""
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
@@ -37,11 +37,11 @@ class Deframer:
     """Cuts one direction of a call's bytes, which come in pieces of any size, into messages.
 
     Args:
-        max_message_bytes: the largest message, as it travels and unpacked.
+        max_message_bytes: the largest message, compressed and decompressed.
         encoding: the call's grpc-encoding.
 
     Raises:
-        RefusedError: UNIMPLEMENTED, the encoding is none of `ENCODINGS`.
+        RefusedError: UNIMPLEMENTED, the encoding is not in `ENCODINGS`.
     """
 
     def __init__(self, max_message_bytes: int, encoding: bytes = b"identity") -> None:
@@ -52,14 +52,14 @@ class Deframer:
             )
         self._max_message_bytes = max_message_bytes
         self._encoding = encoding
-        self._pieces: list[bytes] = []  # of a message that has begun
-        self._missing_bytes = 0  # at least so many until it is complete
+        self._pieces: list[bytes] = []  # of an incomplete message
+        self._missing_bytes = 0  # at least so many until the message is complete
 
     def feed(self, data: bytes) -> list[bytes]:
         """Takes the next bytes and returns the messages that they complete.
 
         Raises:
-            RefusedError: RESOURCE_EXHAUSTED, a message is too large; INTERNAL, these are no frames.
+            RefusedError: RESOURCE_EXHAUSTED, a message is too large; INTERNAL, a frame is not valid.
         """
         if self._pieces:
             self._pieces.append(data)
@@ -71,7 +71,7 @@ class Deframer:
         elif data[:1] == b"\0":
             length = len(data) - _PREFIX_BYTES
             is_whole = int.from_bytes(data[1:_PREFIX_BYTES], "big") == length
-            if is_whole and length <= self._max_message_bytes:  # one message, as almost always
+            if is_whole and length <= self._max_message_bytes:  # almost always: exactly one message
                 return [data[_PREFIX_BYTES:]]
         messages = []
         at, size, needed = 0, len(data), _PREFIX_BYTES
@@ -92,7 +92,7 @@ class Deframer:
         return messages
 
     def close(self) -> None:
-        """Says that no more bytes come.
+        """Checks that the bytes end with a complete message, as no more bytes come.
 
         Raises:
             RefusedError: INTERNAL, the last message is not complete.
@@ -121,21 +121,23 @@ class Deframer:
 
 
 def timeout_seconds(value: bytes | None) -> float | None:
-    """Returns what a grpc-timeout header says; None where there is none.
+    """Returns the seconds of a grpc-timeout header; None if there is no header.
 
     Raises:
-        RefusedError: INTERNAL, it is not what the protocol has.
+        RefusedError: INTERNAL, the header's value is not valid.
     """
     if value is None:
         return None
     found = _TIMEOUT.fullmatch(value)
     if found is None:
-        raise refused(Code.INTERNAL, "the grpc-timeout is none: up to eight digits and one of H M S m u n")
+        raise refused(
+            Code.INTERNAL, "grpc-timeout is not valid: it takes up to eight digits and one of H M S m u n"
+        )
     return int(found[1]) * _SECONDS[found[2]]
 
 
 def trailers(status: Status | None) -> Headers:
-    """Returns the headers that tell how a call ended; None is OK."""
+    """Returns the headers that hold a call's status; None stands for OK."""
     if status is None:
         return OK_TRAILERS
     found = [

@@ -14,7 +14,7 @@ from service.catalog.versions import NotLoaded
 from service.config import Config
 from service.engine.engine import Engine
 from service.errors import Reason, StreamcellError
-from service.rpc.router import Call
+from service.rpc.methods import Call
 from service.servicers.inference import tensors
 from service.servicers.inference.request import choose
 from service.telemetry.metrics import HistogramChild, Metrics

@@ -10,7 +10,7 @@ from service.catalog.versions import NotLoaded
 from service.config import Config
 from service.engine.engine import Engine
 from service.errors import StreamcellError
-from service.rpc.router import Call, parse
+from service.rpc.methods import Call, parse
 from service.servicers.inference import request as inference_request
 from service.servicers.inference.request import Ask
 from service.servicers.inference.request_cache import Heads

@@ -10,7 +10,8 @@ from streamcell.inference import open_inference_pb2 as pb
 from service.catalog.catalog import Catalog
 from service.catalog.versions import NotLoaded
 from service.config import Config
-from service.rpc.router import Call, Stream, Streaming, Unary
+from service.rpc.methods import Call, Streaming, Unary
+from service.rpc.stream import Stream
 from service.servicers.inference.about import About
 from service.servicers.inference.pipeline import Inference
 from service.servicers.inference.reply import Replies

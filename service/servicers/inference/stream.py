@@ -9,7 +9,8 @@ from streamcell.inference import open_inference_pb2 as pb
 
 from service.catalog.versions import NotLoaded
 from service.errors import Reason, StreamcellError
-from service.rpc.router import Call, Stream
+from service.rpc.methods import Call
+from service.rpc.stream import Stream
 from service.servicers.inference.pipeline import Inference
 from service.servicers.inference.reply import Replies, refusal
 from service.servicers.inference.run import Run

@@ -7,7 +7,7 @@ from grpc_channelz.v1.channelz import ChannelzServicer  # type: ignore[attr-defi
 
 from service import errors
 from service.errors import Reason
-from service.rpc.router import Call, Streaming, Unary
+from service.rpc.methods import Call, Streaming, Unary
 
 _DESCRIPTOR = pb.DESCRIPTOR.services_by_name["Channelz"]
 SERVICE = _DESCRIPTOR.full_name

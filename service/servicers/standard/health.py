@@ -6,7 +6,8 @@ from grpc_health.v1 import health_pb2 as pb
 
 from service import errors
 from service.errors import Reason, StreamcellError
-from service.rpc.router import Call, Stream, Streaming, Unary, parse
+from service.rpc.methods import Call, Streaming, Unary, parse
+from service.rpc.stream import Stream
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Health"].full_name
 _NOT_ASKED = "\0"  # no service has this name

@@ -10,7 +10,8 @@ from grpc_reflection.v1alpha import reflection_pb2 as pb
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
 
 from service.errors import StreamcellError
-from service.rpc.router import Stream, Streaming, Unary, parse
+from service.rpc.methods import Streaming, Unary, parse
+from service.rpc.stream import Stream
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ServerReflection"].full_name
 _SERVICE_V1 = SERVICE.replace("v1alpha", "v1")

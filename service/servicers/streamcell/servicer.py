@@ -16,7 +16,8 @@ from service.engine.session_ref import SessionRef
 from service.engine.snapshot import Snapshot, SnapshotError
 from service.engine.work import AnyWork, Block, Control, Step
 from service.errors import Reason, StreamcellError
-from service.rpc.router import Call, Stream, Streaming, Unary
+from service.rpc.methods import Call, Streaming, Unary
+from service.rpc.stream import Stream
 from service.servicers.streamcell import convert
 from service.servicers.streamcell.steps import fetch, step_work, take_over_of
 from service.servicers.streamcell.stream import StepStream

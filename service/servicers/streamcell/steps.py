@@ -10,7 +10,7 @@ from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
 from service.engine.work import Step
 from service.errors import Reason, StreamcellError
-from service.rpc.router import Call
+from service.rpc.methods import Call
 from service.servicers import values
 from service.servicers.streamcell import convert
 

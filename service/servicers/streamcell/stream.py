@@ -13,7 +13,8 @@ from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
 from service.engine.work import AnyWork, Block, Step
 from service.errors import Reason, StreamcellError
-from service.rpc.router import Call, Stream, parse
+from service.rpc.methods import Call, parse
+from service.rpc.stream import Stream
 from service.servicers import values
 from service.servicers.stream_backpressure import Backpressure, StreamEnd
 from service.servicers.streamcell import convert

@@ -10,7 +10,7 @@ from bench.processes import running
 from loadtest.options import Options
 from loadtest.run import run
 from loadtest.server_side import process_tree
-from service.fronts.envoy import process as envoy_process
+from service.fronts.envoy import launch
 
 STEP = message(b"\x12\x34")
 
@@ -80,7 +80,7 @@ def test_split_counts_complete_messages():
     assert envoy_echo.split(STEP[:3]) == (0, STEP[:3])
 
 
-@pytest.mark.skipif(bool(envoy_process.why_not()), reason=envoy_process.why_not() or "Envoy is there")
+@pytest.mark.skipif(bool(launch.why_unavailable()), reason=launch.why_unavailable() or "Envoy is there")
 @pytest.mark.parametrize("mode", ["stream", "unary"])
 async def test_both_generators_can_drive_it(mode):
     """The echo is two processes, both counted, and it ends when the block does."""

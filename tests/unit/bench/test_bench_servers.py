@@ -5,7 +5,7 @@ import pytest
 from bench.cases import CASES
 from bench.servers import ENVOY, SERVERS, SERVICE
 from service.errors import ConfigError
-from service.fronts.envoy import process as envoy_process
+from service.fronts.envoy import launch
 
 
 def test_every_server_has_cases():
@@ -28,7 +28,7 @@ def test_missing_envoy_is_no_failure(monkeypatch):
     def fail():
         raise ConfigError("--front: envoy needs a thing")
 
-    monkeypatch.setattr(envoy_process, "environment", fail)
-    assert envoy_process.why_not() == "envoy needs a thing"
-    monkeypatch.setattr(envoy_process, "environment", dict)
-    assert envoy_process.why_not() == ""
+    monkeypatch.setattr(launch, "environment", fail)
+    assert launch.why_unavailable() == "envoy needs a thing"
+    monkeypatch.setattr(launch, "environment", dict)
+    assert launch.why_unavailable() == ""

@@ -1,4 +1,4 @@
-"""The envoy front's door for curl and browsers: Connect, gRPC-Web, CORS.
+"""The envoy front's protocols for curl and browsers: Connect, gRPC-Web, CORS.
 
 Does not know what the methods do.
 """

@@ -1,7 +1,7 @@
-"""The door for curl and browsers: a router's unary methods by the Connect protocol and gRPC-Web.
+"""A router's unary methods for curl and browsers, by the Connect protocol and gRPC-Web.
 
-connectrpc speaks both; here its calls are tied to the front's. Streams need gRPC, and whoever asks for one is
-told so. Does not know what the methods do.
+connectrpc speaks both protocols; this module ties its calls to the front's active calls. Streams need gRPC,
+and the error for a stream says so. Does not know what the methods do.
 """
 
 import asyncio
@@ -17,21 +17,24 @@ from google.protobuf.message_factory import GetMessageClass
 
 from service import errors
 from service.errors import Reason, StreamcellError
-from service.fronts.envoy.calls import Event, Presence, Receive, Send
-from service.fronts.envoy.web import grpc_web_text as web_text
-from service.fronts.envoy.web.values import CODECS, Given, connect_error, from_json, to_json
-from service.rpc.router import Call, Router, Streaming, Unary
+from service.fronts.envoy.asgi import DisconnectCheck, Event, Receive, Send
+from service.fronts.envoy.web import grpc_web_text
+from service.fronts.envoy.web.encoding import CODECS, EncodedRequest, connect_error, from_json, to_json
+from service.rpc.methods import Call, Streaming, Unary
+from service.rpc.router import Router
 from service.rpc.statuses import RefusedError, Status
 from service.telemetry import faults
 
 _GRPC_WEB = b"application/grpc-web"
 _STREAMS = (b"application/connect+proto", b"application/connect+json")
-_CONTENT_TYPES = {  # what is taken, and what the library knows it by
+_CONTENT_TYPES = {  # each content type that is accepted, and the library's name for it
     **{each: each for each in (b"application/json", b"application/proto", *_STREAMS)},
     **{each: each for each in (_GRPC_WEB, _GRPC_WEB + b"+proto", _GRPC_WEB + b"+json")},
-    **dict.fromkeys((web_text.CONTENT_TYPE, web_text.CONTENT_TYPE + b"+proto"), _GRPC_WEB + b"+proto"),
+    **dict.fromkeys(
+        (grpc_web_text.CONTENT_TYPE, grpc_web_text.CONTENT_TYPE + b"+proto"), _GRPC_WEB + b"+proto"
+    ),
 }
-# What the library reads of a request; all else stays outside, as it has no answer to odd bytes.
+# The headers that the library reads. It gets no others, as it cannot deal with headers that are not text.
 _HEADERS = {
     b"accept-encoding", b"connect-accept-encoding", b"connect-content-encoding", b"connect-protocol-version",
     b"connect-timeout-ms", b"content-encoding", b"grpc-accept-encoding", b"grpc-encoding", b"grpc-timeout",
@@ -39,7 +42,7 @@ _HEADERS = {
 
 
 class _Application(ConnectASGIApplication[None]):
-    """The library's application over these endpoints."""
+    """The library's application over some endpoints."""
 
     path = "/"
 
@@ -48,12 +51,11 @@ class _Application(ConnectASGIApplication[None]):
         self.paths = frozenset(endpoints)
 
 
-class WebDoor:
+class WebProtocols:
     """The methods of a router that have a descriptor, for web clients.
 
     Args:
-        router: the methods.
-        max_bytes: the largest request that is read at all, packed and unpacked.
+        max_bytes: the largest request that is read at all, compressed and decompressed.
     """
 
     def __init__(self, router: Router, max_bytes: int) -> None:
@@ -71,22 +73,22 @@ class WebDoor:
         self._calls, self._streams = _Application(calls, max_bytes), _Application(streams, max_bytes)
 
     @staticmethod
-    def takes(content_type: bytes) -> bool:
-        """Tells whether requests of this content type come in here."""
+    def accepts(content_type: bytes) -> bool:
+        """Returns whether a content type belongs to one of the web protocols."""
         return content_type in _CONTENT_TYPES
 
     def begin(
         self, scope: Event, headers: dict[bytes, bytes], content_type: bytes, receive: Receive, send: Send
-    ) -> "CarriedWeb | None":
-        """Returns a call of a content type that is taken, None where there is no such method."""
+    ) -> "WebCall | None":
+        """Returns the call of a request with an accepted content type; None if there is no such method."""
         application = self._streams if content_type in _STREAMS else self._calls
         if scope["path"] not in application.paths:
             return None
-        if content_type.startswith(web_text.CONTENT_TYPE):
-            receive, send = web_text.as_bytes(receive), web_text.as_text(send)
+        if content_type.startswith(grpc_web_text.CONTENT_TYPE):
+            receive, send = grpc_web_text.as_bytes(receive), grpc_web_text.as_text(send)
         known = [(name, value) for name, value in headers.items() if name in _HEADERS and value.isascii()]
         scope = {**scope, "headers": [*known, (b"content-type", _CONTENT_TYPES[content_type])]}
-        return CarriedWeb(application, scope, receive, send)
+        return WebCall(application, scope, receive, send)
 
 
 def _descriptor(path: str) -> MethodDescriptor | None:
@@ -98,12 +100,12 @@ def _descriptor(path: str) -> MethodDescriptor | None:
     return found.methods_by_name.get(name)
 
 
-def _info(path: str, kind: StreamType) -> MethodInfo[Given, bytes]:
+def _info(path: str, kind: StreamType) -> MethodInfo[EncodedRequest, bytes]:
     service, _, name = path[1:].rpartition("/")
     return MethodInfo(
         name=name,
         service_name=service,
-        input=Given,
+        input=EncodedRequest,
         output=bytes,
         idempotency_level=IdempotencyLevel.UNKNOWN,
         stream_type=kind,
@@ -111,7 +113,7 @@ def _info(path: str, kind: StreamType) -> MethodInfo[Given, bytes]:
 
 
 class _UnaryMethod:
-    """A method as the library calls it."""
+    """A unary method as the library calls it."""
 
     def __init__(self, router: Router, method: "Unary[Any]", descriptor: MethodDescriptor) -> None:
         self._router = router
@@ -119,43 +121,41 @@ class _UnaryMethod:
         self._request_type = GetMessageClass(descriptor.input_type)
         self._response_type = GetMessageClass(descriptor.output_type)
 
-    async def answer(self, given: Given, _: Any) -> bytes:
-        """Returns a response as the request came: in bytes, or in JSON."""
-        under_way = _UNDER_WAY.get()
+    async def answer(self, request: EncodedRequest, _: Any) -> bytes:
+        """Returns the response in the encoding of the request: bytes or JSON."""
+        active = _ACTIVE_CALL.get()
         try:
-            return await self._answer(given, under_way)
+            return await self._answer(request, active)
         except RefusedError as refused:
             raise connect_error(refused.status) from None
         except StreamcellError as error:
             raise connect_error(self._router.refuse(self._method.path, error).status) from None
         except asyncio.CancelledError:
-            if under_way.end_with is None:
+            if active.abort_status is None:
                 raise
-            raise connect_error(under_way.end_with) from None
-        except Exception as exception:  # the library would tell the caller what it says
+            raise connect_error(active.abort_status) from None
+        except Exception as exception:  # the library would send the exception's text to the caller
             fault = faults.report(exception)
             raise connect_error(self._router.refuse(self._method.path, fault).status) from None
 
-    async def _answer(self, given: Given, under_way: "CarriedWeb") -> bytes:
-        if under_way.end_with is not None:
-            raise RefusedError(under_way.end_with)
-        if not given.is_json:
-            return await self._router.answer(self._method, given.data, under_way.call)
-        self._router.check_size(given.data)
-        raw = await from_json(given.data, self._request_type)
-        return await to_json(
-            await self._router.answer(self._method, raw, under_way.call), self._response_type
-        )
+    async def _answer(self, request: EncodedRequest, active: "WebCall") -> bytes:
+        if active.abort_status is not None:
+            raise RefusedError(active.abort_status)
+        if not request.is_json:
+            return await self._router.answer(self._method, request.raw, active.call)
+        self._router.check_size(request.raw)
+        raw = await from_json(request.raw, self._request_type)
+        return await to_json(await self._router.answer(self._method, raw, active.call), self._response_type)
 
 
 class _StreamingMethod:
-    """A method that is not to be had here."""
+    """A streaming method, which the web protocols cannot serve."""
 
     def __init__(self, router: Router, method: Streaming) -> None:
         self._router = router
         self._path = method.path
 
-    async def answer(self, given: Given, _: Any) -> bytes:
+    async def answer(self, request: EncodedRequest, _: Any) -> bytes:
         """Refuses a call."""
         self._refuse()
 
@@ -169,57 +169,57 @@ class _StreamingMethod:
         raise connect_error(self._router.refuse(self._path, error).status)
 
 
-class CarriedWeb:
-    """A web client's call, in its request's task."""
+class WebCall:
+    """A web client's call, served in its request's task."""
 
     call: Call
 
     def __init__(self, application: _Application, scope: Event, receive: Receive, send: Send) -> None:
-        self.end_with: Status | None = None
-        self._application: Any = application  # its types are asgiref's, which is not installed
+        self.abort_status: Status | None = None
+        self._application: Any = application  # the application's types are asgiref's, which is not installed
         self._scope = scope
         self._receive = receive
         self._send = send
         self._task: asyncio.Task[Any] | None = None
-        self._presence: Presence | None = None  # once the client has sent all
-        self._gone = asyncio.Event()
+        self._disconnect_check: DisconnectCheck | None = None  # set once the request is complete
+        self._disconnected = asyncio.Event()
 
-    async def carry(self, call: Call) -> None:
-        """Has the library answer."""
+    async def serve(self, call: Call) -> None:
+        """Serves the call through the library and returns when it is over."""
         self.call = call
         self._task = asyncio.current_task()
-        _UNDER_WAY.set(self)
+        _ACTIVE_CALL.set(self)
         try:
             await self._application(self._scope, self._next, self._send)
         except asyncio.CancelledError:
-            if self.end_with is None:
+            if self.abort_status is None:
                 raise
         except Exception as exception:
-            if not self._gone.is_set():  # else what was sent has nobody to take it
+            if not self._disconnected.is_set():  # to send to a client that is gone fails, and is no fault
                 faults.report(exception)
 
     async def _next(self) -> Event:
-        """Returns what the client sends; once that is all, waits until it is gone."""
-        if self._presence is not None:
-            await self._gone.wait()
+        """Returns the client's next event; after a complete request the only event is the disconnect."""
+        if self._disconnect_check is not None:
+            await self._disconnected.wait()
             return {"type": "http.disconnect"}
         event = await self._receive()
         if event["type"] != "http.request":
-            self._gone.set()
+            self._disconnected.set()
         elif not event["more_body"]:
-            self._presence = Presence(self._receive, self._gone.set)
+            self._disconnect_check = DisconnectCheck(self._receive, self._disconnected.set)
         return event
 
-    def ask(self) -> None:
-        """Finds out whether the client still waits for the answer."""
-        if self._presence is not None:
-            self._presence.ask()
+    def check_client(self) -> None:
+        """Checks whether the client still waits for the answer."""
+        if self._disconnect_check is not None:
+            self._disconnect_check.run()
 
-    def break_off(self, status: Status) -> None:
+    def abort(self, status: Status) -> None:
         """Ends the call with a status: at once, or as soon as it begins."""
-        self.end_with = status
+        self.abort_status = status
         if self._task is not None:
             self._task.cancel()
 
 
-_UNDER_WAY: ContextVar[CarriedWeb] = ContextVar("under_way")
+_ACTIVE_CALL: ContextVar[WebCall] = ContextVar("active_call")

@@ -1,11 +1,12 @@
-"""What browsers must be told before a page of another origin may call: CORS, after the Fetch standard.
+"""CORS, after the Fetch standard: the headers by which browsers let a page of another origin call.
 
-Knows which origins may, and what the web protocols' clients send and read; not what they call.
+Owns which origins may call, and which headers the web protocols' clients send and read. Does not know which
+methods there are.
 """
 
 from collections.abc import Awaitable
 
-from service.fronts.envoy.calls import START, Event, Send
+from service.fronts.envoy.asgi import START, Event, Send
 from service.fronts.envoy.wire import Headers
 
 _PREFLIGHT: Headers = [
@@ -14,32 +15,32 @@ _PREFLIGHT: Headers = [
         b"access-control-allow-headers",
         b"content-type, connect-protocol-version, connect-timeout-ms, grpc-timeout, x-grpc-web, x-user-agent",
     ),
-    (b"access-control-max-age", b"7200"),  # seconds, the longest that browsers keep it
+    (b"access-control-max-age", b"7200"),  # seconds; no browser remembers the answer longer
 ]
-_READ = (b"access-control-expose-headers", b"grpc-status, grpc-message, grpc-status-details-bin")
+_EXPOSED = (b"access-control-expose-headers", b"grpc-status, grpc-message, grpc-status-details-bin")
 
 
 class Origins:
     """The origins whose pages may call.
 
     Args:
-        flag: the origins, by commas; `*` for all; empty for none, and then nothing is said.
+        flag: the origins, separated by commas; `*` for all. Empty: no origin, and no header of CORS is sent.
     """
 
     def __init__(self, flag: str) -> None:
         self._origins = frozenset(each.strip().encode() for each in flag.split(",") if each.strip())
 
     def preflight(self, method: str, headers: dict[bytes, bytes]) -> Headers | None:
-        """Returns the headers that answer a browser's question before a call; None if this is none."""
+        """Returns the headers that answer a browser's preflight request; None for any other request."""
         if method != "OPTIONS" or b"access-control-request-method" not in headers or not self._origins:
             return None
-        return [*self._allowing(headers[b"origin"]), *_PREFLIGHT] if b"origin" in headers else None
+        return [*self._allow(headers[b"origin"]), *_PREFLIGHT] if b"origin" in headers else None
 
-    def over(self, send: Send, headers: dict[bytes, bytes]) -> Send:
-        """Returns a `send` that lets the page that called read the answer, if it may call."""
+    def with_cors(self, send: Send, headers: dict[bytes, bytes]) -> Send:
+        """Returns a `send` whose answers the calling page may read, if its origin is allowed."""
         if not self._origins or b"origin" not in headers:
             return send
-        added = [*self._allowing(headers[b"origin"]), _READ]
+        added = [*self._allow(headers[b"origin"]), _EXPOSED]
 
         def send_with(event: Event) -> Awaitable[None]:
             if event["type"] == START:
@@ -48,8 +49,8 @@ class Origins:
 
         return send_with
 
-    def _allowing(self, origin: bytes) -> Headers:
+    def _allow(self, origin: bytes) -> Headers:
         if b"*" in self._origins:
             return [(b"access-control-allow-origin", b"*")]
-        varies = (b"vary", b"origin")  # for caches: to another origin the answer is another
+        varies = (b"vary", b"origin")  # caches: the answer depends on the origin
         return [(b"access-control-allow-origin", origin), varies] if origin in self._origins else [varies]

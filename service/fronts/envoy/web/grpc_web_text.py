@@ -1,7 +1,7 @@
-"""gRPC-Web as text, for clients that cannot take bytes: base64 around an application that knows bytes alone.
+"""gRPC-Web as text, for clients that cannot read bytes: base64 around an application that speaks bytes.
 
-After gRPC's "PROTOCOL-WEB" (grpc/grpc, doc/PROTOCOL-WEB.md). Either side may send several
-pieces, each padded.
+After gRPC's "PROTOCOL-WEB" (grpc/grpc, doc/PROTOCOL-WEB.md). Either side may send several pieces, each with
+padding. Does not know what the bytes mean.
 """
 
 import base64
@@ -12,10 +12,10 @@ from collections.abc import Awaitable
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 
-from service.fronts.envoy.calls import BODY, START, Event, Receive, Send
+from service.fronts.envoy.asgi import BODY, START, Event, Receive, Send
 
 CONTENT_TYPE = b"application/grpc-web-text"
-_PIECE = re.compile(rb"[^=]+=*")  # what one padding ends
+_PIECE = re.compile(rb"[^=]+=*")  # up to the padding, if any
 
 
 def as_bytes(receive: Receive) -> Receive:

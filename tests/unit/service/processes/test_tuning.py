@@ -1,4 +1,4 @@
-"""What is asked of the system: the allocator's settings, the threads' scheduling."""
+"""Settings at the system and at MKL: the allocator, the threads' scheduling, matrix products."""
 
 import ctypes
 import os
@@ -7,40 +7,13 @@ import sys
 
 import pytest
 
-from service.processes import tuning as process
+from service.processes import tuning
 
-
-class Libc:
-    """A C library that takes, or refuses, what it is told."""
-
-    def __init__(self, answer):
-        self.told = []
-        self.mallopt = lambda *said: self.told.append(said) or answer
-
-
-def test_keeps_freed_memory_where_the_library_can(monkeypatch):
-    """Both of glibc's thresholds are raised; the largest block is what glibc takes at most."""
-    libc = Libc(1)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: libc)
-    assert process.keep_freed_memory()
-    assert libc.told == [(-3, 32 << 20), (-1, 256 << 20)]
-
-
-def test_changes_nothing_elsewhere(monkeypatch):
-    """A library without mallopt, or one that refuses, is no error."""
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    assert not process.keep_freed_memory()
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: Libc(0))
-    assert not process.keep_freed_memory()
-
-
-@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system has no SCHED_BATCH")
-def test_threads_begun_later_are_scheduled_in_batches():
-    """And so are processes: Envoy is one."""
-    code = """
+# The policy must not hold for the process that runs the tests.
+SCHEDULE_AND_CHECK = """
 import os, subprocess, sys, threading
-from service.processes import tuning as process
-assert process.schedule_in_batches()
+from service.processes import tuning
+assert tuning.schedule_in_batches()
 found = []
 thread = threading.Thread(target=lambda: found.append(os.sched_getscheduler(0)))
 thread.start()
@@ -49,19 +22,52 @@ child = [sys.executable, "-c", "import os; print(os.sched_getscheduler(0))"]
 found.append(int(subprocess.run(child, capture_output=True, check=True).stdout))
 assert found == [os.SCHED_BATCH] * 2, found
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_a_system_that_refuses_is_no_error(monkeypatch):
-    """In a sandbox, or on another system, all stays as it is."""
+class Libc:
+    """A C library that accepts, or refuses, every option, and records the options."""
 
-    def refuse(*_):
-        raise PermissionError
+    def __init__(self, answer):
+        self.options = []
+        self.mallopt = lambda *option: self.options.append(option) or answer
 
-    monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
-    assert not process.schedule_in_batches()
-    monkeypatch.delattr(os, "sched_setscheduler")
-    assert not process.schedule_in_batches()
+
+class TestFreedMemory:
+    """The allocator's thresholds."""
+
+    def test_keeps_freed_memory_where_the_library_can(self, monkeypatch):
+        """Both of glibc's thresholds are raised; the largest block is the most that glibc takes."""
+        libc = Libc(1)
+        monkeypatch.setattr(ctypes, "CDLL", lambda name: libc)
+        assert tuning.keep_freed_memory()
+        assert libc.options == [(-3, 32 << 20), (-1, 256 << 20)]
+
+    def test_changes_nothing_elsewhere(self, monkeypatch):
+        """A library without mallopt, or one that refuses, is no error."""
+        monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+        assert not tuning.keep_freed_memory()
+        monkeypatch.setattr(ctypes, "CDLL", lambda name: Libc(0))
+        assert not tuning.keep_freed_memory()
+
+
+class TestScheduling:
+    """The threads' scheduling policy."""
+
+    @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system has no SCHED_BATCH")
+    def test_threads_begun_later_are_scheduled_in_batches(self):
+        """So are processes begun later, for example Envoy."""
+        subprocess.run([sys.executable, "-c", SCHEDULE_AND_CHECK], check=True, timeout=60)
+
+    def test_a_system_that_refuses_is_no_error(self, monkeypatch):
+        """In a sandbox, or on another system, nothing changes."""
+
+        def refuse(*_):
+            raise PermissionError
+
+        monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
+        assert not tuning.schedule_in_batches()
+        monkeypatch.delattr(os, "sched_setscheduler")
+        assert not tuning.schedule_in_batches()
 
 
 class TestReproducibleProducts:
@@ -77,23 +83,23 @@ class TestReproducibleProducts:
         ],
     )
     def test_asks_for_the_widest_strict_mode(self, tmp_path, vendor, flags, asked):
-        """On Intel's processors alone: for others MKL has no strict mode."""
+        """Only on Intel's processors, as MKL has no strict mode for others."""
         info = tmp_path / "cpuinfo"
         info.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\nbugs\t: none\n")
         environment = {}
-        process.make_products_reproducible(environment, info)
+        tuning.make_products_reproducible(environment, info)
         assert environment == asked
 
     def test_a_value_that_is_set_stays(self, tmp_path):
-        """Whoever set it knows why."""
+        """A person who sets the variable has a reason."""
         info = tmp_path / "cpuinfo"
         info.write_text("vendor_id : GenuineIntel\nflags : avx512f\n")
         environment = {"MKL_CBWR": "COMPATIBLE"}
-        process.make_products_reproducible(environment, info)
+        tuning.make_products_reproducible(environment, info)
         assert environment == {"MKL_CBWR": "COMPATIBLE"}
 
-    def test_a_system_that_tells_nothing_changes_nothing(self, tmp_path):
+    def test_a_system_without_the_file_changes_nothing(self, tmp_path):
         """Not every system has /proc/cpuinfo."""
         environment = {}
-        process.make_products_reproducible(environment, tmp_path / "none")
+        tuning.make_products_reproducible(environment, tmp_path / "none")
         assert environment == {}

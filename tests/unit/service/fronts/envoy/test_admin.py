@@ -1,4 +1,4 @@
-"""What is read from Envoy's administration, over a socket with Envoy's own words on it."""
+"""Questions to Envoy's administration, over a socket that answers with Envoy's own text."""
 
 import contextlib
 import http.server
@@ -21,7 +21,7 @@ http.ingress_http.downstream_rq_active: {num_requests}
 
 @contextlib.contextmanager
 def administration(path, page):
-    """Answers every request with the lines of a page that its filter lets through, on a socket at a path."""
+    """Serves a page on a socket: each request gets the lines that its filter selects."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -48,15 +48,15 @@ def administration(path, page):
 @pytest.mark.parametrize(
     ("num_requests", "num_bytes", "is_sending"), [(0, 0, False), (1, 0, True), (0, 7, True)]
 )
-def test_asking_is_no_answer_on_its_way(tmp_path, num_requests, num_bytes, is_sending):
-    """The question itself is a request under way, in the administration: it does not hold up a drain."""
+def test_a_question_is_no_answer_on_its_way(tmp_path, num_requests, num_bytes, is_sending):
+    """The question itself is an active request of the administration, and does not delay a drain."""
     page = STATS.format(admin_bytes=9, num_requests=num_requests, num_bytes=num_bytes)
     with administration(tmp_path / "admin.sock", page) as admin:
         assert admin.is_sending() is is_sending
 
 
 def test_an_envoy_that_is_gone_sends_nothing(tmp_path):
-    """Nobody waits for it, and it listens nowhere."""
+    """It sends nothing and listens nowhere, so a drain does not wait for it."""
     admin = EnvoyAdmin(tmp_path / "none.sock")
     assert not admin.is_sending()
-    assert admin.listening() is None
+    assert admin.listen_address() is None

@@ -7,7 +7,7 @@ import pytest
 from streamcell.v1 import streamcell_pb2 as pb
 
 from service.engine import pacer as pace
-from service.rpc.router import Call, Unary
+from service.rpc.methods import Call, Unary
 from tests import fakes
 from tests.fakes import FAULT, FAULT_TEXT, INTERVAL_NS, Alone, Served, bits, renamed, turn
 

