@@ -19,10 +19,10 @@ TIMED = Rig(fakes.recurrence(uses_time=True, num_future=2)).engine
 NAN, INF = float("nan"), float("inf")
 
 
-def refusal(function, *args):
+def refusal(function, *args, **kwargs):
     """Returns the error that a conversion raises."""
     with pytest.raises(StreamcellError) as caught:
-        function(*args)
+        function(*args, **kwargs)
     return caught.value
 
 
@@ -41,7 +41,7 @@ def ints(*values):
 
 def test_a_step_says_what_was_given_and_what_was_not():
     """Absent time and index are told apart from zero."""
-    bare = convert.step(SessionRef(ENGINE, 3, 0), pb.StepRequest(), b"x", print)
+    bare = convert.step_work(SessionRef(ENGINE, 3, 0), pb.StepRequest(), b"x", print)
     assert (bare.slot, bare.generation, bare.x, bare.time, bare.index) == (
         3,
         0,
@@ -49,7 +49,7 @@ def test_a_step_says_what_was_given_and_what_was_not():
         TIME_ABSENT,
         INDEX_NEXT,
     )
-    given = convert.step(SessionRef(ENGINE, 3, 0), pb.StepRequest(time_ns=0, step_index=0), b"x", print)
+    given = convert.step_work(SessionRef(ENGINE, 3, 0), pb.StepRequest(time_ns=0, step_index=0), b"x", print)
     assert (given.time, given.index, given.arrived_ns) == (0, 0, ENGINE.now())
 
 
@@ -68,7 +68,7 @@ def test_a_first_step_needs_its_time_where_the_model_uses_it():
 def test_rows_may_be_packed_or_listed(field):
     """Both forms give the same rows."""
     raw, listed = (floats(1, 2, 3, 4), []) if field == "x_raw" else (b"", [1, 2, 3, 4])
-    assert convert.rows(ENGINE, "x", raw, listed, 10).tolist() == [[1, 2], [3, 4]]
+    assert convert.input_rows(ENGINE, "x", raw=raw, listed=listed, max_rows=10).tolist() == [[1, 2], [3, 4]]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_rows_may_be_packed_or_listed(field):
 )
 def test_rows_that_cannot_be(raw, listed, field, says):
     """The form at fault is named."""
-    error = refusal(convert.rows, ENGINE, "x", raw, listed, 10)
+    error = refusal(convert.input_rows, ENGINE, "x", raw=raw, listed=listed, max_rows=10)
     assert error.metadata == {"field": field}
     assert says in error.message
 
@@ -93,8 +93,11 @@ def test_rows_that_cannot_be(raw, listed, field, says):
 @pytest.mark.parametrize(("raw", "listed"), [(floats(*[0] * 6), []), (b"", [0] * 6)])
 def test_rows_are_bounded(raw, listed):
     """As many as the bound are taken, one more is TOO_MANY_STEPS."""
-    assert len(convert.rows(ENGINE, "x", raw, listed, 3)) == 3
-    assert refusal(convert.rows, ENGINE, "x", raw, listed, 2).reason is Reason.TOO_MANY_STEPS
+    assert len(convert.input_rows(ENGINE, "x", raw=raw, listed=listed, max_rows=3)) == 3
+    assert (
+        refusal(convert.input_rows, ENGINE, "x", raw=raw, listed=listed, max_rows=2).reason
+        is Reason.TOO_MANY_STEPS
+    )
 
 
 def test_a_prime_is_a_block_of_one_entry():
@@ -157,7 +160,7 @@ def test_a_session_as_it_stands():
     (slot,) = rig.open("me")
     rig.step(slot, [1, 1], time=77)
     rig.run()
-    assert convert.session(SessionRef.at(rig.engine, slot), 5.5) == pb.Session(
+    assert convert.session_message(SessionRef.at(rig.engine, slot), 5.5) == pb.Session(
         session_id="me", model_name="recurrence", model_version="1", next_step_index=1, last_time_ns=77,
         ttl_seconds=5.5, epoch=1,
     )  # fmt: skip
@@ -167,7 +170,7 @@ def test_a_model_as_it_is_shown():
     """Every part of the manifest has its field."""
     rig = Rig(fakes.recurrence(uses_time=True, num_future=1))
     rig.open("a", "b")
-    shown = convert.model(rig.engine)
+    shown = convert.model_message(rig.engine)
     assert (shown.name, shown.version, shown.state_bytes, shown.num_sessions) == ("recurrence", "1", 12, 2)
     assert [part.name for part in shown.inputs] == ["flow", "valve"]
     assert [(part.role, part.quantile, part.target) for part in shown.outputs] == [
