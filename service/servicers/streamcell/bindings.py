@@ -81,7 +81,7 @@ class Bindings:
         return self._ids[number] if number < len(self._ids) else ""
 
     def ids_of(self, numbers: bytes) -> list[str]:
-        """Returns the ids of sessions by number, packed uint32; the ids of all sessions if `numbers` is empty."""
+        """Returns the ids of sessions by number, packed uint32; the ids of all if `numbers` is empty."""
         if not numbers:
             return self._ids
         whole = numbers[: len(numbers) // 4 * 4]
@@ -149,31 +149,40 @@ class Bindings:
             NotResident: some sessions may be in the store, or have to move to another version first.
             StreamcellError: a session stands twice, the sessions run on several models, or none is found.
         """
-        found: dict[int, SessionRef] = {}
-        absent: list[str] = []
-        missing: dict[int, StreamcellError] = {}
-        for at, session_id in enumerate(session_ids):
-            try:
-                found[at] = self._catalog.find(self._principal, session_id)
-            except NotResident as error:
-                if session_id in fetch_errors:
-                    missing[at] = fetch_errors[session_id]
-                else:
-                    absent += error.session_ids
-            except StreamcellError as error:
-                missing[at] = error
-        if absent:
-            raise self._not_resident_error(absent, len(session_ids), "session_ids")
+        found, missing = self._find_each(session_ids, fetch_errors)
         if not found:
             raise missing[0]
         positions = np.array(list(found), np.int64)
         slots = np.array([session.slot for session in found.values()], np.int64)
         generations = np.array([session.generation for session in found.values()], np.int64)
         parts = []
-        for engine, at in split_by_engine([session.engine for session in found.values()], "session_ids"):
-            check_unique(slots[at], "session_ids")
-            parts.append(EngineEntries(engine, positions[at], slots[at], generations[at]))
+        engines = [session.engine for session in found.values()]
+        for engine, of_engine in split_by_engine(engines, "session_ids"):
+            check_unique(slots[of_engine], "session_ids")
+            entries = EngineEntries(engine, positions[of_engine], slots[of_engine], generations[of_engine])
+            parts.append(entries)
         return Selection(len(session_ids), parts, missing)
+
+    def _find_each(
+        self, session_ids: list[str], fetch_errors: FetchErrors
+    ) -> tuple[dict[int, SessionRef], dict[int, StreamcellError]]:
+        """Returns by position the sessions that are found, and why the others are not."""
+        found: dict[int, SessionRef] = {}
+        missing: dict[int, StreamcellError] = {}
+        absent: list[str] = []
+        for position, session_id in enumerate(session_ids):
+            try:
+                found[position] = self._catalog.find(self._principal, session_id)
+            except NotResident as error:
+                if session_id in fetch_errors:
+                    missing[position] = fetch_errors[session_id]
+                else:
+                    absent += error.session_ids
+            except StreamcellError as error:
+                missing[position] = error
+        if absent:
+            raise self._not_resident_error(absent, len(session_ids), "session_ids")
+        return found, missing
 
     def _find_all(self, session_ids: list[str]) -> list[SessionRef]:
         found, absent = [], []

@@ -92,7 +92,7 @@ class StepStream:
     # -- Sessions from the store -------------------------------------------------------------------
 
     def _sessions_of(self, request: pb.StreamRequest) -> Sequence[str] | None:
-        """Returns the ids of a request's sessions; None for a configuration: later requests use its numbers."""
+        """Returns the session ids of a request; None for a configuration: later requests use its numbers."""
         kind = request.WhichOneof("request")
         if kind == "step":
             return [request.step.session_id or self._bindings.id_of(request.step.session)]
