@@ -31,7 +31,7 @@ def row(engine: Engine, values: Sequence[float]) -> bytes:
         packed = engine.row.pack(*values)
     except struct.error:
         raise wrong_width("x", len(values), engine) from None
-    # Finite float32 values, summed in float64, cannot overflow: the sum is finite if and only if each value is.
+    # A float64 sum of float32 values cannot overflow: the sum is finite if and only if every value is.
     if not math.isfinite(sum(values)):
         column = next(at for at, value in enumerate(values) if not math.isfinite(value))
         raise _not_finite("x", values[column], engine, row=0, column=column)
