@@ -96,7 +96,7 @@ def input_rows(engine: Engine, field: str, *, raw: bytes, listed: Sequence[float
     width = len(engine.manifest.inputs)
     if bool(raw) == bool(listed):
         raise errors.invalid_argument(
-            f"{field}_raw", f"give one of {field}_raw and {field}, with a row at least"
+            f"{field}_raw", f"give one of {field}_raw and {field}, with at least one row"
         )
     if raw and len(raw) % (4 * width):
         message = f"{len(raw)} bytes are not rows of {width} float32: {values.names(engine.manifest.inputs)}"
@@ -113,7 +113,7 @@ def input_rows(engine: Engine, field: str, *, raw: bytes, listed: Sequence[float
 def prime_block(
     session: SessionRef, request: pb.PrimeRequest, max_steps: int, on_done: Callable[[Block], None]
 ) -> Block:
-    """Returns the work that a prime request asks for: a block of one entry, with its last prediction alone.
+    """Returns the work that a prime request asks for: a block of one entry that keeps the last prediction.
 
     Raises:
         StreamcellError: INVALID_ARGUMENT or TOO_MANY_STEPS.

@@ -51,7 +51,7 @@ class ActiveFrame:
         on_done: Callable[[Block], None],
     ) -> None:
         self.selection = _select(frame, bindings, fetch_errors)
-        self._counts = _counts(frame, self.selection.count, max_steps)
+        self._counts = _read_counts(frame, self.selection.count, max_steps)
         for part in self.selection.parts:
             check_room(part.engine, int(self._counts[part.positions].sum()))
         self._rows = _rows_by_part(self.selection, self._counts)
@@ -60,9 +60,9 @@ class ActiveFrame:
 
     def _make_blocks(self, frame: pb.Frame, on_done: Callable[[Block], None]) -> list[tuple[Engine, Block]]:
         parts, num_rows = self.selection.parts, int(self._counts.sum())
-        x = _inputs(frame, parts[0].engine, num_rows)
+        x = _read_inputs(frame, parts[0].engine, num_rows)
         times = values.times("time_raw", frame.time_raw, (), num_rows)
-        indexes = _indexes(frame, self.selection.count)
+        indexes = _read_indexes(frame, self.selection.count)
         return [
             (
                 part.engine,
@@ -151,7 +151,7 @@ def _select(frame: pb.Frame, bindings: Bindings, fetch_errors: FetchErrors) -> S
     return bindings.select_all(fetch_errors)
 
 
-def _counts(frame: pb.Frame, count: int, max_steps: int) -> Int64s:
+def _read_counts(frame: pb.Frame, count: int, max_steps: int) -> Int64s:
     """Returns how many steps each of a frame's `count` entries has."""
     counts = np.ones(count, np.int64)
     if frame.num_steps_raw:
@@ -163,7 +163,7 @@ def _counts(frame: pb.Frame, count: int, max_steps: int) -> Int64s:
     return counts
 
 
-def _inputs(frame: pb.Frame, engine: Engine, num_rows: int) -> Float32s:
+def _read_inputs(frame: pb.Frame, engine: Engine, num_rows: int) -> Float32s:
     width = len(engine.manifest.inputs)
     if len(frame.x_raw) != 4 * width * num_rows:
         message = f"{len(frame.x_raw)} bytes; {num_rows} steps of {width} float32 are {4 * width * num_rows}"
@@ -172,7 +172,7 @@ def _inputs(frame: pb.Frame, engine: Engine, num_rows: int) -> Float32s:
     return values.finite(engine, "x_raw", x)
 
 
-def _indexes(frame: pb.Frame, count: int) -> Int64s:
+def _read_indexes(frame: pb.Frame, count: int) -> Int64s:
     if not frame.step_index_raw:
         return np.full(count, INDEX_NEXT, np.int64)
     return values.column("step_index_raw", frame.step_index_raw, "<u8", count)

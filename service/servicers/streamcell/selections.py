@@ -87,14 +87,14 @@ def select_live(split: EngineSplit, slots: Int64s, generations: Int64s, *, are_u
     """
     parts: list[EngineEntries] = []
     missing: dict[int, StreamcellError] = {}
-    for engine, at in split:
-        part = EngineEntries(engine, at, slots, generations)
+    for engine, positions in split:
+        part = EngineEntries(engine, positions, slots, generations)
         if len(split) > 1:
-            part = EngineEntries(engine, at, slots[at], generations[at])
+            part = EngineEntries(engine, positions, slots[positions], generations[positions])
         ended = engine.sessions.generation[part.slots] != part.generations
         if ended.any():
-            missing.update({each: errors.session_ended(None) for each in at[ended].tolist()})
-            part = EngineEntries(engine, at[~ended], part.slots[~ended], part.generations[~ended])
+            missing.update({each: errors.session_ended(None) for each in positions[ended].tolist()})
+            part = EngineEntries(engine, positions[~ended], part.slots[~ended], part.generations[~ended])
         if not len(part.positions):
             continue
         if not are_unique:

@@ -44,7 +44,7 @@ class StepStream:
         self._in_flight: dict[AnyWork, Engine] = {}
         self._pending: PendingRequests[pb.StreamRequest] = PendingRequests()
 
-    # -- Called by the router ----------------------------------------------------------------------------
+    # -- Called by the router ----------------------------------------------------------------------
 
     def receive(self, raw: bytes) -> None:
         """Begins what a message asks: now, or once a queue that was full has room."""
@@ -125,7 +125,8 @@ class StepStream:
         if kind == "step" and request.step.session_id:
             await fetch_or_open(self._catalog, self._call, request.step)
             return
-        # The answer to a configuration has each session's next step index, so the client sees an old row.
+        # A configuration may take a session over too: its answer has the next step index of each, by which
+        # the client sees that a row is old.
         has_index = request.step.HasField("step_index") if kind == "step" else request.frame.step_index_raw
         take_over = TakeOver.IF_INDEXED if kind == "config" or has_index else TakeOver.NEVER
         await self._catalog.fetch(self._call.principal, session_id, take_over)
@@ -133,16 +134,16 @@ class StepStream:
     # -- Requests ----------------------------------------------------------------------------------
 
     def _configure(self, config: pb.StreamConfig, fetch_errors: FetchErrors) -> pb.StreamConfigured:
-        for error in fetch_errors.values():
-            raise error
+        if fetch_errors:
+            raise next(iter(fetch_errors.values()))
         first = len(self._bindings)
         bound = self._bindings.bind(list(config.session_ids))
         sessions = [convert.session_message(session, self._ttl_seconds) for session in bound]
         return pb.StreamConfigured(first_session=first, sessions=sessions)
 
     def _begin_step(self, request: pb.StreamRequest, fetch_errors: FetchErrors) -> None:
-        for error in fetch_errors.values():
-            raise error
+        if fetch_errors:
+            raise next(iter(fetch_errors.values()))
         asked = request.step
         on_done = functools.partial(self._answer_step, request)
         if asked.session_id:
