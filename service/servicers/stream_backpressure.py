@@ -1,4 +1,4 @@
-"""What streams of requests share: back-pressure while a queue is full, and the end once all is answered.
+"""What streams of requests share: back-pressure while a queue is full, and an end once all is answered.
 
 Does not know what a request asks.
 """
@@ -12,10 +12,10 @@ from service.rpc.stream import Stream
 
 
 class Backpressure:
-    """Stops reading a client's stream while the queue that refused its last request is full.
+    """Stops reading a client's stream while the queue that refused the stream's last request is full.
 
-    To read on, only to refuse, would take time that the steps in the queue need. Streams that wait go on in
-    order, one message each as there is room.
+    Reading messages only to refuse them would take time that the queued steps need. Streams that wait
+    continue in order, one message each as the queue gets room.
 
     Args:
         stream: the client's stream.
@@ -25,10 +25,12 @@ class Backpressure:
     def __init__(self, stream: Stream, handle: Callable[[bytes], None]) -> None:
         self._stream = stream
         self._handle = handle
-        self._refused_by: tuple[Engine, int] | None = None  # and for how many steps
+        self._refused_by: tuple[Engine, int] | None = (
+            None  # the engine, and the steps that it had no room for
+        )
 
     def receive(self, raw: bytes) -> None:
-        """Handles a message: at once, or when the engine that refused the last one has room."""
+        """Handles a message: now, or once the engine that refused the last message has room."""
         if self._refused_by is not None:
             engine, num_steps = self._refused_by
             if not engine.has_room(num_steps):
@@ -39,7 +41,7 @@ class Backpressure:
         self._handle(raw)
 
     def record_refusal(self, engine: Engine, num_steps: int) -> None:
-        """Records that an engine's queue had no room for a request of so many steps."""
+        """Records that an engine's queue had no room for a request of `num_steps` steps."""
         self._refused_by = engine, num_steps
 
     def _handle_later(self, raw: bytes) -> None:
@@ -48,11 +50,11 @@ class Backpressure:
 
 
 class StreamEnd:
-    """Ends a stream once everything received is answered.
+    """Ends a stream once every message received is answered.
 
     Args:
         stream: the client's stream.
-        is_done: returns whether everything is answered.
+        is_done: returns whether every message received is answered.
     """
 
     def __init__(self, stream: Stream, is_done: Callable[[], bool]) -> None:
@@ -60,20 +62,20 @@ class StreamEnd:
         self._is_done = is_done
         self._error: StreamcellError | None = None
         self.has_begun = False
-        """Whether no further message is taken."""
+        """Whether the stream takes no further message."""
 
     def begin(self, error: StreamcellError | None) -> None:
-        """Takes no further messages; the stream ends with `error`, if any, once everything is answered."""
-        if not self.has_begun:  # a client that was done before a drain is not sent elsewhere
+        """Stops taking messages, and ends the stream once all are answered: with `error`, or OK for None."""
+        if not self.has_begun:  # a client that half-closed before a drain still gets OK
             self._error = error
         self.has_begun = True
         self.end_if_done()
 
     def abandon(self) -> None:
-        """Takes no further messages: the client is gone."""
+        """Stops taking messages: the client is gone."""
         self.has_begun = True
 
     def end_if_done(self) -> None:
-        """Ends the stream if it is to end and everything is answered."""
+        """Ends the stream if `begin` was called and every message is answered."""
         if self.has_begun and self._is_done():
             self._stream.end(self._error)

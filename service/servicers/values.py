@@ -1,4 +1,4 @@
-"""Checks of the values that requests of both APIs hold. Each error names the field at fault.
+"""Checks the values in requests of both APIs. Each error names the field at fault.
 
 Knows a model's inputs. Does not know messages, sessions or when a step runs.
 """
@@ -21,20 +21,20 @@ LARGEST_INDEX = (1 << 63) - 1
 
 
 def row(engine: Engine, values: Sequence[float]) -> bytes:
-    """Returns one input row as the engine takes it: F little-endian float32.
+    """Returns one input row in the engine's form: F little-endian float32.
 
     Raises:
-        StreamcellError: INVALID_ARGUMENT, not as many values as the model has inputs, or one is not finite.
+        StreamcellError: INVALID_ARGUMENT, there are fewer or more values than inputs, or one is not finite.
     """
-    values = values[:]  # a list, which is read several times as fast as a message's field
+    values = values[:]  # a list: reading one is several times as fast as reading a message's field
     try:
         packed = engine.row.pack(*values)
     except struct.error:
         raise wrong_width("x", len(values), engine) from None
-    # A float32's sum in float64 cannot overflow: it is finite if and only if all of them are.
+    # A float64 sum of float32 values cannot overflow: the sum is finite if and only if every value is.
     if not math.isfinite(sum(values)):
-        at = next(number for number, value in enumerate(values) if not math.isfinite(value))
-        raise _not_finite("x", values[at], 0, at, engine)
+        column = next(at for at, value in enumerate(values) if not math.isfinite(value))
+        raise _not_finite("x", values[column], engine, row=0, column=column)
     return packed
 
 
@@ -45,8 +45,8 @@ def finite(engine: Engine, field: str, x: Float32s) -> Float32s:
         StreamcellError: INVALID_ARGUMENT, a value is not finite.
     """
     if not np.isfinite(x).all():
-        at, column = np.argwhere(~np.isfinite(x))[0].tolist()
-        raise _not_finite(field, float(x[at, column]), at, column, engine)
+        row, column = np.argwhere(~np.isfinite(x))[0].tolist()
+        raise _not_finite(field, float(x[row, column]), engine, row=row, column=column)
     return x
 
 
@@ -62,10 +62,10 @@ def time(time_ns: int, field: str = "time_ns") -> int:
 
 
 def times(field: str, raw: bytes, values: Sequence[int], num_rows: int) -> Int64s | None:
-    """Returns one time per row, given packed in `raw` or as a list; None when there are none.
+    """Returns one time per row, in Unix ns, from `raw` (packed) or `values`; None if neither has any.
 
     Raises:
-        StreamcellError: INVALID_ARGUMENT, both are given, or not one per row.
+        StreamcellError: INVALID_ARGUMENT, both have times, there is not one per row, or one is out of range.
     """
     if raw and values:
         raise errors.invalid_argument(field, "times are given twice, packed and as a list")
@@ -83,7 +83,7 @@ def column(field: str, raw: bytes, kind: str, count: int) -> Int64s:
     """Returns `count` packed integers of `kind` ("<u4", "<u8") as int64.
 
     Raises:
-        StreamcellError: INVALID_ARGUMENT, not as many, or one beyond int64.
+        StreamcellError: INVALID_ARGUMENT, there are fewer or more than `count`, or a number is beyond int64.
     """
     found = _unpacked(field, raw, kind, count)
     if len(found) and int(found.max()) > LARGEST_INDEX:
@@ -92,7 +92,7 @@ def column(field: str, raw: bytes, kind: str, count: int) -> Int64s:
 
 
 def wrong_width(field: str, got: int, engine: Engine) -> StreamcellError:
-    """Returns the error for `got` values where a step of the engine's model takes another number."""
+    """Returns the error for `got` values if they are no whole number of the model's input rows."""
     inputs = engine.manifest.inputs
     message = f"{got} values; {engine.name}/{engine.version} takes {len(inputs)} a step: {names(inputs)}"
     return errors.invalid_argument(field, message)
@@ -100,7 +100,7 @@ def wrong_width(field: str, got: int, engine: Engine) -> StreamcellError:
 
 def names(variables: tuple[Variable, ...]) -> str:
     """Returns the names of variables with their units, for an error's message."""
-    return ", ".join(f"{part.name} ({part.unit})" if part.unit else part.name for part in variables)
+    return ", ".join(f"{each.name} ({each.unit})" if each.unit else each.name for each in variables)
 
 
 def _unpacked(field: str, raw: bytes, kind: str, count: int) -> Int64s:
@@ -110,6 +110,6 @@ def _unpacked(field: str, raw: bytes, kind: str, count: int) -> Int64s:
     return np.frombuffer(raw, kind)
 
 
-def _not_finite(field: str, value: float, at: int, column: int, engine: Engine) -> StreamcellError:
+def _not_finite(field: str, value: float, engine: Engine, *, row: int, column: int) -> StreamcellError:
     name = engine.manifest.inputs[column].name
-    return errors.invalid_argument(field, f"row {at}, {name!r} is {value}: every value must be finite")
+    return errors.invalid_argument(field, f"row {row}, {name!r} is {value}: every value must be finite")

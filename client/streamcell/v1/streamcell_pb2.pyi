@@ -4,14 +4,14 @@ isort:skip_file
 The Streamcell API, version 1: predictions of a recurrent network over live streams.
 
 The server keeps one state per session. A client opens a session, sends its time steps one
-after another and gets a prediction for each; between steps the state stays on the server.
+after another and gets a prediction for each. Between steps the state stays on the server.
 
 Conventions
   Values     float32, in the plain units of the model's manifest (ListModels). Each must be finite.
-  Columns    fields named `*_raw` hold packed little-endian values, without a header: the cheap
-             form for many steps. Rows follow one another, each row's values in manifest order.
-  Time       `time_ns`: Unix time in nanoseconds.
-  Counting   `step_index` is 0-based and per session; `num_steps` counts.
+  Columns    fields named `*_raw` hold packed little-endian values without a header, the cheap form
+             for many steps. Rows follow one another, each row's values in manifest order.
+  Time       Unix time in nanoseconds, in `time_ns`, `time_raw` and `last_time_ns`.
+  Counting   `step_index` counts a session's steps from 0. `num_*` is a number of things.
   Errors     a gRPC status whose details hold a google.rpc.ErrorInfo with domain "streamcell" and
              the reason, and for OVERLOADED and STORE_UNAVAILABLE a google.rpc.RetryInfo.
              Reasons and codes:
@@ -20,26 +20,27 @@ Conventions
                MODEL_NOT_FOUND      NOT_FOUND
                SESSION_NOT_FOUND    NOT_FOUND
                SESSION_EXPIRED      NOT_FOUND
-               SESSION_EVICTED      NOT_FOUND (reserved: no server sends it now)
+               SESSION_EVICTED      NOT_FOUND (reserved: no server sends it)
                SESSION_EXISTS       ALREADY_EXISTS
                STEP_CONFLICT        ALREADY_EXISTS (another input was applied under this index)
                STEP_FORGOTTEN       OUT_OF_RANGE (applied, but its reply is no longer kept)
                STEP_GAP             FAILED_PRECONDITION (metadata "expected_step_index")
                MODEL_CHANGED        FAILED_PRECONDITION (the session runs on another model)
                SNAPSHOT_REJECTED    FAILED_PRECONDITION (foreign, damaged or of another model)
-               SESSION_FENCED       ABORTED (another server took the session over)
+               SESSION_FENCED       ABORTED (another server has the session)
                OVERLOADED           RESOURCE_EXHAUSTED (the queue is full; retry later)
                SESSIONS_FULL        RESOURCE_EXHAUSTED (no room for another session)
                MESSAGE_TOO_LARGE    RESOURCE_EXHAUSTED
-               DRAINING             UNAVAILABLE (this server is going; connect again)
-               STORE_UNAVAILABLE    UNAVAILABLE (a durable session cannot be written now)
-               NOT_IMPLEMENTED      UNIMPLEMENTED
-               INTERNAL             INTERNAL (metadata "error_id": what to look for in the log)
-             The trailer grpc-retry-pushback-ms says the same to a gRPC client that repeats calls by
-             itself: -1 with DRAINING (not here), RetryInfo's delay where there is one.
-             CANCELLED and DEADLINE_EXCEEDED are gRPC's own. Clients ignore reasons, fields and
-             enum values they do not know: new ones come without a new version.
-  Isolation  a session is seen only by the principal that opened it; to others it is NOT_FOUND.
+               DRAINING             UNAVAILABLE (this server is stopping; connect again)
+               STORE_UNAVAILABLE    UNAVAILABLE (the store cannot be used now; retry later)
+               NOT_IMPLEMENTED      UNIMPLEMENTED (Stream in a protocol that cannot carry streams)
+               INTERNAL             INTERNAL (metadata "error_id": find it in the server's log)
+             The trailer grpc-retry-pushback-ms is for gRPC clients that retry by themselves: -1 with
+             DRAINING (do not retry on this server), otherwise RetryInfo's delay if there is one.
+             CANCELLED and DEADLINE_EXCEEDED are gRPC's own. Clients must ignore reasons, fields
+             and enum values that they do not know: new ones come without a new version.
+  Isolation  only the principal that opened a session can use it; to others it is
+             SESSION_NOT_FOUND.
 """
 
 from collections import abc as _abc
@@ -69,17 +70,17 @@ class _ModelStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelStat
     MODEL_STATUS_SERVING: _ModelStatus.ValueType  # 1
     """Takes new sessions."""
     MODEL_STATUS_RETIRING: _ModelStatus.ValueType  # 2
-    """A newer version took over; runs until its last session ends."""
+    """Has a newer version, which takes the new sessions; runs until its last session ends."""
 
 class ModelStatus(_ModelStatus, metaclass=_ModelStatusEnumTypeWrapper):
-    """Where a model is in its life on a server."""
+    """What a server does with a model."""
 
 MODEL_STATUS_UNSPECIFIED: ModelStatus.ValueType  # 0
 """Never sent."""
 MODEL_STATUS_SERVING: ModelStatus.ValueType  # 1
 """Takes new sessions."""
 MODEL_STATUS_RETIRING: ModelStatus.ValueType  # 2
-"""A newer version took over; runs until its last session ends."""
+"""Has a newer version, which takes the new sessions; runs until its last session ends."""
 Global___ModelStatus: _TypeAlias = ModelStatus  # noqa: Y015
 
 class _OpenMode:
@@ -89,21 +90,21 @@ class _OpenMode:
 class _OpenModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OpenMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     OPEN_MODE_UNSPECIFIED: _OpenMode.ValueType  # 0
-    """Finds the session if there is one, else opens it."""
+    """Finds the session if it exists; otherwise opens it."""
     OPEN_MODE_CREATE: _OpenMode.ValueType  # 1
-    """Opens a new one; SESSION_EXISTS if the id is in use."""
+    """Opens a new session. SESSION_EXISTS if the id is in use."""
     OPEN_MODE_RESUME: _OpenMode.ValueType  # 2
-    """Finds one that exists; SESSION_NOT_FOUND, SESSION_EXPIRED or SESSION_EVICTED if there is none."""
+    """Finds a session that exists. SESSION_NOT_FOUND or SESSION_EXPIRED if there is none."""
 
 class OpenMode(_OpenMode, metaclass=_OpenModeEnumTypeWrapper):
-    """How OpenSession treats an id that is, or is not, in use."""
+    """Whether OpenSession opens a new session or finds one that exists."""
 
 OPEN_MODE_UNSPECIFIED: OpenMode.ValueType  # 0
-"""Finds the session if there is one, else opens it."""
+"""Finds the session if it exists; otherwise opens it."""
 OPEN_MODE_CREATE: OpenMode.ValueType  # 1
-"""Opens a new one; SESSION_EXISTS if the id is in use."""
+"""Opens a new session. SESSION_EXISTS if the id is in use."""
 OPEN_MODE_RESUME: OpenMode.ValueType  # 2
-"""Finds one that exists; SESSION_NOT_FOUND, SESSION_EXPIRED or SESSION_EVICTED if there is none."""
+"""Finds a session that exists. SESSION_NOT_FOUND or SESSION_EXPIRED if there is none."""
 Global___OpenMode: _TypeAlias = OpenMode  # noqa: Y015
 
 @_typing.final
@@ -125,23 +126,25 @@ class Model(_message.Message):
     NUM_SESSIONS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name, as in the folder NAME/VERSION/model.pt."""
+    """Name, from the file's path NAME/VERSION/model.pt."""
     version: _builtins.str
-    """Version. Numbers order as numbers; a session opened without a version gets the newest."""
+    """Version, from the same path. Numbers are ordered as numbers; a session opened without a version
+    gets the newest.
+    """
     description: _builtins.str
-    """What it predicts, in a sentence."""
+    """What the model predicts, in a sentence."""
     uses_time: _builtins.bool
-    """Whether steps carry a time. If so the first step of a session must give it."""
+    """Whether the model uses the time of steps. If so the first step of a session must give its time."""
     step_interval_seconds: _builtins.float
-    """Seconds from one step to the next. 0: the series has no fixed interval."""
+    """Time from one step to the next, in seconds. 0: the series has no fixed interval."""
     state_bytes: _builtins.int
     """Size of one session's state, in bytes."""
     manifest_json: _builtins.str
-    """The whole manifest (JSON), with training provenance and figures."""
+    """The whole manifest as JSON, with how the model was trained and its measured errors."""
     num_sessions: _builtins.int
-    """Sessions open on it now."""
+    """Number of sessions open on this model now."""
     status: Global___ModelStatus.ValueType
-    """Whether new sessions are opened on it."""
+    """Whether new sessions are opened on this model."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Variable]:
         """The values of one input row, in order."""
@@ -192,15 +195,15 @@ class Variable(_message.Message):
     name: _builtins.str
     """Name, unique within its row."""
     unit: _builtins.str
-    """Unit, for people. Empty: none known."""
+    """Unit, for people to read. Empty: none is known."""
     target: _builtins.str
-    """For a prediction: the input it predicts, by name. Empty: none."""
+    """For a prediction: the name of the input that it predicts. Empty: none."""
     role: _builtins.str
-    """For a prediction: what it is of its target: "mean", "quantile", "probability", "score" or
+    """For a prediction: what it says about its target: "mean", "quantile", "probability", "score" or
     another word of the manifest.
     """
     quantile: _builtins.float
-    """For a quantile: which one, in (0, 1). 0 otherwise."""
+    """For a quantile: its level, in (0, 1). 0 otherwise."""
     def __init__(
         self,
         *,
@@ -220,7 +223,7 @@ Global___Variable: _TypeAlias = Variable  # noqa: Y015
 
 @_typing.final
 class Session(_message.Message):
-    """A session as it stands."""
+    """A session, as it was when the answer was made."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -234,23 +237,23 @@ class Session(_message.Message):
     DURABLE_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """Its id."""
+    """The session's id."""
     model_name: _builtins.str
-    """The model it runs on."""
+    """The name of the model that the session runs on."""
     model_version: _builtins.str
-    """The model's version, fixed while the session lives unless it is migrated."""
+    """The model's version. It changes only if the server is set up to move sessions to newer versions."""
     next_step_index: _builtins.int
-    """The index the next step will get: the number of steps applied so far."""
+    """The index that the next step will get: the number of steps applied so far."""
     num_durable_steps: _builtins.int
-    """The first so many steps are in the store and survive a crash. 0: none are."""
+    """How many of the session's steps, from the first, are in the store and survive a crash. 0: none."""
     last_time_ns: _builtins.int
     """Time of the last step applied. 0 before the first, and for models without time."""
     ttl_seconds: _builtins.float
-    """Seconds without use after which it expires. 0: never."""
+    """Seconds without use after which the session expires. 0: it never expires."""
     durable: _builtins.bool
     """Whether each step is answered only once it is in the store."""
     epoch: _builtins.int
-    """Counts its owners so far: each server that takes it over raises it by one. Starts at 1."""
+    """How many owners the session has had, from 1: each server that takes the session over adds one."""
     def __init__(
         self,
         *,
@@ -324,15 +327,19 @@ class OpenSessionRequest(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     DURABLE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """1 to 128 characters, printable ASCII without spaces. Empty: the server picks a random one."""
+    """The session's id: 1 to 128 characters, printable ASCII without spaces. Empty: the server picks a
+    random id; not allowed in OPEN_MODE_RESUME.
+    """
     model: _builtins.str
-    """"NAME" (its newest version) or "NAME/VERSION". Empty: the only model served, or, for a
-    session that exists, the one it runs on. Another than that is MODEL_CHANGED.
+    """"NAME" (the newest version) or "NAME/VERSION". Empty: the only model served or, for a session
+    that exists, the model that it runs on; naming another model for it is MODEL_CHANGED.
     """
     mode: Global___OpenMode.ValueType
-    """What to do if the id is in use, or is not. Default: either will do."""
+    """Whether to open a new session or find one. Default: find it if it exists, otherwise open it."""
     durable: _builtins.bool
-    """Answer each step only once it is in the store. Default: no. Needs a server with a store."""
+    """Whether each step is answered only once it is in the store. Default: no. Needs a server with a
+    store. For a session that exists, yes makes it durable from now on, and no changes nothing.
+    """
     def __init__(
         self,
         *,
@@ -359,14 +366,14 @@ class OpenSessionResponse(_message.Message):
     CREATED_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     created: _builtins.bool
-    """Whether it was opened by this call. If not, go on at session.next_step_index."""
+    """Whether this call opened it. If not, go on with step session.next_step_index."""
     @_builtins.property
     def session(self) -> Global___Session:
-        """The session as it stands."""
+        """The session."""
 
     @_builtins.property
     def limits(self) -> Global___Limits:
-        """What this server takes."""
+        """The bounds of this server."""
 
     def __init__(
         self,
@@ -394,14 +401,14 @@ class Limits(_message.Message):
     MAX_HORIZON_STEPS_FIELD_NUMBER: _builtins.int
     NUM_REPLIES_KEPT_FIELD_NUMBER: _builtins.int
     max_message_steps: _builtins.int
-    """Most steps in one message. More are TOO_MANY_STEPS."""
+    """Most steps in one message. A message with more is TOO_MANY_STEPS."""
     max_message_bytes: _builtins.int
-    """Most bytes in one message. More are MESSAGE_TOO_LARGE."""
+    """Most bytes in one message. A larger message is MESSAGE_TOO_LARGE."""
     max_horizon_steps: _builtins.int
-    """Furthest that a forecast looks ahead."""
+    """Most steps that a forecast looks ahead."""
     num_replies_kept: _builtins.int
-    """How many of a session's last replies are kept for repeated steps: a client that sends ahead
-    should have no more steps unanswered than this.
+    """How many of a session's last replies the server keeps for repeated steps. A client that sends
+    ahead should have no more steps of a session unanswered than this.
     """
     def __init__(
         self,
@@ -450,7 +457,7 @@ class GetSessionResponse(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def session(self) -> Global___Session:
-        """The session as it stands, with every step before this call applied."""
+        """The session, with every step applied that was sent before this call."""
 
     def __init__(
         self,
@@ -496,7 +503,7 @@ class ResetSessionResponse(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def session(self) -> Global___Session:
-        """The session, at its start."""
+        """The session, put back to its start."""
 
     def __init__(
         self,
@@ -522,7 +529,9 @@ class CloseSessionRequest(_message.Message):
     session_id: _builtins.str
     """The session. Required."""
     allow_missing: _builtins.bool
-    """Answer OK if there is no such session. Default: SESSION_NOT_FOUND."""
+    """Whether to answer OK if there is no such session. Default: no, the answer is SESSION_NOT_FOUND
+    or SESSION_EXPIRED.
+    """
     def __init__(
         self,
         *,
@@ -545,7 +554,9 @@ class CloseSessionResponse(_message.Message):
 
     NUM_STEPS_FIELD_NUMBER: _builtins.int
     num_steps: _builtins.int
-    """How many steps had been applied. 0 too if it was missing."""
+    """How many steps the session had applied. Also 0 if there was no session, or its stored record
+    could not be used.
+    """
     def __init__(
         self,
         *,
@@ -574,23 +585,24 @@ class StepRequest(_message.Message):
     session_id: _builtins.str
     """The session. Required in Step. In Stream, empty means the session bound as `session`."""
     step_index: _builtins.int
-    """The index this step is to get. The next one is applied; one already applied gets its earlier
-    reply again and moves nothing (STEP_CONFLICT if x or time_ns differ, STEP_FORGOTTEN if it
-    is too long ago); one beyond the next is STEP_GAP. 0 also opens the session, not durable, if
-    there is none.
-    Default (absent): the next, so that a retry would be a second step.
+    """The index of this step. If it is the session's next index, the step is applied. If a step was
+    applied under this index, its earlier reply comes again and nothing changes (STEP_CONFLICT if x
+    or time_ns differ, STEP_FORGOTTEN if the server no longer keeps the reply). An index beyond the
+    next is STEP_GAP. Index 0 also opens the session, not durable, if it does not exist.
+    Default (absent): the next index. Then a retry is not safe: it would be a second step.
     """
     time_ns: _builtins.int
-    """Time of the step, for models that use it; ignored by others. Default (absent): the last step's
-    time plus the model's interval. The first step of such a session must give it.
+    """Time of the step, Unix ns, for models that use time; others ignore it. The first step of a
+    session on such a model must give it. Default (absent): the last step's time plus the model's
+    interval.
     """
     model: _builtins.str
-    """For a step that opens its session (step_index 0): the model, as in OpenSession. Otherwise
-    checked if given. Default: the only model served.
+    """For a step that opens its session (step_index 0): the model, as in OpenSession. For a session
+    that exists: empty, or its model; naming another model is MODEL_CHANGED.
     """
     session: _builtins.int
-    """In Stream: the number of a bound session (StreamConfig), if session_id is empty. Default: 0,
-    the first one bound.
+    """In Stream: the number of a bound session (StreamConfig), used if session_id is empty. Default:
+    0, the first session bound.
     """
     @_builtins.property
     def x(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -631,9 +643,9 @@ class StepResponse(_message.Message):
     Y_FIELD_NUMBER: _builtins.int
     NUM_DURABLE_STEPS_FIELD_NUMBER: _builtins.int
     step_index: _builtins.int
-    """The index the step got."""
+    """The index that the step got."""
     num_durable_steps: _builtins.int
-    """The first so many steps of the session are in the store. 0: none are, or there is no store."""
+    """How many of the session's steps, from the first, are in the store. 0: none, or there is no store."""
     @_builtins.property
     def y(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The prediction made after this step: as many values as the model has outputs, in manifest order."""
@@ -664,10 +676,10 @@ class StreamRequest(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     FRAME_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
-    """Any number; comes back in the reply. Default: 0."""
+    """Any number; the response repeats it. Default: 0."""
     @_builtins.property
     def config(self) -> Global___StreamConfig:
-        """Binds sessions to numbers. Optional; may come again to bind more."""
+        """Binds sessions to numbers. Optional; may be sent again to bind more."""
 
     @_builtins.property
     def step(self) -> Global___StepRequest:
@@ -698,7 +710,7 @@ Global___StreamRequest: _TypeAlias = StreamRequest  # noqa: Y015
 @_typing.final
 class StreamResponse(_message.Message):
     """A message from the server on Stream. Every StreamRequest gets exactly one, unless the stream
-    breaks first.
+    ends first.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -711,26 +723,26 @@ class StreamResponse(_message.Message):
     FRAME_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
-    """The request's."""
+    """The request's request_id."""
     session_id: _builtins.str
-    """The step's session, if the request named it by id."""
+    """For a step: its session's id, if the request named the session by id."""
     session: _builtins.int
-    """The step's session, if the request named it by number."""
+    """For a step: its session's number, if the request named the session by number."""
     @_builtins.property
     def config(self) -> Global___StreamConfigured:
-        """To config."""
+        """The answer to config."""
 
     @_builtins.property
     def step(self) -> Global___StepResponse:
-        """To step."""
+        """The answer to step."""
 
     @_builtins.property
     def frame(self) -> Global___FrameResponse:
-        """To frame."""
+        """The answer to frame."""
 
     @_builtins.property
     def error(self) -> Global___StreamError:
-        """To any of them, if nothing of it was applied."""
+        """The answer to any request of which nothing was applied."""
 
     def __init__(
         self,
@@ -755,15 +767,16 @@ Global___StreamResponse: _TypeAlias = StreamResponse  # noqa: Y015
 
 @_typing.final
 class StreamConfig(_message.Message):
-    """Binds open sessions to the stream, so that later messages can leave their ids out."""
+    """Binds open sessions to numbers, so that later messages on the stream need not repeat their ids."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The sessions. They get the next free numbers of this stream, in order: the first one 0. Each
-        must be open; if one is not, none is bound.
+        """The sessions' ids. They get the next free numbers of this stream, in order, from 0. If a session
+        is not open, or the stream would bind more sessions than the server allows (100,000 by default),
+        none is bound.
         """
 
     def __init__(
@@ -788,10 +801,10 @@ class StreamConfigured(_message.Message):
     FIRST_SESSION_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
     first_session: _builtins.int
-    """The number that the first session of the request got."""
+    """The number that the request's first session got."""
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Session]:
-        """The sessions as they stand, in the request's order."""
+        """The sessions, in the request's order."""
 
     def __init__(
         self,
@@ -809,9 +822,9 @@ Global___StreamConfigured: _TypeAlias = StreamConfigured  # noqa: Y015
 
 @_typing.final
 class Frame(_message.Message):
-    """Steps of one or many sessions in columns. One entry per session; a session may stand in a frame
-    once. All sessions must run on the same model; on several versions of it, too, where these take
-    and give as many values.
+    """Steps of one or many sessions in columns. A frame has one entry for each session; a session has
+    one entry at most. All sessions must run on one model. They may run on several versions of it, if
+    the versions have equal numbers of inputs and of outputs.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -823,23 +836,26 @@ class Frame(_message.Message):
     TIME_RAW_FIELD_NUMBER: _builtins.int
     STEP_INDEX_RAW_FIELD_NUMBER: _builtins.int
     session_raw: _builtins.bytes
-    """The sessions, by number: packed uint32."""
+    """The sessions by number: packed uint32."""
     num_steps_raw: _builtins.bytes
-    """Steps of each entry: packed uint32. Empty: one each."""
+    """Number of steps of each entry, at least 1: packed uint32. Empty: one step each."""
     x_raw: _builtins.bytes
-    """Inputs: packed float32 [sum of num_steps, number of inputs], entry after entry, each in the
-    order of time.
+    """Inputs: packed float32 [sum of num_steps, number of inputs], entry after entry. The steps of an
+    entry are in the order of time.
     """
     time_raw: _builtins.bytes
-    """Times: packed int64 [sum of num_steps]. Empty: each the one before plus the model's interval."""
+    """Times, Unix ns: packed int64 [sum of num_steps]. Empty: each step's time is the time of the step
+    before plus the model's interval.
+    """
     step_index_raw: _builtins.bytes
-    """Index of each entry's first step: packed uint64. Empty: the next. Steps of an entry that were
-    applied before get their earlier replies, the rest is applied.
+    """Index of each entry's first step: packed uint64. Steps of an entry that were applied before get
+    their earlier replies, and the rest is applied. Empty: each session's next index; then a retry is
+    not safe.
     """
     @_builtins.property
     def session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The sessions, by id. Either this or session_raw or neither: then all sessions bound to the
-        stream, in order.
+        """The sessions by id. Give this or session_raw. If both are empty, the frame is for all sessions
+        bound to the stream, in order.
         """
 
     def __init__(
@@ -871,18 +887,16 @@ class FrameResponse(_message.Message):
     NUM_DURABLE_STEPS_RAW_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
     y_raw: _builtins.bytes
-    """Predictions: packed float32 [sum of num_steps, number of outputs], in the request's order.
-    Those of an entry in `errors` are NaN.
+    """Predictions: packed float32 [sum of num_steps, number of outputs], in the request's order. NaN
+    for an entry in `errors`.
     """
     step_index_raw: _builtins.bytes
     """Index of each entry's first step: packed uint64. 0 for an entry in `errors`."""
     num_durable_steps_raw: _builtins.bytes
-    """How many steps of each entry's session are in the store: packed uint64. Empty: none are."""
+    """How many steps of each entry's session are in the store: packed uint64. Empty: there is no store."""
     @_builtins.property
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___FrameError]:
-        """The entries that failed, in order of `entry`. Nothing of them was applied unless num_applied
-        says so.
-        """
+        """The entries that failed, in order of `entry`."""
 
     def __init__(
         self,
@@ -910,12 +924,12 @@ class FrameError(_message.Message):
     NUM_APPLIED_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     entry: _builtins.int
-    """Which, counted from 0."""
+    """The entry's position in the frame, from 0."""
     num_applied: _builtins.int
-    """How many of its steps were applied before the failure."""
+    """How many of the entry's steps were applied before the failure. They stay applied."""
     @_builtins.property
     def error(self) -> Global___StreamError:
-        """Why."""
+        """Why the entry failed."""
 
     def __init__(
         self,
@@ -934,7 +948,7 @@ Global___FrameError: _TypeAlias = FrameError  # noqa: Y015
 
 @_typing.final
 class StreamError(_message.Message):
-    """An error in the words that a unary call would put into its status."""
+    """An error, with the contents of a unary call's status."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -964,16 +978,16 @@ class StreamError(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     RETRY_DELAY_SECONDS_FIELD_NUMBER: _builtins.int
     code: _builtins.int
-    """A google.rpc.Code, by number."""
+    """The number of a google.rpc.Code."""
     reason: _builtins.str
     """The reason, from the table at the top of this file."""
     message: _builtins.str
-    """A sentence that says what to do."""
+    """What is wrong and what to do, in a sentence."""
     retry_delay_seconds: _builtins.float
-    """For OVERLOADED: seconds to wait before a retry. 0 otherwise."""
+    """For OVERLOADED and STORE_UNAVAILABLE: seconds to wait before a retry. 0 otherwise."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """As in ErrorInfo."""
+        """The facts of the error, as in ErrorInfo."""
 
     def __init__(
         self,
@@ -1009,18 +1023,22 @@ class PrimeRequest(_message.Message):
     x_raw: _builtins.bytes
     """The history: packed float32 [num_steps, number of inputs], in the order of time."""
     time_raw: _builtins.bytes
-    """Times: packed int64 [num_steps]. Empty: as in Frame."""
+    """Times, Unix ns: packed int64 [num_steps]. Empty, with time_ns empty too: each step's time is the
+    time of the step before plus the model's interval.
+    """
     step_index: _builtins.int
-    """The index of the first step. Steps applied before are checked against what is still kept of
-    them and skipped. Default (absent): the next.
+    """The index of the first step. Steps that were applied before are skipped. STEP_CONFLICT if the
+    server still keeps the reply to such a step and its x or time differ; STEP_FORGOTTEN if all steps
+    were applied before and the last reply is no longer kept. Default (absent): the session's next
+    index; then a retry is not safe.
     """
     @_builtins.property
     def x(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The same as a list of values, for clients that would rather not pack. Give one of the two."""
+        """The history as a list of values, row after row, for clients that do not pack. Give x_raw or x."""
 
     @_builtins.property
     def time_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The same as a list. Give one of the two at most."""
+        """The times as a list. Give time_raw or time_ns, not both."""
 
     def __init__(
         self,
@@ -1054,10 +1072,12 @@ class PrimeResponse(_message.Message):
     step_index: _builtins.int
     """The index of the last step."""
     num_durable_steps: _builtins.int
-    """As in StepResponse."""
+    """How many of the session's steps, from the first, are in the store. 0: none, or there is no store."""
     @_builtins.property
     def y(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The prediction made after it."""
+        """The prediction made after the last step: as many values as the model has outputs, in manifest
+        order.
+        """
 
     def __init__(
         self,
@@ -1086,11 +1106,11 @@ class ForecastRequest(_message.Message):
     session_id: _builtins.str
     """The session, with at least one step applied. Required."""
     horizon_steps: _builtins.int
-    """Steps ahead, at least 1 and at most what the server allows (1,000 by default)."""
+    """How many steps to look ahead: from 1 to Limits.max_horizon_steps (1,000 by default). Required."""
     @_builtins.property
     def future(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Known future values, row after row [horizon_steps, number of future values], for models that
-        have them. Each finite.
+        """Known future values, row after row [horizon_steps, number of future values], each finite. Empty
+        for models without future values, required for others.
         """
 
     def __init__(
@@ -1117,7 +1137,7 @@ class ForecastResponse(_message.Message):
     NEXT_STEP_INDEX_FIELD_NUMBER: _builtins.int
     Y_FIELD_NUMBER: _builtins.int
     next_step_index: _builtins.int
-    """The index the session's next step will get; row 0 of the forecast is about that step."""
+    """The index that the session's next step will get. Row 0 of the forecast is for that step."""
     @_builtins.property
     def y(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The forecast, row after row [horizon_steps, number of outputs]."""
@@ -1147,7 +1167,7 @@ class ForkSessionRequest(_message.Message):
     session_id: _builtins.str
     """The session to copy. Required."""
     new_session_id: _builtins.str
-    """The copy's id, as in OpenSession. Empty: the server picks one."""
+    """The copy's id, as in OpenSession. Empty: the server picks a random id."""
     def __init__(
         self,
         *,
@@ -1220,7 +1240,7 @@ class SnapshotSessionResponse(_message.Message):
     """The session as bytes: versioned, checksummed, opaque to clients."""
     @_builtins.property
     def session(self) -> Global___Session:
-        """Where it stood."""
+        """The session, as it was when the snapshot was taken."""
 
     def __init__(
         self,
@@ -1245,9 +1265,9 @@ class RestoreSessionRequest(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.bytes
-    """What SnapshotSession gave. Required."""
+    """The bytes that SnapshotSession returned. Required."""
     session_id: _builtins.str
-    """The id to restore under. Empty: the one in the snapshot."""
+    """The restored session's id, as in OpenSession. Empty: the id in the snapshot."""
     def __init__(
         self,
         *,
@@ -1271,7 +1291,7 @@ class RestoreSessionResponse(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def session(self) -> Global___Session:
-        """The session as it stands."""
+        """The restored session."""
 
     def __init__(
         self,

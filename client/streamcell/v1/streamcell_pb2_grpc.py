@@ -109,29 +109,30 @@ class StreamcellServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def OpenSession(self, request, context):
-        """Opens a session, or finds where an open one stands. Safe to retry with a session_id given and
-        without OPEN_MODE_CREATE, whose retry would meet the session it opened.
+        """Opens a session, or finds an open one and returns its next step index. Safe to retry with a
+        session_id, except in OPEN_MODE_CREATE: a retry is SESSION_EXISTS if the first call succeeded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetSession(self, request, context):
-        """Tells where a session stands, and counts as use of it. Safe to retry.
+        """Returns a session with its next step index. Counts as use of the session. Safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResetSession(self, request, context):
-        """Puts a session back to its start: clean state, step_index 0. Safe to retry before the next step.
+        """Puts a session back to its start: initial state, next step_index 0. Safe to retry until the
+        next step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CloseSession(self, request, context):
-        """Ends a session and forgets its state. Safe to retry with allow_missing.
+        """Ends a session and deletes its state. Safe to retry with allow_missing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,47 +147,49 @@ class StreamcellServiceServicer:
 
     def Stream(self, request_iterator, context):
         """Carries steps of one or many sessions for as long as the client likes. Sessions outlive the
-        stream. Replies of one session keep the order of its requests; those of different sessions may
-        overtake each other. An error of a step is a message of the stream and does not end it.
+        stream. Replies to one session keep the order of its requests; replies to different sessions
+        may overtake each other. A request that fails is answered with an error message, and the stream
+        goes on. After a broken stream, steps and frames are safe to send again with a step_index.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Prime(self, request, context):
-        """Feeds a session its history, answering only with the last prediction. Long histories may be
-        cut into several calls. Safe to retry with a step_index.
+        """Feeds a session its history and returns only the last prediction. A long history may be cut
+        into several calls. A call that fails midway says in the error's metadata "num_applied" how many
+        of its steps were applied. Safe to retry with a step_index.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Forecast(self, request, context):
-        """Predicts many steps ahead from where the session stands and leaves its state as it was.
-        Safe to retry.
+        """Predicts many steps ahead from the session's current state, which stays as it was. Safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForkSession(self, request, context):
-        """Copies a session, to try out what if. Safe to retry: a copy already made is SESSION_EXISTS.
+        """Copies a session, for example to try out different futures. Safe to retry with a new_session_id:
+        a copy already made is SESSION_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SnapshotSession(self, request, context):
-        """Writes a session out as bytes that RestoreSession understands, here or on another server with
-        the same model. The session lives on. Safe to retry.
+        """Returns a session as bytes, which RestoreSession accepts on this or another server with the
+        same model. The session goes on. Safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RestoreSession(self, request, context):
-        """Opens a session from a snapshot, at the step where it was taken. Safe to retry: a session
-        already restored is SESSION_EXISTS.
+        """Opens a session from a snapshot, at the step at which the snapshot was taken. Safe to retry: a
+        session already restored is SESSION_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -4,14 +4,14 @@ isort:skip_file
 The Streamcell API, version 1: predictions of a recurrent network over live streams.
 
 The server keeps one state per session. A client opens a session, sends its time steps one
-after another and gets a prediction for each; between steps the state stays on the server.
+after another and gets a prediction for each. Between steps the state stays on the server.
 
 Conventions
   Values     float32, in the plain units of the model's manifest (ListModels). Each must be finite.
-  Columns    fields named `*_raw` hold packed little-endian values, without a header: the cheap
-             form for many steps. Rows follow one another, each row's values in manifest order.
-  Time       `time_ns`: Unix time in nanoseconds.
-  Counting   `step_index` is 0-based and per session; `num_steps` counts.
+  Columns    fields named `*_raw` hold packed little-endian values without a header, the cheap form
+             for many steps. Rows follow one another, each row's values in manifest order.
+  Time       Unix time in nanoseconds, in `time_ns`, `time_raw` and `last_time_ns`.
+  Counting   `step_index` counts a session's steps from 0. `num_*` is a number of things.
   Errors     a gRPC status whose details hold a google.rpc.ErrorInfo with domain "streamcell" and
              the reason, and for OVERLOADED and STORE_UNAVAILABLE a google.rpc.RetryInfo.
              Reasons and codes:
@@ -20,26 +20,27 @@ Conventions
                MODEL_NOT_FOUND      NOT_FOUND
                SESSION_NOT_FOUND    NOT_FOUND
                SESSION_EXPIRED      NOT_FOUND
-               SESSION_EVICTED      NOT_FOUND (reserved: no server sends it now)
+               SESSION_EVICTED      NOT_FOUND (reserved: no server sends it)
                SESSION_EXISTS       ALREADY_EXISTS
                STEP_CONFLICT        ALREADY_EXISTS (another input was applied under this index)
                STEP_FORGOTTEN       OUT_OF_RANGE (applied, but its reply is no longer kept)
                STEP_GAP             FAILED_PRECONDITION (metadata "expected_step_index")
                MODEL_CHANGED        FAILED_PRECONDITION (the session runs on another model)
                SNAPSHOT_REJECTED    FAILED_PRECONDITION (foreign, damaged or of another model)
-               SESSION_FENCED       ABORTED (another server took the session over)
+               SESSION_FENCED       ABORTED (another server has the session)
                OVERLOADED           RESOURCE_EXHAUSTED (the queue is full; retry later)
                SESSIONS_FULL        RESOURCE_EXHAUSTED (no room for another session)
                MESSAGE_TOO_LARGE    RESOURCE_EXHAUSTED
-               DRAINING             UNAVAILABLE (this server is going; connect again)
-               STORE_UNAVAILABLE    UNAVAILABLE (a durable session cannot be written now)
-               NOT_IMPLEMENTED      UNIMPLEMENTED
-               INTERNAL             INTERNAL (metadata "error_id": what to look for in the log)
-             The trailer grpc-retry-pushback-ms says the same to a gRPC client that repeats calls by
-             itself: -1 with DRAINING (not here), RetryInfo's delay where there is one.
-             CANCELLED and DEADLINE_EXCEEDED are gRPC's own. Clients ignore reasons, fields and
-             enum values they do not know: new ones come without a new version.
-  Isolation  a session is seen only by the principal that opened it; to others it is NOT_FOUND.
+               DRAINING             UNAVAILABLE (this server is stopping; connect again)
+               STORE_UNAVAILABLE    UNAVAILABLE (the store cannot be used now; retry later)
+               NOT_IMPLEMENTED      UNIMPLEMENTED (Stream in a protocol that cannot carry streams)
+               INTERNAL             INTERNAL (metadata "error_id": find it in the server's log)
+             The trailer grpc-retry-pushback-ms is for gRPC clients that retry by themselves: -1 with
+             DRAINING (do not retry on this server), otherwise RetryInfo's delay if there is one.
+             CANCELLED and DEADLINE_EXCEEDED are gRPC's own. Clients must ignore reasons, fields
+             and enum values that they do not know: new ones come without a new version.
+  Isolation  only the principal that opened a session can use it; to others it is
+             SESSION_NOT_FOUND.
 """
 
 from collections import abc as _abc
@@ -75,39 +76,43 @@ class StreamcellServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_streamcell_pb2.ListModelsRequest, _streamcell_pb2.ListModelsResponse]
     """Lists the models served. Safe to retry."""
     OpenSession: _grpc.UnaryUnaryMultiCallable[_streamcell_pb2.OpenSessionRequest, _streamcell_pb2.OpenSessionResponse]
-    """Opens a session, or finds where an open one stands. Safe to retry with a session_id given and
-    without OPEN_MODE_CREATE, whose retry would meet the session it opened.
+    """Opens a session, or finds an open one and returns its next step index. Safe to retry with a
+    session_id, except in OPEN_MODE_CREATE: a retry is SESSION_EXISTS if the first call succeeded.
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_streamcell_pb2.GetSessionRequest, _streamcell_pb2.GetSessionResponse]
-    """Tells where a session stands, and counts as use of it. Safe to retry."""
+    """Returns a session with its next step index. Counts as use of the session. Safe to retry."""
     ResetSession: _grpc.UnaryUnaryMultiCallable[_streamcell_pb2.ResetSessionRequest, _streamcell_pb2.ResetSessionResponse]
-    """Puts a session back to its start: clean state, step_index 0. Safe to retry before the next step."""
+    """Puts a session back to its start: initial state, next step_index 0. Safe to retry until the
+    next step.
+    """
     CloseSession: _grpc.UnaryUnaryMultiCallable[_streamcell_pb2.CloseSessionRequest, _streamcell_pb2.CloseSessionResponse]
-    """Ends a session and forgets its state. Safe to retry with allow_missing."""
+    """Ends a session and deletes its state. Safe to retry with allow_missing."""
     Step: _grpc.UnaryUnaryMultiCallable[_streamcell_pb2.StepRequest, _streamcell_pb2.StepResponse]
     """Applies one step and answers with its prediction. Safe to retry with a step_index."""
     Stream: _grpc.StreamStreamMultiCallable[_streamcell_pb2.StreamRequest, _streamcell_pb2.StreamResponse]
     """Carries steps of one or many sessions for as long as the client likes. Sessions outlive the
-    stream. Replies of one session keep the order of its requests; those of different sessions may
-    overtake each other. An error of a step is a message of the stream and does not end it.
+    stream. Replies to one session keep the order of its requests; replies to different sessions
+    may overtake each other. A request that fails is answered with an error message, and the stream
+    goes on. After a broken stream, steps and frames are safe to send again with a step_index.
     """
     Prime: _grpc.UnaryUnaryMultiCallable[_streamcell_pb2.PrimeRequest, _streamcell_pb2.PrimeResponse]
-    """Feeds a session its history, answering only with the last prediction. Long histories may be
-    cut into several calls. Safe to retry with a step_index.
+    """Feeds a session its history and returns only the last prediction. A long history may be cut
+    into several calls. A call that fails midway says in the error's metadata "num_applied" how many
+    of its steps were applied. Safe to retry with a step_index.
     """
     Forecast: _grpc.UnaryUnaryMultiCallable[_streamcell_pb2.ForecastRequest, _streamcell_pb2.ForecastResponse]
-    """Predicts many steps ahead from where the session stands and leaves its state as it was.
-    Safe to retry.
-    """
+    """Predicts many steps ahead from the session's current state, which stays as it was. Safe to retry."""
     ForkSession: _grpc.UnaryUnaryMultiCallable[_streamcell_pb2.ForkSessionRequest, _streamcell_pb2.ForkSessionResponse]
-    """Copies a session, to try out what if. Safe to retry: a copy already made is SESSION_EXISTS."""
+    """Copies a session, for example to try out different futures. Safe to retry with a new_session_id:
+    a copy already made is SESSION_EXISTS.
+    """
     SnapshotSession: _grpc.UnaryUnaryMultiCallable[_streamcell_pb2.SnapshotSessionRequest, _streamcell_pb2.SnapshotSessionResponse]
-    """Writes a session out as bytes that RestoreSession understands, here or on another server with
-    the same model. The session lives on. Safe to retry.
+    """Returns a session as bytes, which RestoreSession accepts on this or another server with the
+    same model. The session goes on. Safe to retry.
     """
     RestoreSession: _grpc.UnaryUnaryMultiCallable[_streamcell_pb2.RestoreSessionRequest, _streamcell_pb2.RestoreSessionResponse]
-    """Opens a session from a snapshot, at the step where it was taken. Safe to retry: a session
-    already restored is SESSION_EXISTS.
+    """Opens a session from a snapshot, at the step at which the snapshot was taken. Safe to retry: a
+    session already restored is SESSION_EXISTS.
     """
 
 @_typing.type_check_only
@@ -118,39 +123,43 @@ class StreamcellServiceAsyncStub(StreamcellServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_streamcell_pb2.ListModelsRequest, _streamcell_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models served. Safe to retry."""
     OpenSession: _aio.UnaryUnaryMultiCallable[_streamcell_pb2.OpenSessionRequest, _streamcell_pb2.OpenSessionResponse]  # type: ignore[assignment]
-    """Opens a session, or finds where an open one stands. Safe to retry with a session_id given and
-    without OPEN_MODE_CREATE, whose retry would meet the session it opened.
+    """Opens a session, or finds an open one and returns its next step index. Safe to retry with a
+    session_id, except in OPEN_MODE_CREATE: a retry is SESSION_EXISTS if the first call succeeded.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_streamcell_pb2.GetSessionRequest, _streamcell_pb2.GetSessionResponse]  # type: ignore[assignment]
-    """Tells where a session stands, and counts as use of it. Safe to retry."""
+    """Returns a session with its next step index. Counts as use of the session. Safe to retry."""
     ResetSession: _aio.UnaryUnaryMultiCallable[_streamcell_pb2.ResetSessionRequest, _streamcell_pb2.ResetSessionResponse]  # type: ignore[assignment]
-    """Puts a session back to its start: clean state, step_index 0. Safe to retry before the next step."""
+    """Puts a session back to its start: initial state, next step_index 0. Safe to retry until the
+    next step.
+    """
     CloseSession: _aio.UnaryUnaryMultiCallable[_streamcell_pb2.CloseSessionRequest, _streamcell_pb2.CloseSessionResponse]  # type: ignore[assignment]
-    """Ends a session and forgets its state. Safe to retry with allow_missing."""
+    """Ends a session and deletes its state. Safe to retry with allow_missing."""
     Step: _aio.UnaryUnaryMultiCallable[_streamcell_pb2.StepRequest, _streamcell_pb2.StepResponse]  # type: ignore[assignment]
     """Applies one step and answers with its prediction. Safe to retry with a step_index."""
     Stream: _aio.StreamStreamMultiCallable[_streamcell_pb2.StreamRequest, _streamcell_pb2.StreamResponse]  # type: ignore[assignment]
     """Carries steps of one or many sessions for as long as the client likes. Sessions outlive the
-    stream. Replies of one session keep the order of its requests; those of different sessions may
-    overtake each other. An error of a step is a message of the stream and does not end it.
+    stream. Replies to one session keep the order of its requests; replies to different sessions
+    may overtake each other. A request that fails is answered with an error message, and the stream
+    goes on. After a broken stream, steps and frames are safe to send again with a step_index.
     """
     Prime: _aio.UnaryUnaryMultiCallable[_streamcell_pb2.PrimeRequest, _streamcell_pb2.PrimeResponse]  # type: ignore[assignment]
-    """Feeds a session its history, answering only with the last prediction. Long histories may be
-    cut into several calls. Safe to retry with a step_index.
+    """Feeds a session its history and returns only the last prediction. A long history may be cut
+    into several calls. A call that fails midway says in the error's metadata "num_applied" how many
+    of its steps were applied. Safe to retry with a step_index.
     """
     Forecast: _aio.UnaryUnaryMultiCallable[_streamcell_pb2.ForecastRequest, _streamcell_pb2.ForecastResponse]  # type: ignore[assignment]
-    """Predicts many steps ahead from where the session stands and leaves its state as it was.
-    Safe to retry.
-    """
+    """Predicts many steps ahead from the session's current state, which stays as it was. Safe to retry."""
     ForkSession: _aio.UnaryUnaryMultiCallable[_streamcell_pb2.ForkSessionRequest, _streamcell_pb2.ForkSessionResponse]  # type: ignore[assignment]
-    """Copies a session, to try out what if. Safe to retry: a copy already made is SESSION_EXISTS."""
+    """Copies a session, for example to try out different futures. Safe to retry with a new_session_id:
+    a copy already made is SESSION_EXISTS.
+    """
     SnapshotSession: _aio.UnaryUnaryMultiCallable[_streamcell_pb2.SnapshotSessionRequest, _streamcell_pb2.SnapshotSessionResponse]  # type: ignore[assignment]
-    """Writes a session out as bytes that RestoreSession understands, here or on another server with
-    the same model. The session lives on. Safe to retry.
+    """Returns a session as bytes, which RestoreSession accepts on this or another server with the
+    same model. The session goes on. Safe to retry.
     """
     RestoreSession: _aio.UnaryUnaryMultiCallable[_streamcell_pb2.RestoreSessionRequest, _streamcell_pb2.RestoreSessionResponse]  # type: ignore[assignment]
-    """Opens a session from a snapshot, at the step where it was taken. Safe to retry: a session
-    already restored is SESSION_EXISTS.
+    """Opens a session from a snapshot, at the step at which the snapshot was taken. Safe to retry: a
+    session already restored is SESSION_EXISTS.
     """
 
 class StreamcellServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -170,8 +179,8 @@ class StreamcellServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _streamcell_pb2.OpenSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_streamcell_pb2.OpenSessionResponse, _abc.Awaitable[_streamcell_pb2.OpenSessionResponse]]:
-        """Opens a session, or finds where an open one stands. Safe to retry with a session_id given and
-        without OPEN_MODE_CREATE, whose retry would meet the session it opened.
+        """Opens a session, or finds an open one and returns its next step index. Safe to retry with a
+        session_id, except in OPEN_MODE_CREATE: a retry is SESSION_EXISTS if the first call succeeded.
         """
 
     @_abc_1.abstractmethod
@@ -180,7 +189,7 @@ class StreamcellServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _streamcell_pb2.GetSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_streamcell_pb2.GetSessionResponse, _abc.Awaitable[_streamcell_pb2.GetSessionResponse]]:
-        """Tells where a session stands, and counts as use of it. Safe to retry."""
+        """Returns a session with its next step index. Counts as use of the session. Safe to retry."""
 
     @_abc_1.abstractmethod
     def ResetSession(
@@ -188,7 +197,9 @@ class StreamcellServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _streamcell_pb2.ResetSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_streamcell_pb2.ResetSessionResponse, _abc.Awaitable[_streamcell_pb2.ResetSessionResponse]]:
-        """Puts a session back to its start: clean state, step_index 0. Safe to retry before the next step."""
+        """Puts a session back to its start: initial state, next step_index 0. Safe to retry until the
+        next step.
+        """
 
     @_abc_1.abstractmethod
     def CloseSession(
@@ -196,7 +207,7 @@ class StreamcellServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _streamcell_pb2.CloseSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_streamcell_pb2.CloseSessionResponse, _abc.Awaitable[_streamcell_pb2.CloseSessionResponse]]:
-        """Ends a session and forgets its state. Safe to retry with allow_missing."""
+        """Ends a session and deletes its state. Safe to retry with allow_missing."""
 
     @_abc_1.abstractmethod
     def Step(
@@ -213,8 +224,9 @@ class StreamcellServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_streamcell_pb2.StreamResponse], _abc.AsyncIterator[_streamcell_pb2.StreamResponse]]:
         """Carries steps of one or many sessions for as long as the client likes. Sessions outlive the
-        stream. Replies of one session keep the order of its requests; those of different sessions may
-        overtake each other. An error of a step is a message of the stream and does not end it.
+        stream. Replies to one session keep the order of its requests; replies to different sessions
+        may overtake each other. A request that fails is answered with an error message, and the stream
+        goes on. After a broken stream, steps and frames are safe to send again with a step_index.
         """
 
     @_abc_1.abstractmethod
@@ -223,8 +235,9 @@ class StreamcellServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _streamcell_pb2.PrimeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_streamcell_pb2.PrimeResponse, _abc.Awaitable[_streamcell_pb2.PrimeResponse]]:
-        """Feeds a session its history, answering only with the last prediction. Long histories may be
-        cut into several calls. Safe to retry with a step_index.
+        """Feeds a session its history and returns only the last prediction. A long history may be cut
+        into several calls. A call that fails midway says in the error's metadata "num_applied" how many
+        of its steps were applied. Safe to retry with a step_index.
         """
 
     @_abc_1.abstractmethod
@@ -233,9 +246,7 @@ class StreamcellServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _streamcell_pb2.ForecastRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_streamcell_pb2.ForecastResponse, _abc.Awaitable[_streamcell_pb2.ForecastResponse]]:
-        """Predicts many steps ahead from where the session stands and leaves its state as it was.
-        Safe to retry.
-        """
+        """Predicts many steps ahead from the session's current state, which stays as it was. Safe to retry."""
 
     @_abc_1.abstractmethod
     def ForkSession(
@@ -243,7 +254,9 @@ class StreamcellServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _streamcell_pb2.ForkSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_streamcell_pb2.ForkSessionResponse, _abc.Awaitable[_streamcell_pb2.ForkSessionResponse]]:
-        """Copies a session, to try out what if. Safe to retry: a copy already made is SESSION_EXISTS."""
+        """Copies a session, for example to try out different futures. Safe to retry with a new_session_id:
+        a copy already made is SESSION_EXISTS.
+        """
 
     @_abc_1.abstractmethod
     def SnapshotSession(
@@ -251,8 +264,8 @@ class StreamcellServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _streamcell_pb2.SnapshotSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_streamcell_pb2.SnapshotSessionResponse, _abc.Awaitable[_streamcell_pb2.SnapshotSessionResponse]]:
-        """Writes a session out as bytes that RestoreSession understands, here or on another server with
-        the same model. The session lives on. Safe to retry.
+        """Returns a session as bytes, which RestoreSession accepts on this or another server with the
+        same model. The session goes on. Safe to retry.
         """
 
     @_abc_1.abstractmethod
@@ -261,8 +274,8 @@ class StreamcellServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _streamcell_pb2.RestoreSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_streamcell_pb2.RestoreSessionResponse, _abc.Awaitable[_streamcell_pb2.RestoreSessionResponse]]:
-        """Opens a session from a snapshot, at the step where it was taken. Safe to retry: a session
-        already restored is SESSION_EXISTS.
+        """Opens a session from a snapshot, at the step at which the snapshot was taken. Safe to retry: a
+        session already restored is SESSION_EXISTS.
         """
 
 def add_StreamcellServiceServicer_to_server(servicer: StreamcellServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,1 +1,4 @@
-"""The standard services: health, reflection, channelz. Do not know the other APIs."""
+"""The standard gRPC services: health, reflection and channelz.
+
+Does not know the Streamcell API, the Open Inference Protocol or sessions.
+"""

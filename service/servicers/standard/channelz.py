@@ -1,4 +1,7 @@
-"""The standard service that tells of connections and calls (grpc.channelz.v1), as grpcio counts them."""
+"""The standard service that lists connections and their calls (grpc.channelz.v1).
+
+Answers come from grpcio, which keeps the counts. Does not know sessions or models.
+"""
 
 from typing import Any
 
@@ -19,20 +22,24 @@ def methods() -> list[Unary[Any] | Streaming]:
 
 
 def _method(name: str, request_type: type[Any]) -> Unary[Any]:
-    ask = getattr(ChannelzServicer, name)
+    query = getattr(ChannelzServicer, name)
 
     async def answer(request: Any, call: Call) -> Any:
-        return ask(request, _Context())
+        return query(request, _Context())
 
     return Unary(f"/{SERVICE}/{name}", request_type, answer, is_work=False)
 
 
 class _Context:
-    """What the servicer takes for a call's context: it says there that it found nothing."""
+    """Stands in for a call's context, by which grpcio's servicer reports that it found nothing."""
 
     def set_code(self, code: Any) -> None:
-        """Takes the code, which the reason gives."""
+        """Ignores the code: it follows from the reason that `set_details` raises."""
 
     def set_details(self, details: str) -> None:
-        """Ends the call."""
+        """Ends the call.
+
+        Raises:
+            StreamcellError: CHANNELZ_NOT_FOUND.
+        """
         raise errors.refusal(Reason.CHANNELZ_NOT_FOUND, problem=details)

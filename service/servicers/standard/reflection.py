@@ -1,7 +1,7 @@
-"""Server reflection, so that grpcurl and its like need no proto file.
+"""Server reflection: tools such as grpcurl get the API from the server and need no proto file.
 
-grpcio-reflection has grpc.reflection.v1alpha alone; v1 has the same messages by the same numbers, and so the
-same answers.
+grpcio-reflection has grpc.reflection.v1alpha alone. The messages of v1 have the same fields under the same
+numbers, so both versions get the same bytes. Does not know what the services do.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ _SERVICE_V1 = SERVICE.replace("v1alpha", "v1")
 
 
 def methods(services: list[str]) -> list[Unary[Any] | Streaming]:
-    """Returns the service's one method in both versions; it tells of `services` and itself."""
+    """Returns the service's one method in both versions; it lists `services` and itself (v1alpha)."""
     servicer = ReflectionServicer([*services, SERVICE])
     return [
         Streaming(f"/{each}/ServerReflectionInfo", lambda stream, call: _Conversation(servicer, stream))
@@ -27,7 +27,7 @@ def methods(services: list[str]) -> list[Unary[Any] | Streaming]:
 
 
 class _Conversation:
-    """One client's questions: each has one answer, at once."""
+    """One client's stream: each request is answered at once."""
 
     def __init__(self, servicer: ReflectionServicer, stream: Stream) -> None:
         self._servicer = servicer
@@ -42,4 +42,4 @@ class _Conversation:
         self._stream.end(error)
 
     def cancel(self) -> None:
-        """Has nothing under way."""
+        """Does nothing: every request is already answered."""

@@ -1,4 +1,4 @@
-"""The methods of the Streamcell API: protos in, work for an engine, protos out.
+"""The methods of the Streamcell API: messages become work for an engine, and results become messages.
 
 Does not know the other APIs.
 """

@@ -1,4 +1,8 @@
-"""Between the API's messages and the engine's work: checks every value and names the field at fault."""
+"""Converts the API's messages into the engine's work, and results into messages.
+
+Every value is checked, and an error names the field at fault. Does not know streams, nor where sessions are
+stored.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -17,9 +21,15 @@ from service.runtime.manifest import Variable
 from service.servicers import values
 
 
-def step(session: SessionRef, request: pb.StepRequest, x: bytes, on_done: Callable[[Step], None]) -> Step:
-    """Returns the work that a step request asks for; `x` is its row, checked by `values.row`."""
-    return Step(
+def step_work(
+    session: SessionRef, request: pb.StepRequest, x: bytes, on_done: Callable[[Step], None]
+) -> Step:
+    """Returns the work that a step request asks for; `x` is the request's row, packed by `values.row`.
+
+    Raises:
+        StreamcellError: INVALID_ARGUMENT, the time is out of range.
+    """
+    return Step(  # no keywords: they would double the cost, which every single step pays
         session.slot,
         session.generation,
         x,
@@ -31,32 +41,32 @@ def step(session: SessionRef, request: pb.StepRequest, x: bytes, on_done: Callab
 
 
 def check_first_time(engine: Engine, request: pb.StepRequest) -> None:
-    """Checks that a session's first step has a time, where the model uses it.
+    """Checks that a session's first step has a time if the model uses times.
 
     Raises:
-        StreamcellError: INVALID_ARGUMENT.
+        StreamcellError: INVALID_ARGUMENT, the time is missing.
     """
     if engine.manifest.uses_time and not request.HasField("time_ns"):
         raise first_time_missing("time_ns")
 
 
-def response_of(session: SessionRef, work: Step) -> pb.StepResponse:
-    """Returns the response to a step that was applied, now or before."""
+def step_response(session: SessionRef, work: Step) -> pb.StepResponse:
+    """Returns the response to a step that was applied, now or earlier."""
     return pb.StepResponse(
         step_index=work.step_index, y=work.y, num_durable_steps=session.current.num_durable_steps
     )
 
 
 def num_durable_steps(engine: Engine, slots: Int64s, generations: Int64s) -> Int64s:
-    """Returns how many steps of sessions [N] are in the store, on whichever version the sessions are now."""
+    """Returns how many steps of each session [N] are in the store; a session that moved is followed."""
     if not engine.succession.has_begun:
         return engine.sessions.durability.num_durable[slots]
     sessions = zip(slots.tolist(), generations.tolist(), strict=True)
     return np.array([SessionRef(engine, *each).current.num_durable_steps for each in sessions], np.int64)
 
 
-class StepReply:
-    """Encodes responses to steps of a stream, in one message used over: a third of a new one's cost."""
+class StepResponseEncoder:
+    """Encodes the responses to a stream's steps in one reused message: a third of the cost of new ones."""
 
     def __init__(self) -> None:
         self._message = pb.StreamResponse()
@@ -64,7 +74,7 @@ class StepReply:
         self._y = self._step.y
 
     def encode(self, request: pb.StreamRequest, work: Step, num_durable: int) -> bytes:
-        """Returns the bytes of the response to a step that was applied, now or before."""
+        """Returns the response to a step that was applied, now or earlier, as bytes."""
         message, asked = self._message, request.step
         message.request_id = request.request_id
         message.session_id = asked.session_id
@@ -76,17 +86,17 @@ class StepReply:
         return message.SerializeToString()
 
 
-def rows(engine: Engine, field: str, raw: bytes, listed: Sequence[float], max_rows: int) -> Float32s:
-    """Returns input rows [N, F] given packed in `raw` (`field` + "_raw") or in `listed`.
+def input_rows(engine: Engine, field: str, *, raw: bytes, listed: Sequence[float], max_rows: int) -> Float32s:
+    """Returns a request's input rows [N, F], from its field `{field}_raw` (`raw`) or `field` (`listed`).
 
     Raises:
-        StreamcellError: INVALID_ARGUMENT, both or none are given, there is no whole number of rows, or a
-            value is not finite; TOO_MANY_STEPS.
+        StreamcellError: INVALID_ARGUMENT, both fields or neither are given, the values are no whole number of
+            rows, or a value is not finite; TOO_MANY_STEPS.
     """
     width = len(engine.manifest.inputs)
     if bool(raw) == bool(listed):
         raise errors.invalid_argument(
-            f"{field}_raw", f"give one of {field}_raw and {field}, with a row at least"
+            f"{field}_raw", f"give one of {field}_raw and {field}, with at least one row"
         )
     if raw and len(raw) % (4 * width):
         message = f"{len(raw)} bytes are not rows of {width} float32: {values.names(engine.manifest.inputs)}"
@@ -103,22 +113,22 @@ def rows(engine: Engine, field: str, raw: bytes, listed: Sequence[float], max_ro
 def prime_block(
     session: SessionRef, request: pb.PrimeRequest, max_steps: int, on_done: Callable[[Block], None]
 ) -> Block:
-    """Returns the work that a prime request asks for: one entry, of which the last reply is wanted.
+    """Returns the work that a prime request asks for: a block of one entry that keeps the last prediction.
 
     Raises:
         StreamcellError: INVALID_ARGUMENT or TOO_MANY_STEPS.
     """
     engine = session.engine
-    x = rows(engine, "x", request.x_raw, request.x, max_steps)
+    x = input_rows(engine, "x", raw=request.x_raw, listed=request.x, max_rows=max_steps)
     index = min(request.step_index, values.LARGEST_INDEX) if request.HasField("step_index") else INDEX_NEXT
     return Block(
-        np.array([session.slot], np.int64),
-        np.array([session.generation], np.int64),
-        np.array([len(x)], np.int64),
-        x,
-        values.times("time_raw", request.time_raw, request.time_ns, len(x)),
-        np.array([index], np.int64),
-        len(engine.manifest.outputs),
+        slots=np.array([session.slot], np.int64),
+        generations=np.array([session.generation], np.int64),
+        counts=np.array([len(x)], np.int64),
+        x=x,
+        times=values.times("time_raw", request.time_raw, request.time_ns, len(x)),
+        indexes=np.array([index], np.int64),
+        num_outputs=len(engine.manifest.outputs),
         wants_replies=False,
         arrived_ns=engine.now(),
         on_done=on_done,
@@ -129,7 +139,8 @@ def future_rows(engine: Engine, request: pb.ForecastRequest, max_horizon: int) -
     """Returns the known future values [H, K] of a forecast request.
 
     Raises:
-        StreamcellError: INVALID_ARGUMENT.
+        StreamcellError: INVALID_ARGUMENT, the horizon is out of range, there are too few or too many values,
+            or a value is not finite.
     """
     horizon, known = request.horizon_steps, engine.manifest.future
     if not 1 <= horizon <= max_horizon:
@@ -143,42 +154,42 @@ def future_rows(engine: Engine, request: pb.ForecastRequest, max_horizon: int) -
     return future
 
 
-def session(ref: SessionRef, ttl_seconds: float) -> pb.Session:
-    """Returns a session as it stands."""
+def session_message(session: SessionRef, ttl_seconds: float) -> pb.Session:
+    """Returns a session, as it is now, as the API shows it."""
     return pb.Session(
-        session_id=ref.session_id,
-        model_name=ref.engine.name,
-        model_version=ref.engine.version,
-        next_step_index=ref.next_step_index,
-        last_time_ns=ref.last_time_ns,
+        session_id=session.session_id,
+        model_name=session.engine.name,
+        model_version=session.engine.version,
+        next_step_index=session.next_step_index,
+        last_time_ns=session.last_time_ns,
         ttl_seconds=ttl_seconds,
-        num_durable_steps=ref.num_durable_steps,
-        durable=ref.is_durable,
-        epoch=ref.epoch,
+        num_durable_steps=session.num_durable_steps,
+        durable=session.is_durable,
+        epoch=session.epoch,
     )
 
 
-def model(engine: Engine) -> pb.Model:
+def model_message(engine: Engine) -> pb.Model:
     """Returns a model as the API shows it."""
-    about = engine.manifest
+    manifest = engine.manifest
     return pb.Model(
         name=engine.name,
         version=engine.version,
-        description=about.description,
-        inputs=[_variable(part) for part in about.inputs],
-        outputs=[_variable(part) for part in about.outputs],
-        future=[_variable(part) for part in about.future],
-        uses_time=about.uses_time,
-        step_interval_seconds=about.step_interval_seconds,
-        state_bytes=4 * about.state_size,
-        manifest_json=about.text,
+        description=manifest.description,
+        inputs=[_variable_message(each) for each in manifest.inputs],
+        outputs=[_variable_message(each) for each in manifest.outputs],
+        future=[_variable_message(each) for each in manifest.future],
+        uses_time=manifest.uses_time,
+        step_interval_seconds=manifest.step_interval_seconds,
+        state_bytes=4 * manifest.state_size,
+        manifest_json=manifest.text,
         num_sessions=len(engine.sessions),
         status=pb.MODEL_STATUS_RETIRING if engine.succession.is_retiring else pb.MODEL_STATUS_SERVING,
     )
 
 
 def stream_error(error: StreamcellError) -> pb.StreamError:
-    """Returns an error as a message of a stream."""
+    """Returns an error as a stream's messages carry it."""
     return pb.StreamError(
         code=error.code,
         reason=error.reason,
@@ -188,7 +199,11 @@ def stream_error(error: StreamcellError) -> pb.StreamError:
     )
 
 
-def _variable(part: Variable) -> pb.Variable:
+def _variable_message(variable: Variable) -> pb.Variable:
     return pb.Variable(
-        name=part.name, unit=part.unit, target=part.target, role=part.role, quantile=part.quantile
+        name=variable.name,
+        unit=variable.unit,
+        target=variable.target,
+        role=variable.role,
+        quantile=variable.quantile,
     )

@@ -1,6 +1,9 @@
-"""Frames: many steps of many sessions as columns of bytes, into blocks of work and back."""
+"""Turns a frame (steps of many sessions in columns) into blocks of work, and their results into a response.
 
-from collections.abc import Callable, Mapping
+Does not know the stream, nor where sessions are stored.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 from streamcell.v1 import streamcell_pb2 as pb
@@ -13,62 +16,64 @@ from service.errors import Reason, StreamcellError
 from service.servicers import values
 from service.servicers.streamcell import convert
 from service.servicers.streamcell.bindings import Bindings
+from service.servicers.streamcell.pending import FetchErrors
 from service.servicers.streamcell.selections import Selection
 
 
-class FrameWork:
-    """A frame under way: its blocks run the sessions that were found, the others have their errors.
+class ActiveFrame:
+    """A frame in flight: blocks run the sessions that were found, and each other entry has an error.
 
-    There is a block for each version of the model that they run on; mostly there is one.
+    There is a block for each version of the model that the sessions run on, nearly always one.
 
     Args:
         frame: the request.
         bindings: the stream's bound sessions.
-        failed: sessions that could not be brought from the store, by id, and why.
+        fetch_errors: why sessions could not be fetched from the store, by id.
         max_steps: most steps of a frame.
-        check_room: raises OVERLOADED if an engine has no room for so many steps; called before the values are
-            looked at, as what is not to run should cost little.
+        check_room: raises OVERLOADED if an engine has no room for so many steps. Called before the values are
+            checked, because a frame that is refused should cost little.
         on_done: called when a block is done.
 
     Raises:
-        NotResident: sessions may be in the store, or are to be moved; nothing of the frame runs.
-        StreamcellError: the frame as a whole is refused; nothing of it runs.
+        NotResident: sessions may be in the store, or have to move to another version first; nothing of the
+            frame runs.
+        StreamcellError: the whole frame is refused; nothing of it runs.
     """
 
     def __init__(
         self,
         frame: pb.Frame,
         bindings: Bindings,
-        failed: Mapping[str, StreamcellError],
+        fetch_errors: FetchErrors,
+        *,
         max_steps: int,
         check_room: Callable[[Engine, int], None],
         on_done: Callable[[Block], None],
     ) -> None:
-        self.selection = _selection(frame, bindings, failed)
-        self._counts = _counts(frame, self.selection.count, max_steps)
-        parts, count = self.selection.parts, self.selection.count
-        num_rows = int(self._counts.sum())
-        for part in parts:
+        self.selection = _select(frame, bindings, fetch_errors)
+        self._counts = _read_counts(frame, self.selection.count, max_steps)
+        for part in self.selection.parts:
             check_room(part.engine, int(self._counts[part.positions].sum()))
-        x = _inputs(frame, parts[0].engine, num_rows)
+        self._rows = _rows_by_part(self.selection, self._counts)
+        self.blocks = self._make_blocks(frame, on_done)
+        """Each block, with the engine that it is for."""
+
+    def _make_blocks(self, frame: pb.Frame, on_done: Callable[[Block], None]) -> list[tuple[Engine, Block]]:
+        parts, num_rows = self.selection.parts, int(self._counts.sum())
+        x = _read_inputs(frame, parts[0].engine, num_rows)
         times = values.times("time_raw", frame.time_raw, (), num_rows)
-        indexes = _indexes(frame, count)
-        self._rows: list[Int64s | slice] = [slice(None)]
-        if len(parts[0].positions) < count:
-            self._rows = [
-                np.flatnonzero(np.repeat(_mask(part.positions, count), self._counts)) for part in parts
-            ]
-        self.blocks = [
+        indexes = _read_indexes(frame, self.selection.count)
+        return [
             (
                 part.engine,
                 Block(
-                    part.slots,
-                    part.generations,
-                    self._counts[part.positions],
-                    x[rows],
-                    None if times is None else times[rows],
-                    indexes[part.positions],
-                    len(part.engine.manifest.outputs),
+                    slots=part.slots,
+                    generations=part.generations,
+                    counts=self._counts[part.positions],
+                    x=x[rows],
+                    times=None if times is None else times[rows],
+                    indexes=indexes[part.positions],
+                    num_outputs=len(part.engine.manifest.outputs),
                     wants_replies=True,
                     arrived_ns=part.engine.now(),
                     on_done=on_done,
@@ -76,15 +81,14 @@ class FrameWork:
             )
             for part, rows in zip(parts, self._rows, strict=True)
         ]
-        """The work, and whose it is."""
 
     @property
     def is_done(self) -> bool:
-        """Whether all of its blocks are done."""
+        """Whether every block is done."""
         return all(block.phase is Phase.DONE for _, block in self.blocks)
 
     def response(self) -> pb.FrameResponse:
-        """Returns the response, once it is done."""
+        """Returns the response, once every block is done."""
         block, count = self.blocks[0][1], self.selection.count
         if len(self.blocks) == 1 and not self.selection.missing and not block.errors:
             return pb.FrameResponse(
@@ -106,7 +110,7 @@ class FrameWork:
         )
 
     def _num_durable(self) -> bytes:
-        """Returns how many steps of each session are in the store, packed; nothing where there is none."""
+        """Returns how many steps of each session are in the store, packed; nothing if there is no store."""
         if not self.blocks[0][0].sessions.durability.is_enabled:
             return b""
         column = np.zeros(self.selection.count, np.int64)
@@ -115,7 +119,7 @@ class FrameWork:
         return column.tobytes()
 
     def _errors(self, y: Float32s) -> list[pb.FrameError]:
-        """Returns the entries that failed, and blanks their rows of y."""
+        """Returns the entries that failed, and sets their rows of y to NaN."""
         failed = {at: (error, 0) for at, error in self.selection.missing.items()}
         for part, (_, block) in zip(self.selection.parts, self.blocks, strict=True):
             for entry, error in block.errors.items():
@@ -130,23 +134,25 @@ class FrameWork:
 
     @property
     def entry_errors(self) -> list[StreamcellError]:
-        """The errors of its entries, to be counted."""
+        """The errors of single entries, for the metrics."""
         of_blocks = [error for _, block in self.blocks for error in block.errors.values()]
         return [*self.selection.missing.values(), *of_blocks]
 
 
-def _selection(frame: pb.Frame, bindings: Bindings, failed: Mapping[str, StreamcellError]) -> Selection:
+def _select(frame: pb.Frame, bindings: Bindings, fetch_errors: FetchErrors) -> Selection:
     if frame.session_ids and frame.session_raw:
         raise errors.invalid_argument("session_raw", "sessions are given twice, by id and by number")
     if frame.session_ids:
-        return bindings.named(list(frame.session_ids), failed)
+        return bindings.select_by_id(list(frame.session_ids), fetch_errors)
     if frame.session_raw:
         count = len(frame.session_raw) // 4
-        return bindings.numbered(values.column("session_raw", frame.session_raw, "<u4", count), failed)
-    return bindings.all(failed)
+        numbers = values.column("session_raw", frame.session_raw, "<u4", count)
+        return bindings.select_by_number(numbers, fetch_errors)
+    return bindings.select_all(fetch_errors)
 
 
-def _counts(frame: pb.Frame, count: int, max_steps: int) -> Int64s:
+def _read_counts(frame: pb.Frame, count: int, max_steps: int) -> Int64s:
+    """Returns how many steps each of a frame's `count` entries has."""
     counts = np.ones(count, np.int64)
     if frame.num_steps_raw:
         counts = values.column("num_steps_raw", frame.num_steps_raw, "<u4", count)
@@ -157,7 +163,7 @@ def _counts(frame: pb.Frame, count: int, max_steps: int) -> Int64s:
     return counts
 
 
-def _inputs(frame: pb.Frame, engine: Engine, num_rows: int) -> Float32s:
+def _read_inputs(frame: pb.Frame, engine: Engine, num_rows: int) -> Float32s:
     width = len(engine.manifest.inputs)
     if len(frame.x_raw) != 4 * width * num_rows:
         message = f"{len(frame.x_raw)} bytes; {num_rows} steps of {width} float32 are {4 * width * num_rows}"
@@ -166,10 +172,19 @@ def _inputs(frame: pb.Frame, engine: Engine, num_rows: int) -> Float32s:
     return values.finite(engine, "x_raw", x)
 
 
-def _indexes(frame: pb.Frame, count: int) -> Int64s:
+def _read_indexes(frame: pb.Frame, count: int) -> Int64s:
     if not frame.step_index_raw:
         return np.full(count, INDEX_NEXT, np.int64)
     return values.column("step_index_raw", frame.step_index_raw, "<u8", count)
+
+
+def _rows_by_part(selection: Selection, counts: Int64s) -> list[Int64s | slice]:
+    """Returns where in the frame's columns the rows of each part's entries are."""
+    if len(selection.parts[0].positions) == selection.count:
+        return [slice(None)]
+    return [
+        np.flatnonzero(np.repeat(_mask(part.positions, selection.count), counts)) for part in selection.parts
+    ]
 
 
 def _mask(positions: Int64s, count: int) -> Flags:

@@ -1,4 +1,7 @@
-"""The sessions of a frame, by the versions of the model that they run on. Knows neither ids nor numbers."""
+"""The sessions of a frame, grouped by the engine that runs them, one for each version of the model.
+
+Does not know how a frame names its sessions.
+"""
 
 import dataclasses
 
@@ -9,15 +12,15 @@ from service.arrays import Int64s
 from service.engine.engine import Engine
 from service.errors import StreamcellError
 
-Split = list[tuple[Engine, Int64s]]
-"""Engines, and the positions of each one's sessions."""
+EngineSplit = list[tuple[Engine, Int64s]]
+"""Each engine, with the positions in the frame of the sessions that it runs."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EngineEntries:
     """The entries of a frame whose sessions run on one engine.
 
-    `positions` [k] are the entries' places in the frame; slots and generations [k] are their sessions.
+    `positions` [k]: where the entries are in the frame. `slots`, `generations` [k]: the entries' sessions.
     """
 
     engine: Engine
@@ -28,9 +31,9 @@ class EngineEntries:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Selection:
-    """The sessions of a frame of `count` entries, by the versions of the model that they run on.
+    """The sessions of a frame of `count` entries, grouped by the engine that runs them.
 
-    `missing`: what is wrong with the sessions that are on no engine, by position.
+    `missing`: why an entry has no session to run, by position.
     """
 
     count: int
@@ -38,10 +41,13 @@ class Selection:
     missing: dict[int, StreamcellError]
 
 
-def split(engines: list[Engine], field: str) -> Split:
-    """Returns the engines that a frame's sessions run on, and the positions of each one's sessions.
+def split_by_engine(engines: list[Engine], field: str) -> EngineSplit:
+    """Groups a frame's sessions by the engine that runs them; `engines` [N] has each session's engine.
 
-    Versions of one model run in one frame as long as they take and give as many values.
+    Several versions of one model may share a frame if they take and give equally many values.
+
+    Raises:
+        StreamcellError: INVALID_ARGUMENT, there are no sessions, or the engines cannot share a frame.
     """
     if not engines:
         raise errors.invalid_argument(
@@ -58,32 +64,41 @@ def split(engines: list[Engine], field: str) -> Split:
     ]
 
 
-def check_once(slots: Int64s, field: str) -> None:
+def check_unique(slots: Int64s, field: str) -> None:
     """Checks that no session of an engine stands twice in a frame.
 
     Raises:
-        StreamcellError: INVALID_ARGUMENT.
+        StreamcellError: INVALID_ARGUMENT, a slot stands twice.
     """
     if len(np.unique(slots)) < len(slots):
         raise errors.invalid_argument(field, "a session stands twice: give its steps in one entry")
 
 
-def select_live(split: Split, slots: Int64s, generations: Int64s, is_each_once: bool) -> Selection:
-    """Selects the sessions [N] that have not ended since they were bound; the others are missing."""
+def select_live(split: EngineSplit, slots: Int64s, generations: Int64s, *, are_unique: bool) -> Selection:
+    """Selects the sessions [N] that are still in their slots; the others become `missing`, as ended.
+
+    Args:
+        split: the sessions by engine.
+        slots, generations: the sessions.
+        are_unique: whether it is known that no session stands twice.
+
+    Raises:
+        StreamcellError: INVALID_ARGUMENT, a session stands twice; SESSION_NOT_FOUND, all have ended.
+    """
     parts: list[EngineEntries] = []
     missing: dict[int, StreamcellError] = {}
-    for engine, at in split:
-        part = EngineEntries(engine, at, slots, generations)
+    for engine, positions in split:
+        part = EngineEntries(engine, positions, slots, generations)
         if len(split) > 1:
-            part = EngineEntries(engine, at, slots[at], generations[at])
+            part = EngineEntries(engine, positions, slots[positions], generations[positions])
         ended = engine.sessions.generation[part.slots] != part.generations
         if ended.any():
-            missing.update({each: errors.session_ended(None) for each in at[ended].tolist()})
-            part = EngineEntries(engine, at[~ended], part.slots[~ended], part.generations[~ended])
+            missing.update({each: errors.session_ended(None) for each in positions[ended].tolist()})
+            part = EngineEntries(engine, positions[~ended], part.slots[~ended], part.generations[~ended])
         if not len(part.positions):
             continue
-        if not is_each_once:
-            check_once(part.slots, "session_raw")
+        if not are_unique:
+            check_unique(part.slots, "session_raw")
         parts.append(part)
     if not parts:
         raise errors.session_ended(None)

@@ -1,4 +1,8 @@
-"""The unary methods of the Streamcell API."""
+"""The methods of the Streamcell API: each unary method is here, `stream` has the streaming one.
+
+Owns the order of a call: convert the request, wait for the engine, convert the result. Does not know how
+sessions are stored, nor when work runs.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -19,7 +23,7 @@ from service.errors import Reason, StreamcellError
 from service.rpc.methods import Call, Streaming, Unary
 from service.rpc.stream import Stream
 from service.servicers.streamcell import convert
-from service.servicers.streamcell.steps import fetch, step_work, take_over_of
+from service.servicers.streamcell.steps import fetch_or_open, prepare_step, take_over_for
 from service.servicers.streamcell.stream import StepStream
 
 SERVICE = pb.DESCRIPTOR.services_by_name["StreamcellService"].full_name
@@ -28,7 +32,7 @@ _Work = TypeVar("_Work", Step, Block, Control)
 
 
 class StreamcellServicer:
-    """Converts, awaits the engine, converts back."""
+    """Answers the API's calls over a catalog's sessions."""
 
     def __init__(self, catalog: Catalog, settings: Config) -> None:
         self._catalog = catalog
@@ -41,7 +45,7 @@ class StreamcellServicer:
         )
 
     def methods(self) -> list[Unary[Any] | Streaming]:
-        """Returns every method of the service."""
+        """Returns every method of the service, for the router."""
         unary: dict[str, tuple[type[Message], Callable[[Any, Call], Awaitable[Message]]]] = {
             "ListModels": (pb.ListModelsRequest, self.list_models),
             "OpenSession": (pb.OpenSessionRequest, self.open_session),
@@ -63,35 +67,35 @@ class StreamcellServicer:
     async def list_models(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         """Answers ListModels."""
         return pb.ListModelsResponse(
-            models=[convert.model(engine) for engine in self._catalog.versions.engines]
+            models=[convert.model_message(engine) for engine in self._catalog.versions.engines]
         )
 
     async def open_session(self, request: pb.OpenSessionRequest, call: Call) -> pb.OpenSessionResponse:
         """Answers OpenSession."""
         if request.durable and not self._catalog.persistence.has_store:
             raise errors.invalid_argument("durable", "this server has no store; leave it out")
-        existing = await self._existing(request, call)
+        existing = await self._find_existing(request, call)
         if existing is None:
             try:
                 opened = await self._catalog.create(
                     call.principal, request.session_id, request.model, is_durable=request.durable
                 )
             except StreamcellError as error:
-                # Opened meanwhile by another request, which this one then finds.
+                # Another request opened the session meanwhile: this request finds it.
                 if error.reason is not Reason.SESSION_EXISTS or request.mode == pb.OPEN_MODE_CREATE:
                     raise
                 return await self.open_session(request, call)
-            # Nothing has been asked of it yet, so it need not wait in the queue, which may be full.
-            session = self._shown(opened)
+            # A new session has no earlier work to wait for, and the queue may be full.
+            session = self._session_message(opened)
         else:
             self._catalog.check_model(existing.engine, request.session_id, request.model)
             if request.durable:
                 existing.engine.sessions.durability.make_durable(existing.slot)
-            session = await self._look(existing)
+            session = await self._session_after_queue(existing)
         return pb.OpenSessionResponse(session=session, created=existing is None, limits=self._limits)
 
-    async def _existing(self, request: pb.OpenSessionRequest, call: Call) -> SessionRef | None:
-        """Returns the session that an open request finds, None where it is to open one."""
+    async def _find_existing(self, request: pb.OpenSessionRequest, call: Call) -> SessionRef | None:
+        """Returns the session that an open request finds; None if the request is to open one."""
         may_open = request.mode != pb.OPEN_MODE_RESUME
         if request.mode == pb.OPEN_MODE_CREATE or (may_open and not request.session_id):
             return None
@@ -105,26 +109,26 @@ class StreamcellServicer:
     async def get_session(self, request: pb.GetSessionRequest, call: Call) -> pb.GetSessionResponse:
         """Answers GetSession."""
         session = await self._catalog.fetch(call.principal, request.session_id)
-        return pb.GetSessionResponse(session=await self._look(session))
+        return pb.GetSessionResponse(session=await self._session_after_queue(session))
 
     async def reset_session(self, request: pb.ResetSessionRequest, call: Call) -> pb.ResetSessionResponse:
         """Answers ResetSession."""
         session = await self._catalog.fetch(call.principal, request.session_id)
-        await self._control(session, session.engine.residents.reset)
-        # Stored before the answer: otherwise a crash could bring back steps that were to be forgotten.
+        await self._run_control(session, session.engine.residents.reset)
+        # The reset is stored before the answer: otherwise a crash could bring back the steps before it.
         session = await self._catalog.fetch(call.principal, request.session_id)
         await self._catalog.persistence.wait_until_stored(session)
-        # The session may have moved meanwhile.
+        # The session may have moved to another version meanwhile.
         session = await self._catalog.fetch(call.principal, request.session_id)
-        return pb.ResetSessionResponse(session=await self._look(session))
+        return pb.ResetSessionResponse(session=await self._session_after_queue(session))
 
     async def close_session(self, request: pb.CloseSessionRequest, call: Call) -> pb.CloseSessionResponse:
         """Answers CloseSession."""
         try:
             session = await self._catalog.fetch(call.principal, request.session_id, TakeOver.ALWAYS)
-            num_steps = await self._control(session, session.engine.residents.close)
+            num_steps = await self._run_control(session, session.engine.residents.close)
         except StreamcellError as error:
-            if error.reason in UNUSABLE:  # the row is removed unseen
+            if error.reason in UNUSABLE:  # the row in the store is deleted without being read
                 await self._catalog.discard(call.principal, request.session_id)
                 return pb.CloseSessionResponse()
             if request.allow_missing and is_missing(error):
@@ -137,19 +141,19 @@ class StreamcellServicer:
         done = asyncio.get_running_loop().create_future()
         while True:
             try:
-                session, work = step_work(self._catalog, call, request, _resolves(done))
+                session, work = prepare_step(self._catalog, call, request, _resolves(done))
                 break
             except NotResident:
-                await fetch(self._catalog, call, request)
+                await fetch_or_open(self._catalog, call, request)
         work.may_be_held = True
-        return convert.response_of(session, await _finished(session, work, done))
+        return convert.step_response(session, await _submit_and_wait(session, work, done))
 
     async def prime(self, request: pb.PrimeRequest, call: Call) -> pb.PrimeResponse:
         """Answers Prime."""
-        session = await self._catalog.fetch(call.principal, request.session_id, take_over_of(request))
+        session = await self._catalog.fetch(call.principal, request.session_id, take_over_for(request))
         done = asyncio.get_running_loop().create_future()
         block = convert.prime_block(session, request, self._settings.max_message_steps, _resolves(done))
-        await _finished(session, block, done)
+        await _submit_and_wait(session, block, done)
         if block.errors:
             error = block.errors[0]
             applied = {"num_applied": str(int(block.num_applied[0]))}
@@ -167,7 +171,7 @@ class StreamcellServicer:
             y = session.engine.forecast(slot, request.horizon_steps, future)
             return pb.ForecastResponse(next_step_index=session.next_step_index, y=y.reshape(-1).tolist())
 
-        response: pb.ForecastResponse = await self._control(session, forecast)
+        response: pb.ForecastResponse = await self._run_control(session, forecast)
         return response
 
     async def fork_session(self, request: pb.ForkSessionRequest, call: Call) -> pb.ForkSessionResponse:
@@ -201,40 +205,49 @@ class StreamcellServicer:
 
         def export(slot: int) -> tuple[pb.Session, bytes]:
             ((record,), _) = session.engine.residents.export(np.array([slot], np.int64))
-            return self._shown(session), record
+            return self._session_message(session), record
 
-        exported: tuple[pb.Session, bytes] = await self._control(session, export)
+        exported: tuple[pb.Session, bytes] = await self._run_control(session, export)
         return exported
 
     async def _restore(self, session: Snapshot, session_id: str, call: Call) -> pb.Session:
-        return self._shown(await self._catalog.restore(call.principal, session_id, session))
+        return self._session_message(await self._catalog.restore(call.principal, session_id, session))
 
     def stream(self, stream: Stream, call: Call) -> StepStream:
         """Begins a Stream."""
         return StepStream(stream, call, self._catalog, self._settings)
 
-    async def _look(self, session: SessionRef) -> pb.Session:
-        """Returns a session as it stands after everything asked of it before."""
+    async def _session_after_queue(self, session: SessionRef) -> pb.Session:
+        """Returns a session as it is once the work queued before this call is done."""
 
-        def look(_: int) -> pb.Session:
-            return self._shown(session)
+        def read(_: int) -> pb.Session:
+            return self._session_message(session)
 
-        shown: pb.Session = await self._control(session, look)
-        return shown
+        message: pb.Session = await self._run_control(session, read)
+        return message
 
-    def _shown(self, session: SessionRef) -> pb.Session:
-        return convert.session(session, self._settings.session_ttl_seconds)
+    def _session_message(self, session: SessionRef) -> pb.Session:
+        return convert.session_message(session, self._settings.session_ttl_seconds)
 
-    async def _control(self, session: SessionRef, action: Callable[[int], Any]) -> Any:
-        """Runs an action on a session once the work before it is done, and returns its result."""
+    async def _run_control(self, session: SessionRef, action: Callable[[int], Any]) -> Any:
+        """Runs an action on a session's slot after the session's earlier work, and returns the result."""
         done = asyncio.get_running_loop().create_future()
-        now = session.engine.now()
-        control = Control(session.slot, session.generation, action, now, _resolves(done))
-        return (await _finished(session, control, done)).result
+        control = Control(
+            session.slot,
+            session.generation,
+            action,
+            arrived_ns=session.engine.now(),
+            on_done=_resolves(done),
+        )
+        return (await _submit_and_wait(session, control, done)).result
 
 
-async def _finished(session: SessionRef, work: _Work, done: "asyncio.Future[None]") -> _Work:
-    """Submits work and returns it when it is done; withdraws it if the caller goes away before it begins."""
+async def _submit_and_wait(session: SessionRef, work: _Work, done: "asyncio.Future[None]") -> _Work:
+    """Submits work and returns it once `done` is set; a call that is cancelled withdraws work not yet begun.
+
+    Raises:
+        StreamcellError: the queue is full, or the work failed.
+    """
     session.engine.submit(work)
     try:
         await done
@@ -247,6 +260,8 @@ async def _finished(session: SessionRef, work: _Work, done: "asyncio.Future[None
 
 
 def _resolves(done: "asyncio.Future[None]") -> _Done:
+    """Returns an `on_done` that sets a future, unless its call was cancelled."""
+
     def on_done(_: AnyWork) -> None:
         if not done.done():
             done.set_result(None)

@@ -1,4 +1,7 @@
-"""A step that names its session: into work for its engine, the session being opened or fetched first."""
+"""Turns a step that names its session by id into work, for unary calls and streams alike.
+
+Owns the rule by which a step opens its session. Does not know how a step is answered.
+"""
 
 from collections.abc import Callable
 
@@ -15,16 +18,16 @@ from service.servicers import values
 from service.servicers.streamcell import convert
 
 
-def step_work(
+def prepare_step(
     catalog: Catalog, call: Call, request: pb.StepRequest, on_done: Callable[[Step], None]
 ) -> tuple[SessionRef, Step]:
-    """Returns the session of a step and the work; opens the session where there is no store.
+    """Returns a step's session and the work to submit; a first step opens its session if there is no store.
 
     Raises:
-        NotResident: the session may be in the store, or is to be opened there, or to move to another version,
-            or its model is to be loaded: `fetch`, and try again.
-        StreamcellError: there is no such session and the step does not open one, the model is another, or a
-            value is wrong; nothing is opened then.
+        NotResident: the session may be in the store, has to be opened there or to move to another version, or
+            its model has to be loaded: await `fetch_or_open`, then try again.
+        StreamcellError: there is no such session and the step does not open one, the session runs on another
+            model, or a value is wrong; no session is opened.
     """
     try:
         session = catalog.find(call.principal, request.session_id)
@@ -41,32 +44,32 @@ def step_work(
     else:
         catalog.check_model(session.engine, request.session_id, request.model)
         x = values.row(session.engine, request.x)
-    return session, convert.step(session, request, x, on_done)
+    return session, convert.step_work(session, request, x, on_done)
 
 
-async def fetch(catalog: Catalog, call: Call, request: pb.StepRequest) -> None:
-    """Brings a step's session into memory from the store, or opens it there if the step may open it.
+async def fetch_or_open(catalog: Catalog, call: Call, request: pb.StepRequest) -> None:
+    """Fetches a step's session from the store into memory, or opens the session if the step may open one.
 
     Raises:
-        StreamcellError: as `step_work`, or the store cannot give it.
+        StreamcellError: as `prepare_step`, or the session cannot be fetched.
     """
     try:
-        await catalog.fetch(call.principal, request.session_id, take_over_of(request))
+        await catalog.fetch(call.principal, request.session_id, take_over_for(request))
     except StreamcellError as error:
         if not _may_open(request, error):
             raise
         await catalog.versions.load(request.model)
         _first_row(catalog, request)
-        # One that another request has opened meanwhile is found when the step is tried again.
         try:
             await catalog.create(call.principal, request.session_id, request.model)
         except StreamcellError as conflict:
+            # A session that another request opened meanwhile is found when the step is tried again.
             if conflict.reason is not Reason.SESSION_EXISTS:
                 raise
 
 
-def take_over_of(request: "pb.StepRequest | pb.PrimeRequest") -> TakeOver:
-    """Returns when a request takes its session over from another server."""
+def take_over_for(request: "pb.StepRequest | pb.PrimeRequest") -> TakeOver:
+    """Returns whether a request may take its session over from another server: only with a step index."""
     return TakeOver.IF_INDEXED if request.HasField("step_index") else TakeOver.NEVER
 
 
@@ -75,7 +78,7 @@ def _may_open(request: pb.StepRequest, error: StreamcellError) -> bool:
 
 
 def _first_row(catalog: Catalog, request: pb.StepRequest) -> tuple[Engine, bytes]:
-    """Returns the engine and the row of a step that is to open its session, all checked."""
+    """Returns the engine and packed row of a step that opens its session; checks model, row and time."""
     engine = catalog.versions.choose(request.model)
     x = values.row(engine, request.x)
     convert.check_first_time(engine, request)

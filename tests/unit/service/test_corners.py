@@ -184,7 +184,7 @@ async def test_the_field_at_fault_is_the_one_given():
     bindings = Bindings(house, "", 5)
     bindings.bind(["a"])
     with pytest.raises(fakes.StreamcellError) as caught:
-        bindings.numbered(np.array([0, 0]))
+        bindings.select_by_number(np.array([0, 0]))
     assert caught.value.reason is Reason.INVALID_ARGUMENT
     assert caught.value.metadata["field"] == "session_raw"
 

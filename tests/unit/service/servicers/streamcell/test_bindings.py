@@ -1,4 +1,4 @@
-"""Bindings: sessions by number on one stream."""
+"""Bindings: the sessions that one stream knows by number."""
 
 import numpy as np
 import pytest
@@ -11,22 +11,21 @@ from tests import fakes
 from tests.fakes import Rig, renamed
 
 
-class House:
-    """Two models, the sessions a, b, c on the first and z on the second, and the bindings of one stream."""
-
-    def __init__(self):
-        rigs = [Rig(renamed(fakes.recurrence(), name, "1")) for name in ("first", "second")]
-        self.catalog = Catalog(Versions(rig.engine for rig in rigs))
-        for session_id in "abc":
-            self.catalog.open("me", session_id, "first")
-        self.catalog.open("me", "z", "second")
-        self.bindings = Bindings(self.catalog, "me", 5)
+@pytest.fixture
+def catalog():
+    """The sessions a, b, c on the model `first`, and z on the model `second`."""
+    rigs = [Rig(renamed(fakes.recurrence(), name, "1")) for name in ("first", "second")]
+    catalog = Catalog(Versions(rig.engine for rig in rigs))
+    for session_id in "abc":
+        catalog.open("me", session_id, "first")
+    catalog.open("me", "z", "second")
+    return catalog
 
 
 @pytest.fixture
-def house():
-    """Sessions and bindings."""
-    return House()
+def bindings(catalog):
+    """The bindings of one stream, five at most."""
+    return Bindings(catalog, "me", 5)
 
 
 def refusal(function, *args):
@@ -36,95 +35,8 @@ def refusal(function, *args):
     return caught.value
 
 
-def test_sessions_get_the_next_numbers_in_order(house):
-    """Binding more goes on where it stopped."""
-    house.bindings.bind(["c", "a"])
-    house.bindings.bind(["b"])
-    assert len(house.bindings) == 3
-    slots = [house.catalog.find("me", session_id)[1] for session_id in "cab"]
-    assert [house.bindings.one(number)[1] for number in range(3)] == slots
-    assert chosen(house.bindings.numbered(np.array([2, 0])))[3] == [slots[2], slots[0]]
-
-
-def test_all_or_none_are_bound(house):
-    """One session that is not open, or not the caller's, and nothing is bound."""
-    assert refusal(house.bindings.bind, ["a", "nobody"]).reason is Reason.SESSION_NOT_FOUND
-    assert len(house.bindings) == 0
-    others = Bindings(house.catalog, "another", 5)
-    assert refusal(others.bind, ["a"]).reason is Reason.SESSION_NOT_FOUND
-
-
-def test_bindings_are_bounded(house):
-    """A stream binds as many as the server says, however often it asks."""
-    house.bindings.bind(["a", "b", "c"])
-    error = refusal(house.bindings.bind, ["a", "b", "c"])
-    assert error.metadata == {"field": "session_ids"}
-    house.bindings.bind(["a", "b"])
-    assert len(house.bindings) == 5
-
-
-def test_a_number_that_is_not_bound(house):
-    """It is told, with how many are."""
-    house.bindings.bind(["a"])
-    for function, argument in ((house.bindings.one, 1), (house.bindings.numbered, np.array([0, 1]))):
-        error = refusal(function, argument)
-        assert error.reason is Reason.INVALID_ARGUMENT
-        assert "no session has number 1; this stream has bound 1" in error.message
-
-
-def test_a_session_that_ended_is_known_by_its_generation(house):
-    """Its number stays bound to what it was; the slot's next session is not reached by it."""
-    house.bindings.bind(["a"])
-    engine, slot, generation = house.bindings.one(0)
-    engine.residents.close(slot)
-    house.catalog.open("me", "d", "first")
-    assert house.bindings.one(0) == (engine, slot, generation)
-    assert engine.sessions.generation[slot] != generation
-    assert refusal(house.bindings.numbered, np.array([0])).reason is Reason.SESSION_NOT_FOUND
-
-
-def test_a_selection_by_id(house):
-    """Slots and generations stand in the order of the ids; those not found are told beside."""
-    found = house.bindings.named(["b", "nobody", "a"])
-    missing = {1: Reason.SESSION_NOT_FOUND}
-    assert chosen(found) == ("first", 3, [0, 2], *places(house, "b", "a"), missing)
-
-
-def test_a_selection_of_which_nothing_is_found(house):
-    """Is the first one's error."""
-    error = refusal(house.bindings.named, ["nobody", "noone"])
-    assert (error.reason, error.metadata) == (Reason.SESSION_NOT_FOUND, {"session_id": "nobody"})
-
-
-def test_one_model_a_selection(house):
-    """Sessions of several models are refused, the models named; by number as well."""
-    house.bindings.bind(["a", "z"])
-    for function, argument in ((house.bindings.named, ["a", "z"]), (house.bindings.numbered, np.arange(2))):
-        assert "first/1, second/1" in refusal(function, argument).message
-
-
-def test_a_session_stands_once(house):
-    """Twice in a selection is refused, by id and by number, also when it is bound twice."""
-    house.bindings.bind(["a", "a"])
-    for function, argument in (
-        (house.bindings.named, ["a", "b", "a"]),
-        (house.bindings.numbered, np.array([0, 0])),
-        (house.bindings.numbered, np.array([0, 1])),
-    ):
-        assert "stands twice" in refusal(function, argument).message
-
-
-def test_a_selection_of_nothing(house):
-    """A frame without sessions on a stream without bindings is refused."""
-    error = refusal(house.bindings.numbered, np.arange(0))
-    assert error.metadata == {"field": "session_ids"}
-
-
-# -- All that are bound ------------------------------------------------------------------------------
-
-
 def chosen(selection):
-    """Returns what a selection on one engine says, as plain values."""
+    """Returns the contents of a selection on one engine as plain values."""
     (part,) = selection.parts
     return (
         part.engine.name,
@@ -136,101 +48,193 @@ def chosen(selection):
     )
 
 
-def places(house, *session_ids):
-    """Returns slots and generations of sessions as they are now."""
-    found = [house.catalog.find("me", session_id) for session_id in session_ids]
+def places(catalog, *session_ids):
+    """Returns the slots and the generations of open sessions."""
+    found = [catalog.find("me", session_id) for session_id in session_ids]
     return [session.slot for session in found], [session.generation for session in found]
 
 
-def test_all_that_are_bound_are_what_their_numbers_say(house):
-    """Asked for without naming one, they come in the order of their numbers, each time anew."""
-    house.bindings.bind(["c", "a"])
-    wanted = ("first", 2, [0, 1], *places(house, "c", "a"), {})
-    assert [chosen(house.bindings.all()) for _ in range(3)] == [wanted] * 3
-    assert chosen(house.bindings.numbered(np.arange(2))) == wanted
+class TestBind:
+    """Sessions get numbers."""
+
+    def test_sessions_get_the_next_numbers_in_order(self, catalog, bindings):
+        """A second call continues the numbers of the first."""
+        bindings.bind(["c", "a"])
+        bindings.bind(["b"])
+        assert len(bindings) == 3
+        slots = [catalog.find("me", session_id)[1] for session_id in "cab"]
+        assert [bindings.session_of(number)[1] for number in range(3)] == slots
+        assert chosen(bindings.select_by_number(np.array([2, 0])))[3] == [slots[2], slots[0]]
+
+    def test_all_or_none_are_bound(self, catalog, bindings):
+        """If one session is not open, or belongs to another principal, no session is bound."""
+        assert refusal(bindings.bind, ["a", "nobody"]).reason is Reason.SESSION_NOT_FOUND
+        assert len(bindings) == 0
+        of_another = Bindings(catalog, "another", 5)
+        assert refusal(of_another.bind, ["a"]).reason is Reason.SESSION_NOT_FOUND
+
+    def test_the_number_of_bindings_is_bounded(self, bindings):
+        """A stream binds as many sessions as the server allows, over any number of calls."""
+        bindings.bind(["a", "b", "c"])
+        error = refusal(bindings.bind, ["a", "b", "c"])
+        assert error.metadata == {"field": "session_ids"}
+        bindings.bind(["a", "b"])
+        assert len(bindings) == 5
 
 
-def test_binding_more_changes_what_all_are(house):
-    """What was found of them before does not outlive it: not the sessions, and not that each stood once."""
-    house.bindings.bind(["c"])
-    house.bindings.all()
-    house.bindings.bind(["a", "b"])
-    assert chosen(house.bindings.all()) == ("first", 3, [0, 1, 2], *places(house, "c", "a", "b"), {})
-    house.bindings.bind(["a"])
-    for _ in range(2):
-        error = refusal(house.bindings.all)
-        assert (error.reason, error.metadata) == (Reason.INVALID_ARGUMENT, {"field": "session_raw"})
-        assert "stands twice" in error.message
+class TestOneSession:
+    """A session by its number."""
+
+    def test_a_number_that_is_not_bound_is_refused(self, bindings):
+        """The error has the number and how many sessions are bound."""
+        bindings.bind(["a"])
+        for function, argument in (
+            (bindings.session_of, 1),
+            (bindings.select_by_number, np.array([0, 1])),
+        ):
+            error = refusal(function, argument)
+            assert error.reason is Reason.INVALID_ARGUMENT
+            assert "no session has number 1; this stream has bound 1" in error.message
+
+    def test_a_number_stays_with_a_session_that_ended(self, catalog, bindings):
+        """The number does not reach the session that has the slot next."""
+        bindings.bind(["a"])
+        engine, slot, generation = bindings.session_of(0)
+        engine.residents.close(slot)
+        catalog.open("me", "d", "first")
+        assert bindings.session_of(0) == (engine, slot, generation)
+        assert engine.sessions.generation[slot] != generation
+        assert refusal(bindings.select_by_number, np.array([0])).reason is Reason.SESSION_NOT_FOUND
 
 
-def test_a_binding_that_fails_leaves_all_as_they_were(house):
-    """Neither more nor fewer are in the next frame."""
-    house.bindings.bind(["c", "a"])
-    before = chosen(house.bindings.all())
-    refusal(house.bindings.bind, ["b", "nobody"])
-    refusal(house.bindings.bind, ["b"] * 9)
-    assert chosen(house.bindings.all()) == before
+class TestSelectById:
+    """The sessions of a frame, by id."""
+
+    def test_sessions_come_in_the_order_of_the_ids(self, catalog, bindings):
+        """Sessions that are not found are in `missing`."""
+        found = bindings.select_by_id(["b", "nobody", "a"])
+        missing = {1: Reason.SESSION_NOT_FOUND}
+        assert chosen(found) == ("first", 3, [0, 2], *places(catalog, "b", "a"), missing)
+
+    def test_if_no_session_is_found_the_first_error_is_raised(self, bindings):
+        """The error is the one of the first id."""
+        error = refusal(bindings.select_by_id, ["nobody", "noone"])
+        assert (error.reason, error.metadata) == (Reason.SESSION_NOT_FOUND, {"session_id": "nobody"})
 
 
-def test_all_are_on_one_model(house):
-    """Once a session of another model is bound all of them can no longer be one frame, nor ever again."""
-    house.bindings.bind(["a"])
-    assert chosen(house.bindings.all())[0] == "first"
-    house.bindings.bind(["z"])
-    for _ in range(2):
-        error = refusal(house.bindings.all)
-        assert error.metadata == {"field": "session_raw"}
-        assert "first/1, second/1" in error.message
-    assert house.bindings.one(1).engine.name == "second"
+class TestSelect:
+    """What holds for a frame's sessions by id and by number."""
+
+    def test_sessions_of_several_models_are_refused(self, bindings):
+        """The error names the models."""
+        bindings.bind(["a", "z"])
+        for function, argument in (
+            (bindings.select_by_id, ["a", "z"]),
+            (bindings.select_by_number, np.arange(2)),
+        ):
+            assert "first/1, second/1" in refusal(function, argument).message
+
+    def test_a_session_that_stands_twice_is_refused(self, bindings):
+        """By id and by number, and also if the session is bound under two numbers."""
+        bindings.bind(["a", "a"])
+        for function, argument in (
+            (bindings.select_by_id, ["a", "b", "a"]),
+            (bindings.select_by_number, np.array([0, 0])),
+            (bindings.select_by_number, np.array([0, 1])),
+        ):
+            assert "stands twice" in refusal(function, argument).message
+
+    def test_a_frame_without_sessions_is_refused(self, bindings):
+        """A frame that names no session needs bound sessions."""
+        error = refusal(bindings.select_by_number, np.arange(0))
+        assert error.metadata == {"field": "session_ids"}
+
+    def test_the_same_slot_on_two_models_is_no_session_twice(self, catalog, bindings):
+        """Slots count within a model: a and z have the same slot and are two sessions."""
+        (a,), _ = places(catalog, "a")
+        (z,), _ = places(catalog, "z")
+        assert a == z
+        bindings.bind(["z", "a"])
+        assert "one model a frame" in refusal(bindings.select_all).message
+        assert chosen(bindings.select_by_number(np.array([0])))[0] == "second"
+        assert chosen(bindings.select_by_number(np.array([1])))[0] == "first"
 
 
-def test_all_of_none(house):
-    """Nothing bound is refused; what is bound then is found."""
-    for _ in range(2):
-        assert refusal(house.bindings.all).metadata == {"field": "session_ids"}
-    house.bindings.bind([])
-    assert refusal(house.bindings.all).metadata == {"field": "session_ids"}
-    house.bindings.bind(["b"])
-    assert chosen(house.bindings.all()) == ("first", 1, [0], *places(house, "b"), {})
+class TestSelectAll:
+    """All bound sessions, as a frame that names none has them."""
 
+    def test_sessions_come_in_the_order_of_their_numbers(self, catalog, bindings):
+        """Each call returns the same as a selection by every number."""
+        bindings.bind(["c", "a"])
+        wanted = ("first", 2, [0, 1], *places(catalog, "c", "a"), {})
+        assert [chosen(bindings.select_all()) for _ in range(3)] == [wanted] * 3
+        assert chosen(bindings.select_by_number(np.arange(2))) == wanted
 
-def test_those_that_ended_are_told_beside_the_living(house):
-    """Also where they were found before they ended; with none alive the frame is refused."""
-    house.bindings.bind(["a", "b", "c"])
-    house.bindings.all()
-    engine = house.bindings.one(0).engine
-    slots, generations = places(house, "a", "b", "c")
-    engine.residents.close(slots[1])
-    ended = Reason.SESSION_NOT_FOUND
-    wanted = ("first", 3, [0, 2], [slots[0], slots[2]], [generations[0], generations[2]], {1: ended})
-    assert [chosen(house.bindings.all()) for _ in range(2)] == [wanted] * 2
-    engine.residents.close(slots[0])
-    engine.residents.close(slots[2])
-    assert refusal(house.bindings.all).reason is ended
+    def test_sessions_bound_later_are_selected(self, catalog, bindings):
+        """A new binding renews what an earlier call found: the sessions, and that each stands once."""
+        bindings.bind(["c"])
+        bindings.select_all()
+        bindings.bind(["a", "b"])
+        assert chosen(bindings.select_all()) == ("first", 3, [0, 1, 2], *places(catalog, "c", "a", "b"), {})
+        bindings.bind(["a"])
+        for _ in range(2):
+            error = refusal(bindings.select_all)
+            assert (error.reason, error.metadata) == (Reason.INVALID_ARGUMENT, {"field": "session_raw"})
+            assert "stands twice" in error.message
 
+    def test_a_binding_that_fails_changes_nothing(self, bindings):
+        """The next frame has the same sessions as before."""
+        bindings.bind(["c", "a"])
+        before = chosen(bindings.select_all())
+        refusal(bindings.bind, ["b", "nobody"])
+        refusal(bindings.bind, ["b"] * 9)
+        assert chosen(bindings.select_all()) == before
 
-def test_a_slot_used_again_and_bound_again(house):
-    """The old number is ended and the new one lives, though both are of one slot."""
-    house.bindings.bind(["a", "b"])
-    house.bindings.all()
-    engine, slot, generation = house.bindings.one(0)
-    engine.residents.close(slot)
-    house.catalog.open("me", "d", "first")
-    assert places(house, "d") == ([slot], [generation + 1])
-    ended = Reason.SESSION_NOT_FOUND
-    b = house.bindings.one(1).slot
-    assert chosen(house.bindings.all()) == ("first", 2, [1], [b], [0], {0: ended})
-    house.bindings.bind(["d"])
-    wanted = ("first", 3, [1, 2], [b, slot], [0, generation + 1], {0: ended})
-    assert [chosen(house.bindings.all()) for _ in range(2)] == [wanted] * 2
+    def test_a_session_of_another_model_makes_all_refused(self, bindings):
+        """From then on every selection of all is refused, and each session can still be used by number."""
+        bindings.bind(["a"])
+        assert chosen(bindings.select_all())[0] == "first"
+        bindings.bind(["z"])
+        for _ in range(2):
+            error = refusal(bindings.select_all)
+            assert error.metadata == {"field": "session_raw"}
+            assert "first/1, second/1" in error.message
+        assert bindings.session_of(1).engine.name == "second"
 
+    def test_nothing_bound_is_refused(self, catalog, bindings):
+        """A session bound afterwards is selected."""
+        for _ in range(2):
+            assert refusal(bindings.select_all).metadata == {"field": "session_ids"}
+        bindings.bind([])
+        assert refusal(bindings.select_all).metadata == {"field": "session_ids"}
+        bindings.bind(["b"])
+        assert chosen(bindings.select_all()) == ("first", 1, [0], *places(catalog, "b"), {})
 
-def test_the_same_slot_on_two_models_is_no_session_twice(house):
-    """Slots count within a model: a and z have the same one, and each is refused or found for itself."""
-    (a,), _ = places(house, "a")
-    (z,), _ = places(house, "z")
-    assert a == z
-    house.bindings.bind(["z", "a"])
-    assert "one model a frame" in refusal(house.bindings.all).message
-    assert chosen(house.bindings.numbered(np.array([0])))[0] == "second"
-    assert chosen(house.bindings.numbered(np.array([1])))[0] == "first"
+    def test_ended_sessions_are_missing(self, catalog, bindings):
+        """Also if an earlier call found them live; if every session has ended the frame is refused."""
+        bindings.bind(["a", "b", "c"])
+        bindings.select_all()
+        engine = bindings.session_of(0).engine
+        slots, generations = places(catalog, "a", "b", "c")
+        engine.residents.close(slots[1])
+        ended = Reason.SESSION_NOT_FOUND
+        wanted = ("first", 3, [0, 2], [slots[0], slots[2]], [generations[0], generations[2]], {1: ended})
+        assert [chosen(bindings.select_all()) for _ in range(2)] == [wanted] * 2
+        engine.residents.close(slots[0])
+        engine.residents.close(slots[2])
+        assert refusal(bindings.select_all).reason is ended
+
+    def test_a_reused_slot_may_be_bound_under_two_numbers(self, catalog, bindings):
+        """The old number's session has ended and the new number's session is live."""
+        bindings.bind(["a", "b"])
+        bindings.select_all()
+        engine, slot, generation = bindings.session_of(0)
+        engine.residents.close(slot)
+        catalog.open("me", "d", "first")
+        assert places(catalog, "d") == ([slot], [generation + 1])
+        ended = Reason.SESSION_NOT_FOUND
+        b = bindings.session_of(1).slot
+        assert chosen(bindings.select_all()) == ("first", 2, [1], [b], [0], {0: ended})
+        bindings.bind(["d"])
+        wanted = ("first", 3, [1, 2], [b, slot], [0, generation + 1], {0: ended})
+        assert [chosen(bindings.select_all()) for _ in range(2)] == [wanted] * 2

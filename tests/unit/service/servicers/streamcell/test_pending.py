@@ -1,52 +1,60 @@
-"""Requests that wait for sessions: who waits for whom, and in which order they go on."""
+"""Requests that wait for sessions: which wait for which, and in which order they go on."""
 
 import asyncio
 
-from service.servicers.streamcell.pending import Held
+from service.servicers.streamcell.pending import PendingRequests
 
 
-def held(*entries):
-    """Returns requests held, as pairs of their sessions and their name."""
-    waiting = Held()
-    for session_ids, name in entries:
-        waiting.add(session_ids, name)
-    return waiting
+def pending_requests(*entries):
+    """Returns pending requests, given as pairs of sessions and request."""
+    pending = PendingRequests()
+    for session_ids, request in entries:
+        pending.add(session_ids, request)
+    return pending
 
 
-def test_a_request_waits_behind_one_of_its_sessions_alone():
-    """Others are not held up."""
-    waiting = held(("ab", "first"), ("c", "second"))
-    assert waiting.holds(["b"])
-    assert waiting.holds(["x", "c"])
-    assert not waiting.holds(["x"])
-    assert len(waiting) == 2
+class TestMustWait:
+    """Which requests wait for which."""
+
+    def test_a_request_waits_behind_requests_of_its_sessions_only(self):
+        """Requests of other sessions do not wait."""
+        pending = pending_requests(("ab", "first"), ("c", "second"))
+        assert pending.must_wait(["b"])
+        assert pending.must_wait(["x", "c"])
+        assert not pending.must_wait(["x"])
+        assert len(pending) == 2
+
+    def test_a_configuration_waits_for_all_and_all_wait_for_it(self):
+        """It has no sessions of its own, and later requests use the numbers that it gives out."""
+        assert not PendingRequests().must_wait(None)
+        assert pending_requests(("a", "first")).must_wait(None)
+        assert pending_requests((None, "configuration")).must_wait(["x"])
 
 
-def test_a_request_of_unknown_sessions_holds_up_all_and_waits_for_all():
-    """One that gives numbers, which others may use."""
-    assert not Held().holds(None)
-    assert held(("a", "first")).holds(None)
-    assert held((None, "configuration")).holds(["x"])
+class TestPopAll:
+    """Requests go on."""
+
+    def test_entries_come_out_in_order(self):
+        """A popped entry may be put back as it was."""
+        pending = pending_requests(("a", 1), ("b", 2), ("a", 3))
+        taken = pending.pop_all()
+        assert [each.request for each in taken] == [1, 2, 3]
+        assert not pending
+        assert not pending.must_wait(None)
+        pending.put_back(taken[1])
+        assert pending.must_wait(["b"])
 
 
-def test_all_are_taken_out_in_order():
-    """And may be added again as they were."""
-    waiting = held(("a", 1), ("b", 2), ("a", 3))
-    taken = waiting.take_all()
-    assert [each.request for each in taken] == [1, 2, 3]
-    assert not waiting
-    assert not waiting.holds(None)
-    waiting.add_again(taken[1])
-    assert waiting.holds(["b"])
+class TestCancel:
+    """The client is gone."""
 
-
-async def test_those_given_up_are_cancelled():
-    """What brings their sessions ends too."""
-    waiting = Held()
-    entry = waiting.add("a", 1)
-    waiting.add("a", 2)
-    entry.bringing = asyncio.create_task(asyncio.Event().wait())
-    waiting.cancel()
-    assert not waiting
-    await asyncio.wait([entry.bringing])
-    assert entry.bringing.cancelled()
+    async def test_entries_are_removed_and_fetches_cancelled(self):
+        """No entry stays, and the task that fetches sessions ends."""
+        pending = PendingRequests()
+        entry = pending.add("a", 1)
+        pending.add("a", 2)
+        entry.fetching = asyncio.create_task(asyncio.Event().wait())
+        pending.cancel()
+        assert not pending
+        await asyncio.wait([entry.fetching])
+        assert entry.fetching.cancelled()
