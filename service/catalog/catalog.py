@@ -154,7 +154,9 @@ class Catalog:
         Raises:
             StreamcellError: SESSION_NOT_FOUND; STORE_UNAVAILABLE.
         """
-        await self.persistence.discard(key_of(principal, session_id))
+        key = key_of(principal, session_id)
+        if not await self.persistence.discard(key):
+            raise self._missing(key, session_id)
 
     def check_model(self, engine: Engine, session_id: str, model: str) -> None:
         """Checks that a session on `engine` runs on the model that a request names, if it names one.
@@ -174,11 +176,13 @@ class Catalog:
             return False
         if take_over is not TakeOver.ALWAYS and self._ending(key) is Reason.SESSION_FENCED:
             raise errors.refusal(Reason.SESSION_FENCED, session_id=session_id)
-        await self.persistence.fetch(
+        is_found = await self.persistence.fetch(
             key,
             lambda: self._resident(key) is not None,
             may_take_over=take_over is not TakeOver.NEVER,
         )
+        if not is_found:
+            raise self._missing(key, session_id)
         return True
 
     def _resident(self, key: str) -> SessionRef | None:
