@@ -72,8 +72,8 @@ class Server:
         torch.set_num_threads(settings.threads)
         folder, loader = Folder(settings.models), Loader(settings, self._metrics)
         folder.look()
-        loaded, rejected = loader.first(folder.versions.values())
-        engines = [loader.engine(each) for each in loaded]
+        warm_models, rejected = loader.load_all(folder.versions.values())
+        engines = [loader.make_engine(each) for each in warm_models]
         self.catalog = Catalog(Versions(engines, migrates=settings.on_new_version == "migrate"))
         self._write_behind = self._store_in(store) if store is not None else None
         self._models = ModelWatcher(settings, folder, loader, self.catalog, self._metrics)

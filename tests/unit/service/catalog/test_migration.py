@@ -16,54 +16,54 @@ from tests.fakes import answer, bits, talk
 from tests.folder_of_models import NAME, X, until
 
 
-async def moved(house):
+async def moved(server):
     """Has every session moved that is to move, and the old version gone."""
 
     def is_alone():
-        house.models.retire()
-        return len(house.catalog.versions.engines) == 1
+        server.retire()
+        return len(server.catalog.versions.engines) == 1
 
     await until(is_alone)
 
 
-def after(house, old, rows):
+def after(server, old, rows):
     """Returns the bits that the new version makes of the state that a session had on the old."""
-    new = house.alone("2")
+    new = server.alone("2")
     new.state = old.state
     return [new.step(X[row]) for row in rows]
 
 
 async def test_sessions_move_with_all_that_they_are(serve_folder):
     """Key, index, replies kept, state: the next step is the new weights' on the old state."""
-    house = await serve_folder(on_new_version="migrate")
-    await house.served.open("s", "idle")
-    old = house.alone("1")
-    replies = [await house.step("s", row) for row in range(5)]
+    server = await serve_folder(on_new_version="migrate")
+    await server.served.open("s", "idle")
+    old = server.alone("1")
+    replies = [await server.step("s", row) for row in range(5)]
     assert b"".join(replies) == old.fold(X[:5])
-    await house.notice("2")
-    await moved(house)
-    assert await house.version_of("idle") == "2"
-    assert await house.step("s", 4, step_index=4) == replies[4]
-    refusal = await house.served.refused("Step", pb.StepRequest(session_id="s", x=X[9], step_index=4))
+    await server.notice("2")
+    await moved(server)
+    assert await server.version_of("idle") == "2"
+    assert await server.step("s", 4, step_index=4) == replies[4]
+    refusal = await server.served.refused("Step", pb.StepRequest(session_id="s", x=X[9], step_index=4))
     assert refusal.reason == "STEP_CONFLICT"
-    assert [await house.step("s", row) for row in (5, 6)] == after(house, old, (5, 6))
+    assert [await server.step("s", row) for row in (5, 6)] == after(server, old, (5, 6))
     labels = {"model": NAME, "version": "2"}
-    assert house.sample("streamcell_sessions_migrated_total", **labels) == 2
-    assert house.sample("streamcell_sessions_open", **labels) == 2
+    assert server.sample("streamcell_sessions_migrated_total", **labels) == 2
+    assert server.sample("streamcell_sessions_open", **labels) == 2
 
 
 async def test_a_stream_that_goes_on_keeps_nothing_of_the_model_it_began_on(serve_folder):
     """Its weights and the states are let go: a client may keep a stream for as long as it likes."""
-    house = await serve_folder(on_new_version="migrate")
-    await house.served.open("s", "closed")
-    stream = house.served.stream()
+    server = await serve_folder(on_new_version="migrate")
+    await server.served.open("s", "closed")
+    stream = server.served.stream()
     bind = pb.StreamRequest(config=pb.StreamConfig(session_ids=["s", "closed"]))
     step = pb.StreamRequest(step=pb.StepRequest(x=X[0]))
     await talk(stream, bind, step)
-    gone = weakref.ref(house.catalog.versions.get(f"{NAME}/1")._runner)
-    await house.served.ask("CloseSession", pb.CloseSessionRequest(session_id="closed"))
-    await house.notice("2")
-    await moved(house)
+    gone = weakref.ref(server.catalog.versions.get(f"{NAME}/1")._runner)
+    await server.served.ask("CloseSession", pb.CloseSessionRequest(session_id="closed"))
+    await server.notice("2")
+    await moved(server)
     await fakes.turn()
     gc.collect()  # TorchScript leaves rings of its own
     assert gone() is None
@@ -75,40 +75,40 @@ async def test_a_stream_that_goes_on_keeps_nothing_of_the_model_it_began_on(serv
 
 async def test_who_names_the_version_that_a_session_began_on_still_finds_it(serve_folder):
     """As clients do that send a step again; another version is another model, as ever."""
-    house = await serve_folder(on_new_version="migrate")
-    await house.served.open("s")
-    await house.notice("2")
-    await house.step("s", 0, model=f"{NAME}/1")
-    await house.step("s", 1, model=f"{NAME}/2")
-    refusal = await house.served.refused("Step", pb.StepRequest(session_id="s", x=X[0], model=f"{NAME}/7"))
+    server = await serve_folder(on_new_version="migrate")
+    await server.served.open("s")
+    await server.notice("2")
+    await server.step("s", 0, model=f"{NAME}/1")
+    await server.step("s", 1, model=f"{NAME}/2")
+    refusal = await server.served.refused("Step", pb.StepRequest(session_id="s", x=X[0], model=f"{NAME}/7"))
     assert refusal.reason == "MODEL_CHANGED"
 
 
 async def test_a_state_laid_out_differently_stays(serve_folder):
     """On the version that understands it, until it ends."""
-    house = await serve_folder(on_new_version="migrate")
-    await house.served.open("s")
-    await house.step("s", 0)
-    await house.notice("3")
+    server = await serve_folder(on_new_version="migrate")
+    await server.served.open("s")
+    await server.step("s", 0)
+    await server.notice("3")
     for _ in range(3):
-        house.models.retire()
-    assert house.statuses() == {f"{NAME}/1": "RETIRING", f"{NAME}/3": "SERVING"}
-    assert await house.version_of("s") == "1"
-    await house.step("s", 1)
+        server.retire()
+    assert server.statuses() == {f"{NAME}/1": "RETIRING", f"{NAME}/3": "SERVING"}
+    assert await server.version_of("s") == "1"
+    await server.step("s", 1)
 
 
 async def test_a_session_that_never_rests_moves_as_well(serve_folder):
     """What is asked meanwhile waits for what was asked before, then goes on on the new version, in order."""
-    house = await serve_folder(on_new_version="migrate")
-    await house.served.open("s")
-    stream = house.served.stream()
+    server = await serve_folder(on_new_version="migrate")
+    await server.served.open("s")
+    stream = server.served.stream()
     await talk(stream, pb.StreamRequest(config=pb.StreamConfig(session_ids=["s"])))
     steps = [pb.StreamRequest(request_id=row, step=pb.StepRequest(session=0, x=X[row])) for row in range(9)]
-    house.put("2")
-    await house.models.look()
+    server.put("2")
+    await server.models.look()
     for request in steps[:3]:
         stream.receive(request.SerializeToString())
-    await house.models.look(is_whole=True)
+    await server.models.look(are_complete=True)
     for request in steps[3:6]:
         stream.receive(request.SerializeToString())
     steps[6].step.session_id = "s"  # by its id as well
@@ -117,59 +117,59 @@ async def test_a_session_that_never_rests_moves_as_well(serve_folder):
     found = [await answer(stream) for _ in steps]
     assert [each.request_id for each in found] == list(range(9))
     assert [each.step.step_index for each in found] == list(range(9))
-    old, replies = house.alone("1"), [bits(each.step.y) for each in found]
+    old, replies = server.alone("1"), [bits(each.step.y) for each in found]
     num_old = 0
     while num_old < 9 and replies[num_old] == old.step(X[num_old]):
         num_old += 1
-    assert await house.version_of("s") == "2"
+    assert await server.version_of("s") == "2"
 
 
 async def test_steps_under_way_end_on_the_old_version(serve_folder):
     """Those that come later wait for them: none is refused, and the state is the old one's at the turn."""
-    house = await serve_folder(on_new_version="migrate")
-    await house.served.open("s")
-    await house.notice("2")
-    engine = house.catalog.versions.get(f"{NAME}/1")
+    server = await serve_folder(on_new_version="migrate")
+    await server.served.open("s")
+    await server.notice("2")
+    engine = server.catalog.versions.get(f"{NAME}/1")
     engine.succession.successor = None  # not yet
-    stream = house.served.stream()
+    stream = server.served.stream()
     await talk(stream, pb.StreamRequest(config=pb.StreamConfig(session_ids=["s"])))
     requests = [pb.StreamRequest(step=pb.StepRequest(session=0, x=X[row])) for row in range(6)]
     for request in requests[:3]:
         stream.receive(request.SerializeToString())
-    engine.supersede(house.catalog.versions.get(NAME))
+    engine.supersede(server.catalog.versions.get(NAME))
     for request in requests[3:]:
         stream.receive(request.SerializeToString())
     replies = [bits((await answer(stream)).step.y) for _ in requests]
-    old = house.alone("1")
+    old = server.alone("1")
     assert replies[:3] == [old.step(X[row]) for row in range(3)]
-    assert replies[3:] == after(house, old, (3, 4, 5))
+    assert replies[3:] == after(server, old, (3, 4, 5))
 
 
 async def test_unary_calls_wait_as_well(serve_folder):
     """Calls of one session at the same time, and all else that is asked of it."""
-    house = await serve_folder(on_new_version="migrate")
-    await house.served.open("s")
-    await house.notice("2")
-    engine, successor = house.catalog.versions.get(f"{NAME}/1"), house.catalog.versions.get(NAME)
+    server = await serve_folder(on_new_version="migrate")
+    await server.served.open("s")
+    await server.notice("2")
+    engine, successor = server.catalog.versions.get(f"{NAME}/1"), server.catalog.versions.get(NAME)
     engine.succession.successor = None
-    first = asyncio.create_task(house.step("s", 0))
+    first = asyncio.create_task(server.step("s", 0))
     await fakes.turn()
     engine.supersede(successor)
-    rest = [asyncio.create_task(house.step("s", row)) for row in range(1, 4)]
-    version = asyncio.create_task(house.version_of("s"))
-    old = house.alone("1")
+    rest = [asyncio.create_task(server.step("s", row)) for row in range(1, 4)]
+    version = asyncio.create_task(server.version_of("s"))
+    old = server.alone("1")
     assert await first == old.step(X[0])
-    assert [await each for each in rest] == after(house, old, (1, 2, 3))
+    assert [await each for each in rest] == after(server, old, (1, 2, 3))
     assert await version == "2"
 
 
 @pytest.mark.parametrize("names", ["all", "numbers", "ids"])
 async def test_frames_go_on_with_sessions_that_move(serve_folder, names):
     """Some moved before, some move for the frame, some have work under way; one has ended."""
-    house = await serve_folder(on_new_version="migrate")
+    server = await serve_folder(on_new_version="migrate")
     sessions = list("abcd")
-    await house.served.open(*sessions)
-    stream = house.served.stream()
+    await server.served.open(*sessions)
+    stream = server.served.stream()
     await talk(stream, pb.StreamRequest(config=pb.StreamConfig(session_ids=sessions)))
     named = {
         "all": {},
@@ -177,14 +177,14 @@ async def test_frames_go_on_with_sessions_that_move(serve_folder, names):
         "ids": {"session_ids": sessions},
     }[names]
     (found,) = await talk(stream, pb.StreamRequest(frame=pb.Frame(x_raw=X[:4].tobytes(), **named)))
-    await house.notice("2")
-    old = [house.alone("1") for _ in sessions]
+    await server.notice("2")
+    old = [server.alone("1") for _ in sessions]
     assert found.frame.y_raw == b"".join(each.step(X[row]) for row, each in enumerate(old))
-    engine, slot, _ = house.catalog._resident("\0d")
+    engine, slot, _ = server.catalog._resident("\0d")
     engine.residents.close(slot)
-    engine.move([house.catalog._resident("\0a").slot])
+    engine.move([server.catalog._resident("\0a").slot])
     successor, engine.succession.successor = engine.succession.successor, None
-    under_way = asyncio.create_task(house.step("b", 4))
+    under_way = asyncio.create_task(server.step("b", 4))
     await fakes.turn()
     engine.succession.successor = successor
     for at in range(2):
@@ -195,26 +195,26 @@ async def test_frames_go_on_with_sessions_that_move(serve_folder, names):
         ]
         if not at:
             assert await under_way == old[1].step(X[4])
-            new = [house.alone("2") for _ in range(3)]
+            new = [server.alone("2") for _ in range(3)]
             for each, before in zip(new, old, strict=False):
                 each.state = before.state
         expected = [each.step(X[8 + 4 * at + row]) for row, each in enumerate(new)]
         assert found.frame.y_raw[: 3 * 8] == b"".join(expected)
-    await moved(house)
+    await moved(server)
     (found,) = await talk(stream, pb.StreamRequest(frame=frame))
     assert len(found.frame.errors) == 1
 
 
 async def test_a_number_bound_to_a_session_that_ended_stays_so(serve_folder):
     """Whatever became of its version, and though another session has the id by now."""
-    house = await serve_folder(on_new_version="migrate")
-    await house.served.open("s", "t")
-    stream = house.served.stream()
+    server = await serve_folder(on_new_version="migrate")
+    await server.served.open("s", "t")
+    stream = server.served.stream()
     await talk(stream, pb.StreamRequest(config=pb.StreamConfig(session_ids=["s", "t"])))
-    await house.served.ask("CloseSession", pb.CloseSessionRequest(session_id="s"))
-    await house.notice("2")
-    await moved(house)
-    await house.served.open("s")
+    await server.served.ask("CloseSession", pb.CloseSessionRequest(session_id="s"))
+    await server.notice("2")
+    await moved(server)
+    await server.served.open("s")
     (found,) = await talk(stream, pb.StreamRequest(step=pb.StepRequest(session=0, x=X[0])))
     assert found.error.reason == "SESSION_NOT_FOUND"
     (found,) = await talk(stream, pb.StreamRequest(step=pb.StepRequest(session=1, x=X[0])))
@@ -223,175 +223,175 @@ async def test_a_number_bound_to_a_session_that_ended_stays_so(serve_folder):
 
 async def test_who_finds_no_room_stays_until_there_is(serve_folder):
     """The new version is full of new sessions: the old one serves on, and they move one after another."""
-    house = await serve_folder(on_new_version="migrate", max_resident_sessions=2)
-    await house.served.open("a", "b")
-    await house.notice("2")
-    await house.served.open("new")
-    house.models.retire()
-    versions = [await house.version_of(each) for each in "ab"]
+    server = await serve_folder(on_new_version="migrate", max_resident_sessions=2)
+    await server.served.open("a", "b")
+    await server.notice("2")
+    await server.served.open("new")
+    server.retire()
+    versions = [await server.version_of(each) for each in "ab"]
     assert sorted(versions) == ["1", "2"]
     for each in "ab":
-        await house.step(each, 0)
-    await house.served.ask("CloseSession", pb.CloseSessionRequest(session_id="new"))
-    await moved(house)
-    assert [await house.version_of(each) for each in "ab"] == ["2", "2"]
+        await server.step(each, 0)
+    await server.served.ask("CloseSession", pb.CloseSessionRequest(session_id="new"))
+    await moved(server)
+    assert [await server.version_of(each) for each in "ab"] == ["2", "2"]
 
 
 async def test_migration_back_and_forth(serve_folder):
     """The newer version is taken away, and put there again: the sessions follow, bound ones too."""
-    house = await serve_folder(on_new_version="migrate", max_resident_sessions=4)
-    await house.served.open("s")
-    stream = house.served.stream()
+    server = await serve_folder(on_new_version="migrate", max_resident_sessions=4)
+    await server.served.open("s")
+    stream = server.served.stream()
     await talk(stream, pb.StreamRequest(config=pb.StreamConfig(session_ids=["s"])))
-    alone, row = house.alone("1"), 0
+    alone, row = server.alone("1"), 0
     for round_ in range(5):
         if round_ % 2:
-            await house.notice("2")
+            await server.notice("2")
         elif round_:
-            shutil.rmtree(house.path / NAME / "2")
-            await house.models.look()
-            await house.models.look()
+            shutil.rmtree(server.path / NAME / "2")
+            await server.models.look()
+            await server.models.look()
         version = "2" if round_ % 2 else "1"
-        state, alone = alone.state, house.alone(version)
+        state, alone = alone.state, server.alone(version)
         alone.state = state
         for _ in range(2):
             (found,) = await talk(stream, pb.StreamRequest(step=pb.StepRequest(session=0, x=X[row])))
             assert bits(found.step.y) == alone.step(X[row])
             row += 1
-        assert await house.version_of("s") == version
-        house.models.retire()
+        assert await server.version_of("s") == version
+        server.retire()
 
 
 async def test_at_the_start_the_newest_version_takes_over(serve_folder):
     """As if it had come last: sessions of older ones that come from the store go on on it."""
-    house = await serve_folder("1", "2", on_new_version="migrate")
-    house.models.start()
-    assert house.statuses() == {f"{NAME}/1": "RETIRING", f"{NAME}/2": "SERVING"}
-    house = await serve_folder("1", "2")
-    house.models.start()
-    assert house.statuses() == {f"{NAME}/1": "SERVING", f"{NAME}/2": "SERVING"}
+    server = await serve_folder("1", "2", on_new_version="migrate")
+    server.models.start()
+    assert server.statuses() == {f"{NAME}/1": "RETIRING", f"{NAME}/2": "SERVING"}
+    server = await serve_folder("1", "2")
+    server.models.start()
+    assert server.statuses() == {f"{NAME}/1": "SERVING", f"{NAME}/2": "SERVING"}
 
 
 # -- With a store ------------------------------------------------------------------------------------
 
 
-async def durable(house, session_id):
+async def durable(server, session_id):
     """Opens a durable session."""
-    await house.served.ask("OpenSession", pb.OpenSessionRequest(session_id=session_id, durable=True))
+    await server.served.ask("OpenSession", pb.OpenSessionRequest(session_id=session_id, durable=True))
 
 
-async def evicted(house, session_id):
+async def evicted(server, session_id):
     """Leaves a session in the store alone."""
-    session = house.catalog.find("", session_id)
-    await house.catalog.persistence.wait_until_stored(session)
+    session = server.catalog.find("", session_id)
+    await server.catalog.persistence.wait_until_stored(session)
     session.engine.residents.evict(session.slot)
 
 
 async def test_a_session_in_the_store_brings_its_version_back(serve_folder):
     """With keep: nobody's session is lost because its version had left; without its folder that is said."""
-    house = await serve_folder(store=FakeStore())
-    await house.served.open("s")
-    old = house.alone("1")
-    assert await house.step("s", 0) == old.step(X[0])
-    await house.notice("2")
-    await evicted(house, "s")
-    house.models.retire()
-    assert house.statuses() == {f"{NAME}/2": "SERVING"}
-    assert await house.step("s", 1) == old.step(X[1])
-    assert house.statuses()[f"{NAME}/1"] == "RETIRING"
-    await evicted(house, "s")
-    house.models.retire()
-    shutil.rmtree(house.path / NAME / "1")
-    await house.models.look()
-    refusal = await house.served.refused("Step", pb.StepRequest(session_id="s", x=X[2]))
+    server = await serve_folder(store=FakeStore())
+    await server.served.open("s")
+    old = server.alone("1")
+    assert await server.step("s", 0) == old.step(X[0])
+    await server.notice("2")
+    await evicted(server, "s")
+    server.retire()
+    assert server.statuses() == {f"{NAME}/2": "SERVING"}
+    assert await server.step("s", 1) == old.step(X[1])
+    assert server.statuses()[f"{NAME}/1"] == "RETIRING"
+    await evicted(server, "s")
+    server.retire()
+    shutil.rmtree(server.path / NAME / "1")
+    await server.models.look()
+    refusal = await server.served.refused("Step", pb.StepRequest(session_id="s", x=X[2]))
     assert refusal.reason == "MODEL_NOT_FOUND"
-    house.put("1")
-    assert await house.step("s", 2) == old.step(X[2])
+    server.put("1")
+    assert await server.step("s", 2) == old.step(X[2])
 
 
 async def test_a_session_in_the_store_goes_on_on_the_new_version(serve_folder):
     """With migrate, and is written anew as that version's; its epoch tells of who had it."""
-    house = await serve_folder(store=FakeStore(), on_new_version="migrate")
-    await house.served.open("s")
-    old = house.alone("1")
-    await house.step("s", 0)
+    server = await serve_folder(store=FakeStore(), on_new_version="migrate")
+    await server.served.open("s")
+    old = server.alone("1")
+    await server.step("s", 0)
     old.step(X[0])
-    await house.notice("2")
-    house.models.retire()
-    await evicted(house, "s")
-    house.models.retire()
-    shutil.rmtree(house.path / NAME / "1")
-    assert [await house.step("s", row) for row in (1, 2)] == after(house, old, (1, 2))
-    row = house.store.rows["\0s"]
+    await server.notice("2")
+    server.retire()
+    await evicted(server, "s")
+    server.retire()
+    shutil.rmtree(server.path / NAME / "1")
+    assert [await server.step("s", row) for row in (1, 2)] == after(server, old, (1, 2))
+    row = server.store.rows["\0s"]
     await until(lambda: snapshot.decode(row.record).model.version == "2")
 
 
 async def test_who_waits_for_the_store_is_told_where_the_session_is_then(serve_folder):
     """A durable step is answered once it is stored, though its session has moved meanwhile."""
-    house = await serve_folder(store=FakeStore(), on_new_version="migrate")
-    await durable(house, "s")
-    await durable(house, "t")
-    await house.notice("2")
-    engine, successor = house.catalog.versions.get(f"{NAME}/1"), house.catalog.versions.get(NAME)
-    engine.succession.successor, count = None, house.store.num_writes
-    house.store.is_blocked = True
+    server = await serve_folder(store=FakeStore(), on_new_version="migrate")
+    await durable(server, "s")
+    await durable(server, "t")
+    await server.notice("2")
+    engine, successor = server.catalog.versions.get(f"{NAME}/1"), server.catalog.versions.get(NAME)
+    engine.succession.successor, count = None, server.store.num_writes
+    server.store.is_blocked = True
     request = pb.StepRequest(session_id="s", x=X[0])
-    first = asyncio.create_task(house.served.ask("Step", request))
-    await until(lambda: house.store.num_writes > count)  # it is being written
+    first = asyncio.create_task(server.served.ask("Step", request))
+    await until(lambda: server.store.num_writes > count)  # it is being written
     request = pb.StepRequest(session_id="t", x=X[0])
-    second = asyncio.create_task(house.served.ask("Step", request))
+    second = asyncio.create_task(server.served.ask("Step", request))
     await until(lambda: engine.sessions.progress.next_step[engine.sessions.find("\0t")] == 1)
     engine.supersede(successor)
-    await moved(house)
+    await moved(server)
     assert not first.done()
     assert not second.done()
-    house.store.is_blocked = False
+    server.store.is_blocked = False
     assert [(await each).num_durable_steps for each in (first, second)] == [1, 1]
 
 
 async def test_a_moved_session_that_another_server_took_is_fenced(serve_folder):
     """Its row is another's by then: the new version drops it as the old would have."""
     store = FakeStore()
-    house = await serve_folder(store=store, on_new_version="migrate")
-    await house.served.open("s")
-    await house.notice("2")
+    server = await serve_folder(store=store, on_new_version="migrate")
+    await server.served.open("s")
+    await server.notice("2")
     store.is_blocked = True
-    await house.step("s", 0)
-    await moved(house)
+    await server.step("s", 0)
+    await moved(server)
     store.rows["\0s"].owner, store.rows["\0s"].epoch = "another", 7
     store.is_blocked = False
-    await until(lambda: house.catalog.versions.get(NAME).sessions.find("\0s") is None)
-    refusal = await house.served.refused("Step", pb.StepRequest(session_id="s", x=X[1]))
+    await until(lambda: server.catalog.versions.get(NAME).sessions.find("\0s") is None)
+    refusal = await server.served.refused("Step", pb.StepRequest(session_id="s", x=X[1]))
     assert refusal.reason == "SESSION_FENCED"
 
 
 async def test_a_version_stays_while_a_session_is_about_to_enter(serve_folder):
     """It is being opened in the store: the version that it was opened on is there when it comes back."""
     store = FakeStore()
-    house = await serve_folder(store=store)
-    opening = asyncio.create_task(house.served.open("s"))
+    server = await serve_folder(store=store)
+    opening = asyncio.create_task(server.served.open("s"))
     await fakes.turn()
-    assert house.catalog.versions.get(f"{NAME}/1").succession.num_arriving == 1
-    house.catalog.versions.get(f"{NAME}/1").supersede(None)
-    house.models.retire()
-    assert f"{NAME}/1" in house.statuses()
+    assert server.catalog.versions.get(f"{NAME}/1").succession.num_arriving == 1
+    server.catalog.versions.get(f"{NAME}/1").supersede(None)
+    server.retire()
+    assert f"{NAME}/1" in server.statuses()
     await opening
-    assert await house.version_of("s") == "1"
+    assert await server.version_of("s") == "1"
 
 
 async def test_a_new_version_knows_that_the_store_is_gone(serve_folder):
     """Durable sessions that move to it are refused as before, until the store is back."""
     store = FakeStore()
-    house = await serve_folder(store=store, on_new_version="migrate")
-    await durable(house, "s")
+    server = await serve_folder(store=store, on_new_version="migrate")
+    await durable(server, "s")
     store.trouble = "gone"
-    engine = house.catalog.versions.get(NAME)
+    engine = server.catalog.versions.get(NAME)
     engine.sessions.durability.is_changed[engine.sessions.find("\0s")] = True
     await until(lambda: engine.sessions.durability.trouble)
-    await house.notice("2")
-    await moved(house)
-    refusal = await house.served.refused("Step", pb.StepRequest(session_id="s", x=X[0]))
+    await server.notice("2")
+    await moved(server)
+    refusal = await server.served.refused("Step", pb.StepRequest(session_id="s", x=X[0]))
     assert refusal.reason == "STORE_UNAVAILABLE"
     store.trouble = ""
-    await until(lambda: not house.catalog.versions.get(NAME).sessions.durability.trouble)
-    assert await house.step("s", 0) == house.alone("2").step(X[0])
+    await until(lambda: not server.catalog.versions.get(NAME).sessions.durability.trouble)
+    assert await server.step("s", 0) == server.alone("2").step(X[0])
