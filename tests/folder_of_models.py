@@ -135,7 +135,7 @@ class FolderServer:
 
 
 async def until(condition):
-    """Waits until a condition is true, at most 20 seconds."""
-    async with asyncio.timeout(20):
+    """Waits until a condition is true, at most a minute."""
+    async with asyncio.timeout(60):
         while not condition():
             await fakes.turn()
