@@ -133,6 +133,11 @@ class FolderServer:
         """Returns a value of a metric; None if there is no such sample."""
         return self.served.metrics.registry.get_sample_value(name, labels or None)
 
+    def model_info(self, version):
+        """Returns the sample that says that a version is served; None if it is not."""
+        labels = {"model": NAME, "version": version, "device": "cpu", "state_bytes": "12"}
+        return self.sample("streamcell_model_info", **labels)
+
 
 async def until(condition):
     """Waits until a condition is true, at most a minute."""

@@ -63,7 +63,7 @@ async def serve_folder(tmp_path, files):
 
 
 @pytest.fixture
-def told(caplog):
-    """Returns what was logged of an event, as its fields."""
+def logged(caplog):
+    """Returns a function that returns the fields of each line that was logged of an event."""
     caplog.set_level(logging.INFO)
     return lambda event: [line.fields for line in caplog.records if line.message == event]
