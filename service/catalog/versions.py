@@ -80,11 +80,11 @@ class Versions:
         """Makes an engine lead; returns the engines of its model that begin to retire."""
         engine.resume()
         self._superseded.discard(str(engine.model))
-        others = [each for each in self.engines if each.name == engine.name and each is not engine]
-        retiring = [each for each in others if not each.succession.is_retiring]
+        siblings = [each for each in self.engines if each.name == engine.name and each is not engine]
+        retiring = [each for each in siblings if not each.succession.is_retiring]
         self._by_model[engine.name] = engine
-        for other in others:
-            self._supersede(other)
+        for sibling in siblings:
+            self._supersede(sibling)
         self._put(self.engines)
         return retiring
 
@@ -127,7 +127,9 @@ class Versions:
         leader = self._by_model.get(model.name)
         if leader is None or not self.migrates or leader.version == model.version:
             return None
-        return leader if leader.model.layout == model.layout else None
+        # A snapshot may claim any name, "NAME/VERSION" too.
+        is_alike = (leader.name, leader.model.layout) == (model.name, model.layout)
+        return leader if is_alike else None
 
     def _supersede(self, engine: Engine) -> None:
         follower = self._follower_of(engine.model)

@@ -1,5 +1,7 @@
 """The catalog: which model a name means, which session an id means, and the end of a draining server."""
 
+import dataclasses
+
 import pytest
 
 from service.catalog.catalog import Catalog, is_missing
@@ -76,6 +78,15 @@ class TestModels:
         for model in ("a/2", "b", "c"):
             error = refusal_of(catalog.check_model, engine, "s", model)
             assert (error.reason, error.metadata["model"]) == (Reason.MODEL_CHANGED, "a/1")
+
+    async def test_a_snapshot_whose_name_contains_a_version_is_not_served(self):
+        """Though sessions migrate, and NAME/VERSION means an engine of an equal layout."""
+        engine = Rig(renamed(fakes.recurrence(), "a", "2")).engine
+        versions = Versions([engine], migrates=True)
+        model = dataclasses.replace(engine.model, name="a/2", version="1")
+        with pytest.raises(StreamcellError) as caught:
+            await versions.engine_of(model)
+        assert caught.value.reason is Reason.MODEL_NOT_FOUND
 
 
 class TestSessions:
