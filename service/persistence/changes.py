@@ -112,7 +112,7 @@ class Changes:
         return sum(engine.sessions.durability.num_changed for engine in self._engines())
 
     def follow(self, engine: Engine) -> None:
-        """Lets callers who wait for sessions that left an engine wait where the sessions are now.
+        """Moves callers who wait for sessions that left an engine to where the sessions are now.
 
         Callers who wait for a session that has ended get its error.
         """

@@ -101,7 +101,7 @@ class StoredSessions:
 
     @contextlib.asynccontextmanager
     async def _alone(self, key: str) -> AsyncIterator[None]:
-        """Lets the callers who come for one session enter one after another."""
+        """Admits the callers who come for one session one after another."""
         while (before := self._under_way.get(key)) is not None:
             await asyncio.wait((before,))
         self._under_way[key] = done = asyncio.get_running_loop().create_future()

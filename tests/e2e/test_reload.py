@@ -62,7 +62,6 @@ class Client:
 
     session_id: str
     kind: str
-    num_steps: int = 0
     failed: BaseException | None = None
 
     def __post_init__(self):

@@ -87,7 +87,7 @@ class Callers:
         )
 
     def stop_sending(self):
-        """Lets no caller send any more; many steps are still in flight."""
+        """Stops all callers; many steps are still in flight then."""
         self._is_sending = False
 
     async def until_answered(self, count, sending):
