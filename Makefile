@@ -1,4 +1,4 @@
-# Everything a person or CI runs. `make help` lists the targets.
+# All commands for people and CI. `make help` lists the targets.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROTOS := $(shell find protos -name '*.proto')
 TORCH := torch==2.13.0
-# NVIDIA's client, for a test: apart, because its messages have the names of ours, and its protobuf is older.
+# NVIDIA's client, for a test, in an environment of its own: its messages have the same names as this project's,
+# and its protobuf is older.
 TRITON := .cache/tritonclient
 
 .DEFAULT_GOAL := help
@@ -18,7 +19,7 @@ help: ## Lists the targets
 
 # -- The environment ---------------------------------------------------------------------------------
 
-# torch goes first and alone: asked for together with others, pip may pick another build of it, gigabytes larger.
+# torch goes first and alone: together with other packages, pip may pick another build, gigabytes larger.
 $(VENV)/.runtime: requirements.lock pyproject.toml client/pyproject.toml
 	@echo "Setting up $(VENV): torch and the server's packages, a few minutes the first time ..."
 	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 or later."; exit 1; }
@@ -42,10 +43,10 @@ $(TRITON)/.ready: requirements-triton.lock
 	@touch $@
 
 .PHONY: setup
-setup: $(VENV)/.dev ## Creates the environment in .venv, for training and tests too
+setup: $(VENV)/.dev ## Creates the environment in .venv: serving, training and tests
 
 .PHONY: lock
-lock: ## Renews the lock files from the bounds in pyproject.toml, and NVIDIA's client to its newest
+lock: ## Renews the lock files within the bounds of pyproject.toml, with NVIDIA's newest client
 	rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
 	.cache/lock/bin/pip install -q $(TORCH)
 	.cache/lock/bin/pip install -q -e client -e '.[envoy,redis]'
@@ -61,17 +62,17 @@ lock: ## Renews the lock files from the bounds in pyproject.toml, and NVIDIA's c
 # -- Running it --------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: $(VENV)/.runtime ## Streams a series through a server and shows the predictions; CSV=FILE for your own
+demo: $(VENV)/.runtime ## Streams a series through a server and shows the predictions; CSV=FILE for your own series
 	@$(BIN)/python client/examples/demo.py $(if $(CSV),--csv '$(CSV)') $(if $(MODEL),--model '$(MODEL)')
 
 .PHONY: serve
-serve: $(VENV)/.runtime ## Serves the models of model/artifacts until stopped; ARGS='--listen 0.0.0.0:50051 ...'
+serve: $(VENV)/.runtime ## Serves the models of model/artifacts until it is stopped; ARGS='--listen 0.0.0.0:50051 ...'
 	@exec $(BIN)/python -m service --store sqlite:sessions.db $(ARGS)
 
 # -- Working on it -----------------------------------------------------------------------------------
 
 .PHONY: test
-test: $(VENV)/.dev $(TRITON)/.ready ## Runs the tests; ARGS='-k name' for some of them, '-n 0' one at a time
+test: $(VENV)/.dev $(TRITON)/.ready ## Runs the tests; ARGS='-k NAME' for some tests, ARGS='-n 0' for one at a time
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 .PHONY: slow
@@ -79,10 +80,10 @@ slow: $(VENV)/.dev ## Runs the tests that take minutes each
 	$(BIN)/python -m pytest -m slow --timeout 900 $(ARGS)
 
 .PHONY: e2e
-e2e: $(VENV)/.dev $(TRITON)/.ready redis ## Runs the tests with real processes in full: 20 minutes of crashes and moves
+e2e: $(VENV)/.dev $(TRITON)/.ready redis ## Runs all tests with real processes: 20 minutes of crashes, moves and outages
 	STREAMCELL_E2E=full $(BIN)/python -m pytest tests/e2e --timeout 3600 -n auto --maxprocesses 2 --dist worksteal $(ARGS)
 
-# Debian's package; RUNLEVEL=1 keeps it from starting a server of its own.
+# Debian's package; with RUNLEVEL=1 it starts no server of its own.
 .PHONY: redis
 redis:
 	@command -v redis-server > /dev/null \
@@ -101,9 +102,9 @@ lint: $(VENV)/.dev ## Checks style, types, the Dockerfile and the compose file
 
 BUF := .cache/buf/node_modules/.bin/buf
 
-# A machine without npm, or without a way to its registry, checks the protos elsewhere: it says so and goes on.
+# A machine without npm, or that cannot reach npm's registry, skips the check and says so.
 .PHONY: proto-check
-proto-check: ## Checks the protos: style, and that they break no client of the last release; needs npm
+proto-check: ## Checks the style of the protos, and that they break no client of the last release; needs npm
 	@if [ ! -x $(BUF) ] && command -v npm >/dev/null; then \
 	    npm install --prefix .cache/buf --no-save --no-package-lock --no-audit --no-fund --ignore-scripts \
 	        --loglevel error --fetch-retries 0 --fetch-timeout 30000 @bufbuild/buf@1.75.0 || true; fi
@@ -112,12 +113,12 @@ proto-check: ## Checks the protos: style, and that they break no client of the l
 	    $(BUF) lint protos && $(BUF) breaking protos --against protos/baseline.binpb; fi
 
 .PHONY: proto-baseline
-proto-baseline: $(VENV)/.dev ## Renews what proto-check compares with: when a release is made, and at no other time
+proto-baseline: $(VENV)/.dev ## Renews the descriptors that proto-check compares with; only when a release is made
 	$(BIN)/python -m grpc_tools.protoc -I protos --include_imports --descriptor_set_out=protos/baseline.binpb \
 	    $(PROTOS:protos/%=%)
 
 .PHONY: check
-check: lint proto-check test ## Lint, types, generated code fresh, protos, tests: what CI runs
+check: lint proto-check test ## Checks everything that CI checks: lint, types, protos, generated code, tests
 
 .PHONY: format
 format: $(VENV)/.dev ## Formats the code
@@ -132,10 +133,10 @@ protos: $(VENV)/.dev ## Generates the messages in client/streamcell from protos/
 	    $(PROTOS:protos/%=%)
 
 .PHONY: bench
-bench: $(VENV)/.dev ## Measures the server side by side with its floors: table, JSON, plot in bench/results
+bench: $(VENV)/.dev ## Measures the server beside its floors: table, JSON and plot in bench/results
 	$(BIN)/python -m bench $(ARGS)
 
 .PHONY: clean
-clean: ## Removes the environment and everything generated by running
+clean: ## Removes the environment and all generated files
 	rm -rf $(VENV) .cache build client/build bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name '__pycache__' -o -name '*.egg-info' | xargs rm -rf

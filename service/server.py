@@ -1,12 +1,11 @@
-"""A server's life: build, start, ready, serve, drain, stop. Puts the parts together; does nothing else."""
+"""A server's life: build, start, serve, drain, stop. Puts the parts together, and does nothing more."""
 
 import asyncio
-import contextlib
 import gc
 import importlib.metadata
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import grpc
@@ -22,6 +21,8 @@ from service.catalog.watcher import ModelWatcher
 from service.config import Address, Config
 from service.errors import ConfigError, StreamcellError
 from service.fronts.grpcio import GrpcioFront
+from service.persistence.base import Persistence
+from service.persistence.memory_only import MemoryOnly
 from service.persistence.stored_sessions import StoredSessions
 from service.persistence.write_behind import WriteBehind
 from service.processes import tuning
@@ -37,15 +38,15 @@ from service.telemetry import log
 from service.telemetry.metrics import Metrics
 from service.telemetry.metrics_page import MetricsPage
 
-_SWEEP_SECONDS = 1.0
-_WRITE_SHARE = 0.25  # of the time for a drain: kept for the sessions to be written
+_EXPIRE_SECONDS = 1.0  # how often idle sessions are looked for
+_WRITE_SHARE = 0.25  # of the time for a drain: reserved for writing the sessions
 
 
 class Front(Protocol):
-    """What carries the bytes."""
+    """The part that carries a call's bytes between a network and the router."""
 
     async def start(self) -> Address:
-        """Begins to serve and returns where."""
+        """Begins to serve and returns the address."""
 
     async def stop(self, grace_seconds: float) -> None:
         """Gives calls under way `grace_seconds`, then cancels them; the router refuses new ones meanwhile."""
@@ -59,11 +60,15 @@ class FrontFactory(Protocol):
 
 
 class Server:
-    """The parts of one server, in the order in which they start; needs a running loop.
+    """The parts of one server; needs a running loop.
+
+    A step passes the parts from top to bottom: front, router, servicer, catalog, engine, runner. The
+    constructor builds them from bottom to top, and gives each part the ones below.
 
     Args:
-        front: what carries the bytes.
-        has_page: whether it listens for Prometheus; a worker's page is its supervisor's to show.
+        settings: all settings.
+        front: makes the part that carries the bytes.
+        has_page: whether to listen for Prometheus; a worker does not, as its supervisor shows its page.
     """
 
     def __init__(
@@ -76,56 +81,66 @@ class Server:
         self._settings = settings
         self._has_page = has_page
         self._metrics = Metrics()
-        store = store_of(settings.store)
+        store = store_of(settings.store)  # before the models, so that a wrong URL is found at once
+        # Runners and engines: one of each for every version of a model.
         torch.set_num_threads(settings.threads)
         folder, loader = Folder(settings.models), Loader(settings, self._metrics)
         folder.look()
-        loaded, rejected = loader.first(folder.versions.values())
-        engines = [loader.engine(each) for each in loaded]
-        self.catalog = Catalog(Versions(engines, migrates=settings.on_new_version == "migrate"))
-        self._write_behind = self._store_in(store) if store is not None else None
+        warm_models, rejected = loader.load_all(folder.versions.values())
+        engines = [loader.make_engine(each) for each in warm_models]
+        # The catalog: sessions in memory and in the store, and versions in memory and on disk.
+        versions = Versions(engines, migrates=settings.on_new_version == "migrate")
+        self._write_behind = self._new_write_behind(store, versions) if store is not None else None
+        self.catalog = Catalog(versions, _persistence(self._write_behind, versions))
         self._models = ModelWatcher(settings, folder, loader, self.catalog, self._metrics)
-        self.catalog.versions.on_disk = self._models
+        versions.on_disk = self._models
         for version, why in rejected.items():
             self._models.reject(version, why)
-        self._show_build(str(loader.device))
-        services = [streamcell.SERVICE, inference.SERVICE]
-        self._health = health_servicer.HealthServicer(services)
-        methods = [
-            *streamcell.StreamcellServicer(self.catalog, settings).methods(),
-            *inference.InferenceServicer(self.catalog, settings, self._metrics).methods(),
-            *self._health.methods(),
-            *_tools(settings, [*services, health_servicer.SERVICE]),
-        ]
+        self._set_build_info(str(loader.device))
+        # Servicers, and the router over their methods.
+        self._health = health_servicer.HealthServicer([streamcell.SERVICE, inference.SERVICE])
         self._router = Router(
-            methods,
+            self._methods(),
             max_message_bytes=settings.max_message_bytes,
             max_stream_messages=settings.max_stream_messages,
             count_error=self._count_error,
             count_streams=self._metrics.streams.set,
         )
+        # The front.
         self.front = front(self._router, settings, count_fault=self._metrics.count_background_fault)
-        self._page: MetricsPage | None = None
-        self._sweeper = BackgroundTask("expire_sessions", self._sweep, self._metrics.count_background_fault)
         self.listen = settings.listen
         self.metrics_listen = settings.metrics_listen
+        self._page: MetricsPage | None = None
+        self._expiry = BackgroundTask(
+            "expire_sessions", self._expire_idle, self._metrics.count_background_fault
+        )
 
-    def _store_in(self, store: Store) -> WriteBehind:
-        """Stores all sessions from now on."""
-        versions = self.catalog.versions
-        write_behind = WriteBehind(
+    def _new_write_behind(self, store: Store, versions: Versions) -> WriteBehind:
+        return WriteBehind(
             store,
             lambda: versions.engines,
             self._settings,
             self._metrics.of_store(),
             count_fault=self._metrics.count_background_fault,
         )
-        self.catalog.persistence = StoredSessions(write_behind, versions.engine_of)
-        for engine in versions.engines:
-            self.catalog.persistence.attach(engine)
-        return write_behind
 
-    def _show_build(self, device: str) -> None:
+    def _methods(self) -> list[Unary[Any] | Streaming]:
+        """Returns the methods of all services."""
+        settings = self._settings
+        services = [streamcell.SERVICE, inference.SERVICE, health_servicer.SERVICE]
+        methods = [
+            *streamcell.StreamcellServicer(self.catalog, settings).methods(),
+            *inference.InferenceServicer(self.catalog, settings, self._metrics).methods(),
+            *self._health.methods(),
+        ]
+        if settings.channelz:
+            methods += channelz.methods()
+            services.append(channelz.SERVICE)
+        if settings.reflection:
+            methods += reflection.methods(services)
+        return methods
+
+    def _set_build_info(self, device: str) -> None:
         self._metrics.build.info(
             {
                 "version": importlib.metadata.version("streamcell"),
@@ -136,10 +151,10 @@ class Server:
         )
 
     async def start(self) -> None:
-        """Begins to serve; `listen` and `metrics_listen` then hold the ports in use.
+        """Begins to serve; `listen` and `metrics_listen` then have the ports in use.
 
         Raises:
-            ConfigError: an address cannot be listened on.
+            ConfigError: the server cannot listen on an address, or cannot use the store.
         """
         if self._has_page:
             self._page = MetricsPage(self._settings.metrics_listen, self._metrics.registry)
@@ -152,15 +167,15 @@ class Server:
             await self._close()
             raise
         if self._settings.session_ttl_seconds:
-            self._sweeper.start()
+            self._expiry.start()
         self._models.start()
         self._health.set_all(is_serving=True)
-        # What start-up made lives on: the collector need not look at it again.
+        # The objects made so far live as long as the server: the collector need not look at them again.
         gc.collect()
         gc.freeze()
 
     async def drain(self) -> bool:
-        """Refuses new work, finishes what is in flight and ends; tells whether all was finished in time."""
+        """Refuses new work, finishes what is in flight and ends; returns whether all finished in time."""
         self._health.set_all(is_serving=False)
         self.catalog.is_draining = True
         self._router.drain()
@@ -190,17 +205,17 @@ class Server:
         self._models.look_soon()
 
     def page(self) -> str:
-        """Returns Prometheus' page."""
+        """Returns the page of metrics for Prometheus."""
         return generate_latest(self._metrics.registry).decode()
 
     async def _close(self) -> None:
-        await self._sweeper.stop()
+        await self._expiry.stop()
         if self._page is not None:
             self._page.close()
 
-    async def _sweep(self) -> None:
-        """Ends idle sessions, once in a while."""
-        await asyncio.sleep(_SWEEP_SECONDS)
+    async def _expire_idle(self) -> None:
+        """Waits a while, then ends sessions in memory that were idle for too long."""
+        await asyncio.sleep(_EXPIRE_SECONDS)
         for engine in self.catalog.versions.engines:
             engine.expire_idle(round(self._settings.session_ttl_seconds * 1e9))
 
@@ -208,30 +223,18 @@ class Server:
         self._metrics.errors.labels(method, error.code.name, error.reason).inc()
 
 
-def _tools(settings: Config, services: list[str]) -> list[Unary[Any] | Streaming]:
-    """Returns the methods for those who look into a server; reflection tells of channelz too."""
-    methods: list[Unary[Any] | Streaming] = []
-    if settings.channelz:
-        methods += channelz.methods()
-        services = [*services, channelz.SERVICE]
-    if settings.reflection:
-        methods += reflection.methods(services)
-    return methods
-
-
-@contextlib.asynccontextmanager
-async def serving(settings: Config) -> AsyncIterator[Server]:
-    """Serves for as long as the block lasts, then drains."""
-    server = Server(settings)
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.drain()
+def _persistence(write_behind: WriteBehind | None, versions: Versions) -> Persistence:
+    """Returns where sessions are that are not in memory, with the engines attached."""
+    if write_behind is None:
+        return MemoryOnly()
+    stored_sessions = StoredSessions(write_behind, versions.engine_of)
+    for engine in versions.engines:
+        stored_sessions.attach(engine)
+    return stored_sessions
 
 
 async def run(settings: Config) -> int:
-    """Serves until a signal, and returns the exit status: 0 after a clean drain, else 1.
+    """Serves until a signal, and returns the exit status: 0 after a clean drain, 1 otherwise.
 
     The first SIGTERM or SIGINT drains, a second one ends at once. SIGHUP looks for new versions of models.
 
@@ -243,16 +246,16 @@ async def run(settings: Config) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
+    # Stage 1: load, listen, be ready. Handlers run in a later turn of the loop, when `server` is set.
     server: Server
-    loop.add_signal_handler(signal.SIGHUP, lambda: server.reload())  # in a later turn, when there is one
-    # Stage 1: load, listen, be ready.
+    loop.add_signal_handler(signal.SIGHUP, lambda: server.reload())
     server = Server(settings)
     await server.start()
     log.info("serving", listen=str(server.listen), metrics=str(server.metrics_listen), front="grpcio")
-    # Stage 2: serve, until told to stop.
+    # Stage 2: serve until the first signal.
     first = await signals.get()
     log.info("draining", signal=first.name, timeout_seconds=settings.drain_timeout_seconds)
-    # Stage 3: drain, unless told again.
+    # Stage 3: drain until all is finished, or until a second signal.
     draining = asyncio.create_task(server.drain())
     forced = asyncio.create_task(signals.get())
     await asyncio.wait((draining, forced), return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""A store in memory, which the servers of a test may share. A test can block, break and damage the store."""
+"""A store in memory, which the servers of a test may share. A test can block and break it."""
 
 import asyncio
 import dataclasses
@@ -9,7 +9,7 @@ from service.store.base import Claim, Claimed, ClaimStatus, StoreError, Write, W
 
 @dataclasses.dataclass
 class Row:
-    """A row."""
+    """A row, see `service.store.base`."""
 
     epoch: int
     owner: str
@@ -20,8 +20,8 @@ class Row:
 class FakeStore:
     """One server's store, over rows that other servers' stores share.
 
-    While `trouble` has a text, calls raise it. While `is_blocked`, writes wait. `num_writes` counts the calls
-    of `write`. A test that takes rows away changes `run` too.
+    While `trouble` has a text, calls raise StoreError with that text. While `is_blocked`, writes wait.
+    `num_writes` counts the calls of `write`. A test that removes rows, as a restart may, changes `run` too.
     """
 
     def __init__(self, rows: dict[str, Row] | None = None) -> None:
@@ -92,12 +92,12 @@ class FakeStore:
         return gone
 
     async def incarnation(self) -> str:
-        """Returns the run's name, which a test may change."""
+        """Returns the name of the run, which a test may change."""
         await self.check()
         return self.run
 
     async def check(self) -> None:
-        """Fails while there is trouble."""
+        """Raises StoreError while there is trouble."""
         await asyncio.sleep(0)
         if self.trouble:
             raise StoreError(self.trouble)

@@ -1,4 +1,4 @@
-"""A server over a folder of models, without a network: its folder is looked at when told."""
+"""A server over a folder of models, without a network; a test calls for each look at the folder."""
 
 import asyncio
 import gc
@@ -16,24 +16,31 @@ from tests.fakes import CPU, Alone, Served, bits
 
 X = np.random.default_rng(8).standard_normal((40, 2)).astype(np.float32)
 NAME = "recurrence"
-OTHER_LAYOUT = {
+LAYOUT_OF_3 = {
     "size": 3,
     "layout": [
         {"name": name, "offset": at, "size": 1} for at, name in enumerate(("trend", "level", "clock"))
     ],
 }
 INPUTS, OUTPUTS = (fakes.manifest_of()[name] for name in ("inputs", "outputs"))
-MADE = {
+ARTIFACTS = {  # by version: the module and what its manifest has other than version 1's
     "1": (None, {}),
     "2": (fakes.Sharper(), {}),
-    "3": (None, {"state": OTHER_LAYOUT}),
+    "3": (None, {"state": LAYOUT_OF_3}),
     "more inputs": (fakes.Other(2), {"inputs": [*INPUTS, {"name": "depth", "unit": "m"}]}),
     "more outputs": (fakes.Other(3), {"outputs": [*OUTPUTS, {**OUTPUTS[1], "name": "low", "quantile": 0.1}]}),
 }
 
 
-class House:
-    """A server over a folder, which is looked at when told."""
+class FolderServer:
+    """A server over a folder of models.
+
+    Args:
+        folder: where the models are.
+        files: artifacts to put into the folder, by a name such as "2".
+        store: where sessions are stored, if anywhere.
+        changes: settings.
+    """
 
     def __init__(self, folder, files, store=None, **changes):
         self.path = folder
@@ -44,14 +51,14 @@ class House:
         self.folder.look()
 
     async def start(self):
-        """Loads what is there."""
+        """Loads the versions in the folder, and starts writing to the store; does not watch the folder."""
         rejected = {}
 
         def engines(settings, metrics):
             self.loader = Loader(settings, metrics)
-            loaded, failed = self.loader.first(self.folder.versions.values())
+            warm_models, failed = self.loader.load_all(self.folder.versions.values())
             rejected.update(failed)
-            return [self.loader.engine(each) for each in loaded]
+            return [self.loader.make_engine(each) for each in warm_models]
 
         changes = {"checkpoint_interval_seconds": 0.01, "session_ttl_seconds": 0, **self.changes}
         self.served = Served(store=self.store, clock=time.monotonic_ns, engines=engines, **changes)
@@ -67,37 +74,41 @@ class House:
         return self
 
     async def stop(self):
-        """Ends what it began."""
+        """Stops watching and writing."""
         await self.models.stop()
         if self.store is not None:
             await self.served.write_behind.abandon()
 
-    def put(self, version, made="", name=NAME):
-        """Puts a file into the folder as a version."""
+    def put(self, version, file="", name=NAME):
+        """Puts a file, or the one made for the version, into the folder as a version."""
         path = self.path / name / version / "model.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(self.files[made or version], path)
+        shutil.copy(self.files[file or version], path)
         return path
 
-    async def notice(self, version, made=""):
-        """Puts a version there and has it looked at until it is settled."""
-        self.put(version, made)
+    async def notice(self, version, file=""):
+        """Puts a version into the folder and looks twice: then the version counts as complete."""
+        self.put(version, file)
         await self.models.look()
         await self.models.look()
 
-    def alone(self, version, made=""):
-        """Returns a session of a version by itself."""
-        path = self.files[made or version]
+    def alone(self, version, file=""):
+        """Returns a session of a version that is computed alone, without a server."""
+        path = self.files[file or version]
         return Alone(fakes.artifact.load(NAME, version, path, CPU))
 
-    async def lets_go(self, gone):
-        """Lets versions leave that nobody uses; holds that one's memory is free then, collector or not."""
+    def retire(self):
+        """Moves sessions of retiring versions, and unloads versions that are unused."""
+        self.models.retirement.advance()
+
+    async def check_unloaded(self, reference):
+        """Unloads unused versions; the referent of a weak reference is gone then, without the collector."""
         self.served.engines.clear()
         gc.disable()
         try:
-            self.models.retire()
+            self.retire()
             await fakes.turn()
-            assert gone() is None, gc.get_referrers(gone())
+            assert reference() is None, gc.get_referrers(reference())
         finally:
             gc.enable()
 
@@ -119,12 +130,17 @@ class House:
         return bits((await self.served.ask("Step", request)).y)
 
     def sample(self, name, **labels):
-        """Returns a value from the metrics, None where there is none."""
+        """Returns a value of a metric; None if there is no such sample."""
         return self.served.metrics.registry.get_sample_value(name, labels or None)
+
+    def model_info(self, version):
+        """Returns the sample that says that a version is served; None if it is not."""
+        labels = {"model": NAME, "version": version, "device": "cpu", "state_bytes": "12"}
+        return self.sample("streamcell_model_info", **labels)
 
 
 async def until(condition):
-    """Waits until something holds; bounded."""
-    async with asyncio.timeout(20):
+    """Waits until a condition is true, at most a minute."""
+    async with asyncio.timeout(60):
         while not condition():
             await fakes.turn()

@@ -1,6 +1,6 @@
-"""All sessions of a server: finds them by principal and id, opens them, and says which model a request means.
+"""All sessions of a server: finds them by principal and id, opens them, and checks the model of a request.
 
-Owns what is server-wide: session ids, draining. Does not know protos, nor how sessions are stored.
+Owns session ids and the state of draining. Does not know protos, nor how sessions are stored.
 """
 
 import dataclasses
@@ -21,19 +21,19 @@ from service.persistence.memory_only import MemoryOnly
 
 
 class TakeOver(enum.Enum):
-    """When a request takes a session over that another server owns."""
+    """Whether a request takes over a session that another server owns."""
 
-    NEVER = "never"  # another server's state may be newer than the row
+    NEVER = "never"  # the other server's state may be newer than the row
     IF_INDEXED = "if indexed"  # the request's step index shows whether the row is old
-    ALWAYS = "always"  # even a session that was taken away from this server
+    ALWAYS = "always"  # even a session that another server took over from this one
 
 
-# Why a session in the store cannot be brought into memory.
+# Why a session in the store cannot be fetched into memory.
 UNUSABLE = (Reason.SNAPSHOT_REJECTED, Reason.MODEL_NOT_FOUND, Reason.MODEL_CHANGED)
 
 
 class NotResident(StreamcellError):  # noqa: N818 (no failure: the session can be fetched)
-    """A session may be in the store, is to move first, or needs its model loaded: `Catalog.fetch` does so."""
+    """A session may be in the store, must move first, or lacks its model: `Catalog.fetch` sees to that."""
 
     def __init__(self, session_ids: Sequence[str]) -> None:
         found = errors.refusal(Reason.SESSION_NOT_FOUND, session_id=session_ids[0])
@@ -45,8 +45,8 @@ class Catalog:
     """The sessions of all models, in memory and in the store.
 
     Args:
-        versions: the models.
-        persistence: where sessions are that are not in memory.
+        versions: the models, with their sessions in memory.
+        persistence: the sessions outside memory; None: there are none.
     """
 
     def __init__(self, versions: Versions, persistence: Persistence | None = None) -> None:
@@ -60,7 +60,7 @@ class Catalog:
         """Returns a session in memory.
 
         Raises:
-            NotResident: it may be in the store, or is to move to another version first.
+            NotResident: the session may be in the store, or is to move to another version first.
             StreamcellError: DRAINING; SESSION_NOT_FOUND, SESSION_EXPIRED; INVALID_ARGUMENT for an empty id.
         """
         if self.is_draining:
@@ -68,16 +68,16 @@ class Catalog:
         key = key_of(principal, session_id)
         found = self._resident(key)
         if found is not None:
-            arrived = migration.migrate_if_due(found)
-            if arrived is None:
+            current = migration.migrate_if_due(found)
+            if current is None:
                 raise NotResident([session_id])
-            return arrived
+            return current
         if self.persistence.has_store and session_id:
             raise NotResident([session_id])
         raise self._missing(key, session_id)
 
     def open(self, principal: str, session_id: str, model: str) -> SessionRef:
-        """Opens a session in memory, where there is no store; an empty id is replaced by a random one.
+        """Opens a session in memory alone; a random id takes the place of an empty one.
 
         Raises:
             StreamcellError: DRAINING; SESSION_EXISTS; INVALID_ARGUMENT; MODEL_NOT_FOUND; SESSIONS_FULL.
@@ -90,7 +90,7 @@ class Catalog:
         """Opens a session for one piece of work, with no id and in no store.
 
         Raises:
-            NotResident: there may be room once another session has left for the store: `make_room`.
+            NotResident: there may be room once another session is evicted: `persistence.make_room`.
             StreamcellError: DRAINING; SESSIONS_FULL.
         """
         if self.is_draining:
@@ -104,14 +104,14 @@ class Catalog:
     async def fetch(
         self, principal: str, session_id: str, take_over: TakeOver = TakeOver.NEVER
     ) -> SessionRef:
-        """Returns a session, brought from the store if need be.
+        """Returns a session, fetched from the store if it is not in memory.
 
         Raises:
-            StreamcellError: as `find`; SESSION_FENCED, another server owns it; what else `persistence`
-                raises.
+            StreamcellError: as `find`; SESSION_FENCED, another server owns the session; as
+                `Persistence.fetch`.
         """
-        # A session in memory may have been taken over meanwhile: whoever opens it hears where it really
-        # stands.
+        # Another server may have taken over a session in memory: a client that opens the session must get its
+        # newest state.
         is_sure = take_over is not TakeOver.ALWAYS
         while True:
             try:
@@ -126,7 +126,7 @@ class Catalog:
     async def create(
         self, principal: str, session_id: str, model: str, *, is_durable: bool = False
     ) -> SessionRef:
-        """Opens a session; an empty id is replaced by a random one.
+        """Opens a session, in the store if there is one; a random id takes the place of an empty one.
 
         Raises:
             StreamcellError: as `open`; STORE_UNAVAILABLE.
@@ -138,7 +138,7 @@ class Catalog:
         return await self.persistence.create(key, engine, session)
 
     async def restore(self, principal: str, session_id: str, session: Snapshot) -> SessionRef:
-        """Opens a session that stands where a snapshot does; an empty id is replaced by a random one.
+        """Opens a session with the state of a snapshot; a random id takes the place of an empty one.
 
         Raises:
             StreamcellError: as `create`, and as `Versions.engine_of`.
@@ -149,12 +149,14 @@ class Catalog:
         return await self.persistence.create(key, engine, session)
 
     async def discard(self, principal: str, session_id: str) -> None:
-        """Removes a session from the store that cannot be brought into memory.
+        """Removes a session from the store that cannot be fetched into memory.
 
         Raises:
-            StreamcellError: SESSION_NOT_FOUND; STORE_UNAVAILABLE.
+            StreamcellError: SESSION_NOT_FOUND, SESSION_EXPIRED; STORE_UNAVAILABLE.
         """
-        await self.persistence.discard(key_of(principal, session_id))
+        key = key_of(principal, session_id)
+        if not await self.persistence.discard(key):
+            raise self._missing(key, session_id)
 
     def check_model(self, engine: Engine, session_id: str, model: str) -> None:
         """Checks that a session on `engine` runs on the model that a request names, if it names one.
@@ -163,22 +165,25 @@ class Catalog:
             StreamcellError: MODEL_CHANGED.
         """
         runs_on = str(engine.model)
-        if model and model not in (engine.name, runs_on) and not self.versions.goes_on(model, engine):
+        is_named = model in ("", engine.name, runs_on)
+        if not is_named and not self.versions.has_taken_over(engine, model):
             raise errors.refusal(Reason.MODEL_CHANGED, session_id=session_id, asked=model, model=runs_on)
 
     async def _fetch(self, key: str, session_id: str, take_over: TakeOver) -> bool:
-        """Brings a session into memory, and to its version; returns whether it came from the store."""
+        """Fetches a session into memory, or moves a resident one; returns whether it came from the store."""
         found = self._resident(key)
         if found is not None:
             await migration.migrate_when_idle(found)
             return False
         if take_over is not TakeOver.ALWAYS and self._ending(key) is Reason.SESSION_FENCED:
             raise errors.refusal(Reason.SESSION_FENCED, session_id=session_id)
-        await self.persistence.fetch(
+        is_found = await self.persistence.fetch(
             key,
             lambda: self._resident(key) is not None,
             may_take_over=take_over is not TakeOver.NEVER,
         )
+        if not is_found:
+            raise self._missing(key, session_id)
         return True
 
     def _resident(self, key: str) -> SessionRef | None:
@@ -212,5 +217,5 @@ class Catalog:
 
 
 def is_missing(error: StreamcellError) -> bool:
-    """Returns whether an error says that there is no session of an id, for whatever reason."""
+    """Returns whether an error says that there is no session of an id, expired or not."""
     return error.reason in (Reason.SESSION_NOT_FOUND, Reason.SESSION_EXPIRED)

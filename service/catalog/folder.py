@@ -1,6 +1,6 @@
-"""The models' folder: which versions it has, and which of their files somebody is still writing.
+"""The models' folder: which versions it has, and which of their files may still be written to.
 
-Knows size, time and number of a file. Does not read any.
+Compares size, time and inode number of each file. Does not read a file.
 """
 
 import dataclasses
@@ -11,46 +11,47 @@ from service.runtime import artifact
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Version:
-    """A version's file at the time of a look; `mark` changes when somebody writes to the file."""
+    """A version's file at the time of a look."""
 
     name: str
     version: str
     path: pathlib.Path
     mark: tuple[int, int, int]
+    """Size in bytes, time of the last write in ns, inode number: a write changes one of them."""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
 
 
 class Folder:
-    """The versions, as they were when the folder was last looked at."""
+    """The versions, as they were at the last look and at the look before."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
-        self._before: dict[str, Version] = {}
+        self._versions_before: dict[str, Version] = {}
         self.versions: dict[str, Version] = {}
-        """What was found, by "NAME/VERSION"."""
+        """The versions at the last look, by "NAME/VERSION"."""
 
     def look(self) -> None:
-        """Looks at the folder and replaces `versions` by what is there.
+        """Looks at the folder and replaces `versions` by the versions there.
 
         Raises:
-            ConfigError: there is no such folder, or no version in it; `versions` is what it was.
+            ConfigError: there is no such folder, or no version in it; `versions` does not change.
         """
         found = {}
         for name, version, path in artifact.discover(self._path):
             try:
                 status = path.stat()
-            except OSError:  # gone since it was listed
+            except OSError:  # removed since it was listed
                 continue
             mark = status.st_size, status.st_mtime_ns, status.st_ino
             found[f"{name}/{version}"] = Version(name, version, path, mark)
-        self._before, self.versions = self.versions, found
+        self._versions_before, self.versions = self.versions, found
 
     def is_unchanged(self, version: Version) -> bool:
-        """Returns whether a version's file was the same at the look before: nobody is writing to it."""
-        return self._before.get(str(version)) == version
+        """Returns whether a version's file was the same at the look before, so that it seems complete."""
+        return self._versions_before.get(str(version)) == version
 
     def is_gone(self, model: str) -> bool:
-        """Returns whether "NAME/VERSION" was missing both at this look and at the one before."""
-        return model not in self.versions and model not in self._before
+        """Returns whether "NAME/VERSION" was missing at the last look and at the look before."""
+        return model not in self.versions and model not in self._versions_before

@@ -1,6 +1,6 @@
-"""From a file to an engine that can serve: loaded, warm, on the one device of all models.
+"""Makes an engine from a file: loaded, warm, on the one device of all models.
 
-Knows what to do where CUDA cannot be used. Does not know which versions there are, nor who leads.
+Falls back to the CPU where CUDA cannot be used. Does not know which versions there are, nor which one leads.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from service.telemetry import log
 from service.telemetry.metrics import Metrics
 
 
-class Loaded(NamedTuple):
-    """A warm model."""
+class WarmModel(NamedTuple):
+    """A model that is loaded and has run once, so that its first step is as fast as any."""
 
     runner: Runner
     warm_up_seconds: float
@@ -30,7 +30,7 @@ class Loader:
     """Makes the engines of a server.
 
     Raises:
-        ConfigError: the device cannot be had.
+        ConfigError: there is no such device.
     """
 
     def __init__(self, settings: Config, metrics: Metrics) -> None:
@@ -41,35 +41,38 @@ class Loader:
         except RuntimeError as error:
             raise ConfigError(f"--device: {error}") from None
 
-    def first(self, found: Iterable[Version]) -> tuple[list[Loaded], dict[Version, str]]:
-        """Returns every model warm, and why the others cannot be served; each name has one that can.
+    def load_all(self, found: Iterable[Version]) -> tuple[list[WarmModel], dict[Version, str]]:
+        """Loads the versions with which a server starts.
 
-        On the CPU where `auto` finds CUDA, but it cannot be used.
+        All models are on the CPU if the device is `auto` and CUDA is there, but cannot be used.
+
+        Returns:
+            Every model that can be served, and for each other version why it cannot.
 
         Raises:
-            ConfigError: a name has none; the message is of one of its versions.
+            ConfigError: no version of a name can be served; the message is of one of them.
         """
         versions = list(found)
         try:
-            return self._each_name(versions)
-        except Exception as error:  # the driver's, the memory's, a script's: whatever it is, the CPU may do
+            return self._load_each(versions)
+        except Exception as error:  # of the driver, the memory, a script: the CPU may do in every case
             if self.device.type == "cpu":
                 raise
-            why = _why_cuda(error)
+            why = _cuda_reason_of(error)
             if self._settings.device != "auto":
                 raise ConfigError(f"--device: cannot serve on CUDA: {why}") from error
         log.warning("cuda_unusable", why=why, effect="serving on the CPU")
         self.device = cuda.pick_device("cpu")
-        return self._each_name(versions)
+        return self._load_each(versions)
 
-    def _each_name(self, versions: Sequence[Version]) -> tuple[list[Loaded], dict[Version, str]]:
-        loaded: list[Loaded] = []
+    def _load_each(self, versions: Sequence[Version]) -> tuple[list[WarmModel], dict[Version, str]]:
+        loaded: list[WarmModel] = []
         failed: dict[Version, ConfigError] = {}
         for version in versions:
             try:
                 loaded.append(self.load(version))
             except ConfigError as error:
-                if not self._is_at_fault(version):
+                if not self._is_broken(version):
                     raise
                 failed[version] = error
         served = {each.runner.artifact.name for each in loaded}
@@ -78,8 +81,8 @@ class Loader:
                 raise reason
         return loaded, {version: str(reason) for version, reason in failed.items()}
 
-    def _is_at_fault(self, version: Version) -> bool:
-        """Tells whether a file that cannot be served on the device cannot be on the CPU either."""
+    def _is_broken(self, version: Version) -> bool:
+        """Returns whether a file that cannot be served on the device cannot be served on the CPU either."""
         if self.device.type == "cpu":
             return True
         try:
@@ -88,12 +91,12 @@ class Loader:
             return True
         return False
 
-    def load(self, version: Version) -> Loaded:
-        """Returns one model, warm; may run on a thread of its own, beside those that serve.
+    def load(self, version: Version) -> WarmModel:
+        """Returns one model, warm; may run on a thread of its own while other models serve.
 
         Raises:
             ConfigError: the file cannot be served.
-            Exception: whatever the driver or the script raises.
+            Exception: the driver or the script fails.
         """
         started, settings = time.monotonic(), self._settings
         model = artifact.load(version.name, version.version, version.path, self.device)
@@ -101,13 +104,13 @@ class Loader:
         runner.warm_up(
             min(settings.max_batch_steps, settings.max_resident_sessions), settings.max_piece_steps
         )
-        return Loaded(runner, time.monotonic() - started)
+        return WarmModel(runner, time.monotonic() - started)
 
-    def engine(self, loaded: Loaded) -> Engine:
-        """Returns the engine of a model; logs it. Needs a running loop."""
-        model = loaded.runner.artifact
+    def make_engine(self, warm: WarmModel) -> Engine:
+        """Returns the engine of a model, and logs the model. Needs a running loop."""
+        model = warm.runner.artifact
         engine = Engine(
-            loaded.runner,
+            warm.runner,
             self._settings,
             self._metrics.of_model(model.name, model.version),
             asyncio.get_running_loop(),
@@ -118,25 +121,25 @@ class Loader:
             "model_loaded",
             model=str(model),
             device=str(model.device),
-            warm_up_seconds=round(loaded.warm_up_seconds, 3),
+            warm_up_seconds=round(warm.warm_up_seconds, 3),
         )
         return engine
 
-    def drop(self, engine: Engine) -> None:
-        """Shows a model no more, whose engine has left."""
+    def drop_sample(self, engine: Engine) -> None:
+        """Removes a model from the metrics, once its engine has left memory."""
         self._metrics.models.remove(*self._labels(engine))
 
     def _labels(self, engine: Engine) -> tuple[str, str, str, str]:
         return engine.name, engine.version, str(self.device), str(4 * engine.manifest.state_size)
 
 
-def why(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Returns in one line why a model cannot be served."""
     return str(error) if isinstance(error, ConfigError) else cuda.reason_of(error)
 
 
-def _why_cuda(error: Exception) -> str:
-    """Returns why CUDA cannot be used: an error of ours names the file, what it came from says the rest."""
+def _cuda_reason_of(error: Exception) -> str:
+    """Returns why CUDA cannot be used: a ConfigError names the file, and its cause says the rest."""
     text, reason = str(error), cuda.reason_of(error)
     if not isinstance(error, ConfigError):
         return reason

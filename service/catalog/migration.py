@@ -1,8 +1,8 @@
-"""Sessions that move to another version of their model, each between two of its steps.
+"""Moves sessions to another version of their model, each between two of its steps.
 
-A session moves when it is next asked for; the others move in the background, a bounded number a turn. A
-request for a session that has work under way waits until that is done. Does not know which version takes
-over.
+A session moves when a request next asks for it. Idle sessions move in the background, a bounded number a
+turn. A request for a session that has work under way waits until that work is done. Does not know which
+version takes over.
 """
 
 import asyncio
@@ -12,13 +12,13 @@ from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
 from service.engine.work import AnyWork, Control
 
-_MAX_A_TURN = 256  # sessions moved at once in the background, which takes about as long as a batch
+_MAX_A_TURN = 256  # sessions that move at once in the background: that takes about as long as a batch
 
 
 def migrate_if_due(session: SessionRef) -> SessionRef | None:
-    """Returns where a session goes on, moved if it is to move; None while it has work under way.
+    """Moves a session if it is due to move, and returns where it is then; None while it has work under way.
 
-    Where the other version has no room, the session stays.
+    If the other version has no room, the session stays.
     """
     engine = session.engine
     if engine.succession.successor is None:
@@ -30,7 +30,7 @@ def migrate_if_due(session: SessionRef) -> SessionRef | None:
 
 
 async def migrate_when_idle(session: SessionRef) -> None:
-    """Returns when a session's work under way is done and the session has moved, ended, or had no room.
+    """Returns when a session's work under way is done, and the session has moved, ended, or found no room.
 
     Raises:
         StreamcellError: OVERLOADED.
@@ -50,7 +50,7 @@ async def migrate_when_idle(session: SessionRef) -> None:
 
 
 def migrate_some(engine: Engine) -> bool:
-    """Moves sessions at rest; returns whether more could be moved at once."""
-    at_rest = (slot for slot in engine.sessions.slots() if not engine.is_busy(slot))
-    chosen = list(itertools.islice(at_rest, _MAX_A_TURN))
+    """Moves up to 256 idle sessions; returns whether so many moved, so that there may be more."""
+    idle = (slot for slot in engine.sessions.slots() if not engine.is_busy(slot))
+    chosen = list(itertools.islice(idle, _MAX_A_TURN))
     return engine.move(chosen) == _MAX_A_TURN

@@ -1,7 +1,7 @@
 """The engines of a server by model and version: which version leads, and on which one a session goes on.
 
-Of each model one version leads: it takes the sessions for which no version is named. Does not know sessions,
-nor how a version is loaded.
+One version of each model leads: it gets the new sessions for which the client names no version. Does not know
+sessions, nor how a version is loaded.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,36 +14,36 @@ from service.errors import Reason, StreamcellError
 
 
 class NotLoaded(StreamcellError):  # noqa: N818 (no failure: the version can be loaded)
-    """A version of a model is not in memory, and its file is there: `Versions.load` loads it."""
+    """A version is not in memory, but its file is on disk: `Versions.load` loads it."""
 
 
 class VersionsOnDisk(Protocol):
-    """Loads versions that are not in memory; see `watcher.ModelWatcher`."""
+    """Versions that are not in memory but can be loaded; see `watcher.ModelWatcher`."""
 
     def has(self, model: str) -> bool:
         """Returns whether "NAME/VERSION" was there at the last look, and may be served."""
 
     async def load(self, model: str) -> bool:
-        """Loads "NAME/VERSION", unless it is gone or cannot be served; returns whether it is in memory."""
+        """Loads "NAME/VERSION" if it is there and can be served; returns whether it is in memory then."""
 
 
 class Versions:
     """The engines in memory.
 
     Args:
-        engines: those to begin with.
-        migrates: whether sessions of other versions move to the one that leads, where states mean the same.
+        engines: the engines to begin with.
+        migrates: whether sessions of other versions move to the one that leads, if their layouts are equal.
     """
 
     def __init__(self, engines: Iterable[Engine], *, migrates: bool = False) -> None:
         self.engines: list[Engine] = []
         self.on_disk: VersionsOnDisk | None = None
-        """Loads more versions, if there is such a source."""
+        """More versions, which can be loaded; None where there are no others."""
         self.on_change: list[Callable[[], None]] = []
-        """Called when versions have come, gone or taken the lead."""
+        """Called when a version has come, gone or begun to lead."""
         self.migrates = migrates
         self._by_model: dict[str, Engine] = {}
-        self._superseded: set[str] = set()  # versions whose sessions go on on another
+        self._superseded: set[str] = set()  # "NAME/VERSION" whose sessions have moved to another one
         self._put(engines)
 
     def get(self, model: str) -> Engine | None:
@@ -71,7 +71,7 @@ class Versions:
         return self._by_model[names[0]]
 
     def add(self, engine: Engine) -> None:
-        """Takes in an engine, beside the one that leads if there is one."""
+        """Adds an engine, beside the one that leads if there is one."""
         if engine.name in self._by_model:
             self._supersede(engine)
         self._put([*self.engines, engine])
@@ -80,21 +80,21 @@ class Versions:
         """Makes an engine lead; returns the engines of its model that begin to retire."""
         engine.resume()
         self._superseded.discard(str(engine.model))
-        others = [each for each in self.engines if each.name == engine.name and each is not engine]
-        retiring = [each for each in others if not each.succession.is_retiring]
+        siblings = [each for each in self.engines if each.name == engine.name and each is not engine]
+        retiring = [each for each in siblings if not each.succession.is_retiring]
         self._by_model[engine.name] = engine
-        for other in others:
-            self._supersede(other)
+        for sibling in siblings:
+            self._supersede(sibling)
         self._put(self.engines)
         return retiring
 
     def remove(self, engine: Engine) -> None:
-        """Takes out an engine that is unused and does not lead."""
+        """Removes an engine that is unused and does not lead."""
         self._put([each for each in self.engines if each is not engine])
         self._by_model[engine.name].sessions.remember_endings(engine.sessions)
 
     async def load(self, model: str) -> None:
-        """Loads "NAME/VERSION" if its file is known to be there and it is not in memory."""
+        """Loads "NAME/VERSION" if it is not in memory and its file was there at the last look."""
         if self.on_disk is not None and model not in self._by_model and self.on_disk.has(model):
             await self.on_disk.load(model)
 
@@ -105,7 +105,7 @@ class Versions:
             StreamcellError: MODEL_NOT_FOUND; MODEL_CHANGED, another artifact is served under its name.
         """
         leader = self._follower_of(model)
-        # A newer version may be on disk, not noticed yet: other servers' sessions may run on it.
+        # A newer version may be on disk and not noticed yet: sessions of other servers may run on it.
         if leader is not None and version_order(model.version) < version_order(leader.version):
             return leader
         if self.on_disk is not None and str(model) not in self._by_model:
@@ -117,18 +117,19 @@ class Versions:
             raise errors.refusal(Reason.MODEL_CHANGED, case="other_artifact", model=str(model))
         return engine
 
-    def goes_on(self, model: str, engine: Engine) -> bool:
-        """Returns whether sessions that began on "NAME/VERSION", and are still named so, run on an engine."""
+    def has_taken_over(self, engine: Engine, model: str) -> bool:
+        """Returns whether sessions that began on "NAME/VERSION" may run on an engine of the same name now."""
         name, _, _ = model.rpartition("/")
         return model in self._superseded and name == engine.name
 
     def _follower_of(self, model: Model) -> Engine | None:
-        """Returns the version that sessions of a model move to by themselves, if there is one."""
+        """Returns the version to which sessions of a model move by themselves, if there is one."""
         leader = self._by_model.get(model.name)
         if leader is None or not self.migrates or leader.version == model.version:
             return None
-        means_the_same = (leader.name, leader.model.layout) == (model.name, model.layout)
-        return leader if means_the_same else None
+        # A snapshot may claim any name, "NAME/VERSION" too.
+        is_alike = (leader.name, leader.model.layout) == (model.name, model.layout)
+        return leader if is_alike else None
 
     def _supersede(self, engine: Engine) -> None:
         follower = self._follower_of(engine.model)
@@ -137,10 +138,10 @@ class Versions:
             self._superseded.add(str(engine.model))
 
     def _put(self, engines: Iterable[Engine]) -> None:
-        # A new list: a loop over the old one is not disturbed.
+        # A new list, so that a loop over the old one goes on undisturbed.
         self.engines = sorted(engines, key=lambda engine: (engine.name, version_order(engine.version)))
         self._by_model = {str(engine.model): engine for engine in self.engines}
-        # The newest version that is not to leave comes last, and stays.
+        # Of each name the newest version that does not retire comes last, and stays in the dictionary.
         leaders = sorted(self.engines, key=lambda engine: not engine.succession.is_retiring)
         self._by_model.update({engine.name: engine for engine in leaders})
         for on_change in self.on_change:
@@ -151,5 +152,5 @@ class Versions:
 
 
 def version_order(version: str) -> tuple[bool, int, str]:
-    """Returns what versions are sorted by: numbers are newer than words, and order as numbers."""
+    """Returns the sort key of a version: numbers come after words, and are compared as numbers."""
     return (True, int(version), "") if version.isdecimal() else (False, 0, version)

@@ -1,4 +1,4 @@
-"""Sessions between memory and store: who comes and goes, what is written when.
+"""Sessions between memory and store: which ones come and go, and what is written when.
 
 Does not know protos or models' files.
 """

@@ -1,4 +1,4 @@
-"""What the catalog needs of sessions that may live longer than memory; with and without a store."""
+"""What the catalog needs of sessions that may outlive memory, with and without a store."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -9,7 +9,7 @@ from service.engine.snapshot import Snapshot
 
 
 class Persistence(Protocol):
-    """Where sessions are that are not in memory, and how they come and go."""
+    """The sessions outside memory: how they come, how they go, and what the store has of each."""
 
     has_store: bool
     """Whether a session that is not in memory may be in a store."""
@@ -18,19 +18,19 @@ class Persistence(Protocol):
         """Begins to store an engine's sessions."""
 
     def detach(self, engine: Engine) -> None:
-        """Ends with an engine that has no sessions any more."""
+        """Stops storing the sessions of an engine; there are none any more."""
 
-    async def fetch(self, key: str, is_resident: Callable[[], bool], *, may_take_over: bool) -> None:
-        """Brings a session from the store into memory, unless it is there by then.
+    async def fetch(self, key: str, is_resident: Callable[[], bool], *, may_take_over: bool) -> bool:
+        """Fetches a session from the store into memory; returns False if there is no such session.
 
         Args:
-            key: the session's.
-            is_resident: says whether the session is in memory.
-            may_take_over: whether a session that another server owns comes too.
+            key: the session's key.
+            is_resident: returns whether the session is in memory: an earlier caller may have fetched it.
+            may_take_over: whether to take the session over if another server owns it.
 
         Raises:
-            StreamcellError: SESSION_NOT_FOUND, SESSION_EXPIRED; SESSION_FENCED, another server owns it;
-                SNAPSHOT_REJECTED; STORE_UNAVAILABLE; SESSIONS_FULL; MODEL_NOT_FOUND, MODEL_CHANGED.
+            StreamcellError: SESSION_FENCED, another server owns it; SNAPSHOT_REJECTED; STORE_UNAVAILABLE;
+                SESSIONS_FULL; MODEL_NOT_FOUND, MODEL_CHANGED.
         """
 
     async def create(self, key: str, engine: Engine, session: Snapshot) -> SessionRef:
@@ -40,25 +40,25 @@ class Persistence(Protocol):
             StreamcellError: SESSION_EXISTS; STORE_UNAVAILABLE; SESSIONS_FULL.
         """
 
-    async def discard(self, key: str) -> None:
-        """Removes a session from the store that cannot be brought into memory.
+    async def discard(self, key: str) -> bool:
+        """Removes a session from the store that cannot be fetched; returns False if there is none.
 
         Raises:
-            StreamcellError: SESSION_NOT_FOUND, SESSION_EXPIRED; STORE_UNAVAILABLE.
+            StreamcellError: STORE_UNAVAILABLE.
         """
 
     async def wait_until_stored(self, session: SessionRef) -> None:
         """Returns when the store has a session as it is now; at once where there is no store.
 
         Raises:
-            StreamcellError: STORE_UNAVAILABLE; or the session has ended meanwhile.
+            StreamcellError: STORE_UNAVAILABLE; the session's end, if it has ended since.
         """
 
     async def is_still_owned(self, session: SessionRef) -> bool:
-        """Returns whether this server still owns a session, as far as the store can be asked."""
+        """Returns whether this server still owns a session; True where the store cannot be asked."""
 
     async def make_room(self, engine: Engine) -> None:
-        """Returns when another session has room in an engine's memory, if some can leave for the store.
+        """Returns when another session has room in an engine's memory; evicts others if it must.
 
         Raises:
             StreamcellError: SESSIONS_FULL; STORE_UNAVAILABLE.

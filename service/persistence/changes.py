@@ -1,7 +1,7 @@
-"""What the store does not have yet: sessions that changed or are waited for, and rows that are to go.
+"""What the store does not have yet: sessions that changed or are waited for, and rows to delete or release.
 
-A checkpoint is what one write to the store holds: taken between two iterations, completed when the store has
-answered. Does not know how the store works, nor when it is written to.
+A checkpoint is the content of one write to the store. It is taken between two iterations of the engines, and
+completed when the store has answered. Does not know how the store works, nor when it is written to.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from service.engine.durability import Written
 from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
 from service.errors import StreamcellError
+from service.persistence.wall_clock import WallClock
 from service.store.base import Write, WriteKind
 
 
@@ -29,7 +30,7 @@ class _EngineSessions:
     generations: Int64s
     restarts: Int64s
     next_steps: Int64s
-    waiting: dict[int, list[OnStored]]  # the callers who wait for a session, by slot
+    waiting: dict[int, list[OnStored]]  # the callers who wait for each session, by slot
 
     def are_live(self) -> Flags:
         """Returns which of the sessions are still in their slots."""
@@ -38,14 +39,15 @@ class _EngineSessions:
 
     def record(self, is_stored: Flags, now_ns: int) -> None:
         """Records which of the sessions the store has now."""
-        here = is_stored & self.are_live()
-        written = Written(self.slots[here], self.restarts[here], self.next_steps[here])
+        are_live = self.are_live()
+        chosen = is_stored & are_live
+        written = Written(self.slots[chosen], self.restarts[chosen], self.next_steps[chosen])
         self.engine.sessions.durability.record(written, now_ns)
         if self.engine.succession.has_begun:
-            self._record_moved(is_stored & ~self.are_live())
+            self._record_moved(is_stored & ~are_live)
 
     def _record_moved(self, is_stored: Flags) -> None:
-        """Records what is stored of sessions that moved to another version meanwhile."""
+        """Records how many steps are stored of sessions that have moved to another version since."""
         columns = self.slots, self.generations, self.restarts, self.next_steps
         rows = zip(*(column[is_stored].tolist() for column in columns), strict=True)
         for slot, generation, restarts, next_step in rows:
@@ -67,44 +69,40 @@ class Refused:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What one write holds: rows that go first, then the sessions of each engine, in order."""
+    """The content of one write: first the rows to delete or release, then the sessions of each engine."""
 
     writes: list[Write]
-    num_others: int
+    num_departing: int
     sessions: list[_EngineSessions]
 
 
 class Changes:
-    """What is to be written of all engines' sessions.
+    """What is to be written, of the sessions of all engines.
 
     Args:
         engines: returns the engines that there are now.
-        clock: monotonic nanoseconds, the clock of the engines.
-        wall: returns the Unix seconds at an instant of `clock`.
+        clock: the clock of the engines.
     """
 
-    def __init__(
-        self, engines: Callable[[], Iterable[Engine]], clock: Callable[[], int], wall: Callable[[int], float]
-    ) -> None:
+    def __init__(self, engines: Callable[[], Iterable[Engine]], clock: WallClock) -> None:
         self._engines = engines
         self._clock = clock
-        self._wall = wall
-        self._others: deque[Write] = deque()
-        self._due: dict[Engine, Int64s] = {}  # slots of sessions that changed before the checkpoints began
+        self._departing: deque[Write] = deque()  # rows to delete or release
+        self._due: dict[Engine, Int64s] = {}  # slots of sessions that changed before `begin`
         self._waiting: dict[Engine, dict[tuple[int, int], list[OnStored]]] = {}  # by slot and generation
 
     # -- What is asked -----------------------------------------------------------------------------
 
     def delete(self, key: str, epoch: int) -> None:
-        """Removes a session's row with the next write."""
-        self._others.append(Write(WriteKind.DELETE, key, epoch, None, 0.0))
+        """Deletes a session's row with the next write."""
+        self._departing.append(Write(WriteKind.DELETE, key, epoch, None, 0.0))
 
     def release(self, key: str, epoch: int, record: bytes, used_at: float) -> None:
-        """Gives up a row as it was, with the next write, to whoever claims it."""
-        self._others.append(Write(WriteKind.RELEASE, key, epoch, record, used_at))
+        """Releases a row as it was, with the next write, for whoever claims it."""
+        self._departing.append(Write(WriteKind.RELEASE, key, epoch, record, used_at))
 
     def wait(self, session: SessionRef, on_stored: OnStored) -> None:
-        """Calls a function once a session is written as it is now; the session goes with the next write."""
+        """Calls a function once a session is written as it is now; the next write includes the session."""
         waiting = self._waiting.setdefault(session.engine, {})
         waiting.setdefault((session.slot, session.generation), []).append(on_stored)
 
@@ -116,12 +114,12 @@ class Changes:
     def follow(self, engine: Engine) -> None:
         """Moves callers who wait for sessions that left an engine to where the sessions are now.
 
-        Callers who wait for a session that has ended are told.
+        Callers who wait for a session that has ended get its error.
         """
         waiting = self._waiting.get(engine, {})
-        gone = [each for each in waiting if not SessionRef(engine, *each).is_live]
-        for each in gone:
-            callers, session = waiting.pop(each), SessionRef(engine, *each).current
+        gone = [place for place in waiting if not SessionRef(engine, *place).is_live]
+        for place in gone:
+            callers, session = waiting.pop(place), SessionRef(engine, *place).current
             if session.is_live:
                 for on_stored in callers:
                     self.wait(session, on_stored)
@@ -133,23 +131,24 @@ class Changes:
     # -- Checkpoints -------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Makes everything due that has changed by now.
+        """Makes all sessions due that have changed by now.
 
-        What changes while that is written is due the next time; a busy server would never be done otherwise.
+        A session that changes while those are written is due the next time: a busy server would never be done
+        otherwise.
         """
         self._due = {engine: engine.sessions.durability.changed_slots() for engine in self._engines()}
 
     def take(self, limit: int, *, everything: bool, kind: WriteKind = WriteKind.SAVE) -> Checkpoint | None:
-        """Returns what to write next, up to `limit` rows; None where there is nothing.
+        """Returns what to write next; None where there is nothing.
 
         Args:
             limit: rows at most.
-            everything: whether sessions that are due go too, not only those that somebody waits for.
-            kind: what happens to the rows.
+            everything: whether to include the sessions that are due, beside those that a caller waits for.
+            kind: what happens to the rows of the sessions.
         """
-        others = [self._others.popleft() for _ in range(min(limit, len(self._others)))]
-        checkpoint = Checkpoint(others, len(others), [])
-        room = limit - len(others)
+        departing = [self._departing.popleft() for _ in range(min(limit, len(self._departing)))]
+        checkpoint = Checkpoint(departing, len(departing), [])
+        room = limit - len(departing)
         for engine in list(self._engines()):
             slots = self._chosen(engine, everything, room)
             if len(slots):
@@ -158,13 +157,13 @@ class Changes:
         return checkpoint if checkpoint.writes else None
 
     def complete(self, checkpoint: Checkpoint, accepted: Sequence[bool]) -> list[Refused]:
-        """Records what is stored; returns the sessions whose rows are not this server's any more."""
-        at, refused = checkpoint.num_others, []
+        """Records what is stored, and answers callers; returns the sessions whose writes were refused."""
+        at, refused = checkpoint.num_departing, []
         for each in checkpoint.sessions:
             writes = checkpoint.writes[at : at + len(each.slots)]
             is_stored = np.array(accepted[at : at + len(each.slots)], np.bool_)
             at += len(each.slots)
-            each.record(is_stored, self._clock())
+            each.record(is_stored, self._clock.now_ns())
             places = zip(each.slots.tolist(), each.generations.tolist(), strict=True)
             for (slot, generation), is_done, write in zip(places, is_stored.tolist(), writes, strict=True):
                 waiting = each.waiting.get(slot, [])
@@ -176,8 +175,8 @@ class Changes:
         return refused
 
     def fail(self, checkpoint: Checkpoint, error: StreamcellError) -> None:
-        """Puts back what could not be written, for another time; callers who wait are told."""
-        self._others.extendleft(reversed(checkpoint.writes[: checkpoint.num_others]))
+        """Puts back what could not be written, for another time; callers who wait get the error."""
+        self._departing.extendleft(reversed(checkpoint.writes[: checkpoint.num_departing]))
         for each in checkpoint.sessions:
             each.engine.sessions.durability.mark_changed(each.slots[each.are_live()])
             for callers in each.waiting.values():
@@ -196,7 +195,7 @@ class Changes:
             self.wait(session, on_stored)
 
     def put_back(self, refused: Refused, error: StreamcellError) -> None:
-        """Marks a session for another write; callers who wait are told."""
+        """Marks a session for another write; callers who wait get the error."""
         session = refused.session.current
         if session.is_live:
             session.engine.sessions.durability.mark_changed(np.array([session.slot], np.int64))
@@ -212,7 +211,7 @@ class Changes:
     # -- What a checkpoint holds ---------------------------------------------------------------------
 
     def _chosen(self, engine: Engine, everything: bool, room: int) -> Int64s:
-        """Returns the slots of an engine's sessions to write, those that somebody waits for first."""
+        """Returns the slots of an engine's sessions to write, first those that a caller waits for."""
         self.follow(engine)
         slots = np.array([slot for slot, _ in self._waiting.get(engine, {})], np.int64)
         if everything:
@@ -233,7 +232,7 @@ class Changes:
 
     def _capture(self, checkpoint: Checkpoint, engine: Engine, slots: Int64s, kind: WriteKind) -> None:
         """Adds sessions, as they are now, to a checkpoint."""
-        sessions, durability, now = engine.sessions, engine.sessions.durability, self._clock()
+        sessions, durability, now = engine.sessions, engine.sessions.durability, self._clock.now_ns()
         records, next_steps = engine.residents.export(slots)
         checkpoint.sessions.append(
             _EngineSessions(
@@ -248,7 +247,7 @@ class Changes:
         idle_seconds = ((now - sessions.last_used[slots]) * 1e-9).tolist()
         rows = zip(slots.tolist(), durability.epoch[slots].tolist(), records, idle_seconds, strict=True)
         checkpoint.writes.extend(
-            Write(kind, sessions.key(slot), epoch, record, self._wall(now) - seconds)
+            Write(kind, sessions.key(slot), epoch, record, self._clock.unix_seconds(now) - seconds)
             for slot, epoch, record, seconds in rows
         )
         durability.mark_taken(slots)

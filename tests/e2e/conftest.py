@@ -1,4 +1,4 @@
-"""Real processes: the server as it is started by a person or a container."""
+"""Real processes: the server as a person or a container starts it."""
 
 import json
 import os
@@ -13,11 +13,12 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-BOUND_SECONDS = 120.0
+BOUND_SECONDS = 120.0  # for what never takes long, on a busy machine either: a hang fails here
+_PAUSE_SECONDS = 0.01  # between two looks at a process
 
 
 class ServerProcess:
-    """`python -m service` with its log; on free ports unless told otherwise."""
+    """`python -m service` with its log; on free ports unless the flags name others."""
 
     def __init__(self, *flags, environment=None):
         free = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
@@ -58,13 +59,13 @@ class ServerProcess:
         self.process.send_signal(number)
 
     def wait(self):
-        """Returns the exit status, once the process has ended; the log is then in `lines`."""
+        """Returns the exit status, once the process has ended; `lines` then has the whole log."""
         while self.next_line() is not None:
             pass
         return self.process.wait(BOUND_SECONDS)
 
     def close(self):
-        """Ends it, however it is."""
+        """Ends the process in whatever state it is."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(BOUND_SECONDS)
@@ -82,16 +83,24 @@ def children(pid):
 def until_gone(pid):
     """Waits until a process has ended."""
     end = time.monotonic() + BOUND_SECONDS
-    while pathlib.Path(f"/proc/{pid}").exists():
-        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        if state == "Z":
-            return
+    while is_running(pid):
         assert time.monotonic() < end, "a process was left behind"
+        time.sleep(_PAUSE_SECONDS)
+
+
+def is_running(pid):
+    """Returns whether there is a process, and it has not ended."""
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it may go while it is looked at
+        return False
+    state = stat.rpartition(")")[2].split()[0]
+    return state != "Z"
 
 
 @pytest.fixture(params=["grpcio", "envoy"])
 def front(request):
-    """Each test that starts a server runs on every front."""
+    """Returns the front: each test that starts a server runs on every one."""
     return request.param
 
 

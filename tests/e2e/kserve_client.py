@@ -1,7 +1,8 @@
-"""A stranger's client, of stubs made from kserve.proto and nothing else: run by test_kserve_proto.
+"""A client with stubs made from kserve.proto alone; test_kserve_proto runs it.
 
-Its arguments are HOST:PORT and the values to stream, as JSON. It picks the first model that takes an x of one
-value a step alone, streams the values as a sequence and prints {"models", "model", "outputs", "y"} as JSON.
+The arguments are HOST:PORT and the values to stream, as JSON. The client picks the first model whose only
+input is one value a step, streams the values as a sequence and prints {"models", "model", "outputs", "y"} as
+JSON.
 """
 
 import json
@@ -14,7 +15,7 @@ import kserve_pb2_grpc as stubs
 
 
 def requests(model, values):
-    """Yields a step for each value, typed as the metadata says."""
+    """Yields a request for each value, with the data type that the metadata names."""
     (tensor,) = model.inputs
     for at, value in enumerate(values):
         request = pb.ModelInferRequest(model_name=model.name, id=str(at))
@@ -28,7 +29,7 @@ def requests(model, values):
 
 
 def main(target, values):
-    """Finds its way from the address alone."""
+    """Streams the values to a server of which only the address is known."""
     with grpc.insecure_channel(target) as channel:
         server = stubs.GRPCInferenceServiceStub(channel)
         assert server.ServerReady(pb.ServerReadyRequest()).ready

@@ -13,7 +13,7 @@ TAXI = ROOT.parent / "shared" / "data" / "nab" / "nyc_taxi.csv"
 
 
 def make_demo(*arguments):
-    """Runs the demo and returns the finished process, after checking that it left none behind."""
+    """Runs the demo, checks that it left no process behind, and returns its result."""
     marker = f"streamcell-demo-{os.getpid()}-{time.monotonic_ns()}"
     environment = {**os.environ, "STREAMCELL_TEST_MARKER": marker}
     done = subprocess.run(
@@ -32,7 +32,7 @@ def make_demo(*arguments):
                 with open(f"/proc/{process}/environ", "rb") as variables:
                     left += [process] if marker.encode() in variables.read() else []
             except OSError:
-                continue  # it has ended meanwhile
+                continue  # the process has ended since
     assert not left
     return done
 
@@ -45,7 +45,7 @@ def errors_of(output):
 
 
 def test_the_demo_streams_the_generated_series():
-    """With no file it shows the shipped model beating persistence, and the server's own latency."""
+    """Without a file the shipped model beats persistence, and the output shows the server's latency."""
     done = make_demo()
     assert done.returncode == 0, done.stderr
     model, persistence = errors_of(done.stdout)
@@ -56,7 +56,7 @@ def test_the_demo_streams_the_generated_series():
 
 @pytest.mark.skipif(not TAXI.exists(), reason="needs ../shared/data/nab/nyc_taxi.csv")
 def test_the_demo_streams_the_taxi_series():
-    """The real file runs whole, half-hour after half-hour, and the model beats persistence on it."""
+    """All half-hours of the real file are streamed, and the model beats persistence."""
     done = make_demo(f"CSV={TAXI}")
     assert done.returncode == 0, done.stderr
     assert "10,320" in done.stdout
@@ -64,8 +64,8 @@ def test_the_demo_streams_the_taxi_series():
     assert model < persistence
 
 
-def test_a_file_that_is_no_series_is_one_line(tmp_path):
-    """A bad number is named by line; no server is left behind."""
+def test_a_file_that_is_not_a_series_is_one_line(tmp_path):
+    """The error names the line of a bad number."""
     path = tmp_path / "bad.csv"
     path.write_text(
         "timestamp,value\n2020-01-01 00:00:00,1\n2020-01-01 00:30:00,two\n2020-01-01 01:00:00,3\n"

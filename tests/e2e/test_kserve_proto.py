@@ -1,4 +1,4 @@
-"""A program with KServe's published proto and nothing of ours finds its way through the server alone."""
+"""A client that knows only KServe's published proto can use the server."""
 
 import json
 import os
@@ -16,7 +16,7 @@ FOLDER = ROOT / "tests" / "e2e"
 
 
 def test_a_stranger_streams_a_sequence(start_server, tmp_path):
-    """It lists the models, reads their metadata, and gets the artifact's bits; stubs are made here."""
+    """The client lists the models, reads their metadata, and gets the artifact's bits."""
     command = [sys.executable, "-m", "grpc_tools.protoc", "-I", FOLDER]
     outputs = [f"--python_out={tmp_path}", f"--grpc_python_out={tmp_path}"]
     subprocess.run([*command, *outputs, FOLDER / "kserve.proto"], check=True, timeout=BOUND_SECONDS)

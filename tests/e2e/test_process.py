@@ -1,4 +1,4 @@
-"""The server as a process: how it starts, ends, and says what is wrong."""
+"""The server as a process: its start, its end, and its messages about errors."""
 
 import contextlib
 import pathlib
@@ -16,8 +16,8 @@ from tests.e2e.conftest import BOUND_SECONDS, ROOT
 ARTIFACTS = ROOT / "model" / "artifacts"
 
 
-def test_it_says_where_it_serves_and_sigterm_drains_it(start_server):
-    """One JSON line when ready; SIGTERM ends it with status 0, its streams with UNAVAILABLE."""
+def test_a_server_logs_its_address_and_drains_on_sigterm(start_server):
+    """One JSON line when ready; SIGTERM ends the server with status 0 and its streams with UNAVAILABLE."""
     server = start_server()
     serving = server.event("serving")
     with grpc.insecure_channel(serving["listen"]) as channel:
@@ -42,7 +42,7 @@ def test_it_says_where_it_serves_and_sigterm_drains_it(start_server):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_server_ends_at_once(start_server, number):
-    """Either signal ends it, with status 0 and nothing but its own lines in the log."""
+    """Either signal ends the server with status 0, and the log has only lines of the server."""
     server = start_server()
     server.event("serving")
     server.signal(number)
@@ -50,15 +50,15 @@ def test_an_idle_server_ends_at_once(start_server, number):
     assert all(line.startswith('{"event": ') for line in server.lines)
 
 
-def test_a_second_signal_ends_it_at_once(start_server):
-    """A client that does not let go holds up a drain; a second signal does not wait for it."""
+def test_a_second_signal_ends_a_drain_at_once(start_server):
+    """A client that reads no replies delays a drain; a second signal does not wait for the client."""
     server = start_server("--drain-timeout-seconds", "3600")
     serving = server.event("serving")
-    with socket.create_connection(_address(serving["listen"])) as held:
+    with socket.create_connection(_address(serving["listen"])) as idle_connection:
         with grpc.insecure_channel(serving["listen"]) as channel:
             stub = stubs.StreamcellServiceStub(channel)
             stub.OpenSession(pb.OpenSessionRequest(session_id="s", model="mackey-glass"))
-            # A slow reader: replies it never takes keep its stream open.
+            # A slow reader: replies that it never reads keep its stream open.
             frame = pb.Frame(x_raw=bytes(4 * 60_000), num_steps_raw=(60_000).to_bytes(4, "little"))
             config = pb.StreamConfig(session_ids=["s"])
             messages = [pb.StreamRequest(config=config), *[pb.StreamRequest(frame=frame)] * 200]
@@ -69,7 +69,7 @@ def test_a_second_signal_ends_it_at_once(start_server):
             server.signal()
             assert server.wait() == 1
             call.cancel()
-        held.close()
+        idle_connection.close()
     assert '"clean": false' in server.lines[-1]
 
 
@@ -99,14 +99,14 @@ def test_a_wrong_setting_is_one_line_and_status_2(start_server, flags, said):
 
 
 def test_a_variable_is_a_setting_too(start_server):
-    """STREAMCELL_… sets what the flag would; a wrong one is named as such."""
+    """STREAMCELL_… sets what the flag sets; the error of a wrong value names the variable."""
     server = start_server(environment={"STREAMCELL_THREADS": "none"})
     assert server.wait() == 2
     assert "STREAMCELL_THREADS" in server.lines[-1]
 
 
 @pytest.mark.parametrize("flag", ["--listen", "--metrics-listen"])
-def test_a_port_in_use_is_said(start_server, flag):
+def test_a_port_in_use_is_an_error(start_server, flag):
     """A second server on a port does not share it silently."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -124,8 +124,8 @@ def test_two_servers_do_not_share_a_port(start_server):
     assert second.wait() == 2
 
 
-def test_garbage_on_either_port_disturbs_nobody(start_server):
-    """Bytes that are no HTTP end that connection; a client beside it goes on, and the log stays quiet."""
+def test_garbage_on_either_port_disturbs_no_client(start_server):
+    """Bytes that are not HTTP end their connection; another client goes on, and the log stays quiet."""
     server = start_server()
     serving = server.event("serving")
     with grpc.insecure_channel(serving["listen"]) as channel:
@@ -134,7 +134,7 @@ def test_garbage_on_either_port_disturbs_nobody(start_server):
         for port in ("listen", "metrics"):
             with (
                 socket.create_connection(_address(serving[port]), BOUND_SECONDS) as garbage,
-                contextlib.suppress(OSError),  # the server may hang up in the middle of it
+                contextlib.suppress(OSError),  # the server may hang up before all is sent
             ):
                 garbage.sendall(bytes(range(256)) * 40)
                 garbage.shutdown(socket.SHUT_WR)
@@ -154,7 +154,7 @@ def test_garbage_on_either_port_disturbs_nobody(start_server):
     ],
 )
 def test_a_damaged_artifact_is_one_line_that_names_it(start_server, tmp_path, damage, said):
-    """The server does not start on a file it cannot read."""
+    """The server does not start if it cannot read a file."""
     path = tmp_path / "broken" / "1" / "model.pt"
     path.parent.mkdir(parents=True)
     source = ARTIFACTS / "mackey-glass" / "1" / "model.pt"

@@ -1,4 +1,4 @@
-"""The README's commands and code, pasted as they stand, in a folder that looks like a checkout."""
+"""The README's commands and code, run as they are written, in a folder that looks like a checkout."""
 
 import os
 import re
@@ -13,24 +13,24 @@ from tests.e2e.conftest import BOUND_SECONDS, ROOT
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
-# Tried elsewhere: the demo by test_demo, serving by the fixture below; containers need an engine.
-ELSEWHERE = {"make demo", "make serve", "docker compose up --build"}
+# Not run here: test_demo runs the demo, the fixture below serves, and containers need an engine.
+NOT_RUN_HERE = {"make demo", "make serve", "docker compose up --build"}
 
 
 def test_every_command_is_known():
-    """A block of another kind, or a command that no test runs, is found here."""
+    """The README has blocks of two kinds, and the commands that are not run here are in it."""
     assert {kind for kind, _ in BLOCKS} <= {"sh", "python"}
-    assert set(COMMANDS) >= ELSEWHERE
+    assert set(COMMANDS) >= NOT_RUN_HERE
     assert len(TEXT.splitlines()) <= 150
 
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A folder with everything the checkout has, and a half-hourly series as taxi.csv."""
+    """Returns a folder with all files of the checkout, and a half-hourly series as taxi.csv."""
     for path in ROOT.iterdir():
         if path.name not in (".git", "trained", "taxi.csv"):
             (tmp_path / path.name).symlink_to(path)
-    if not (tmp_path / ".venv").exists():  # tests run by another interpreter stand in for it
+    if not (tmp_path / ".venv").exists():  # the interpreter that runs the tests takes its place
         (tmp_path / ".venv" / "bin").mkdir(parents=True)
         for name in ("python", "streamcell"):
             (tmp_path / ".venv" / "bin" / name).symlink_to(
@@ -48,7 +48,7 @@ def _time(row):
 
 @pytest.fixture
 def served(start_server):
-    """Where a server with the shipped models serves."""
+    """Returns the address of a server with the shipped models."""
     return start_server().event("serving")["listen"]
 
 
@@ -69,7 +69,7 @@ def _run(command, folder):
 
 
 def test_the_client_in_ten_lines_runs(checkout, served):
-    """It prints a prediction per step, and a forecast."""
+    """The code prints a prediction per step, and a forecast."""
     code = next(block for kind, block in BLOCKS if kind == "python").replace("localhost:50051", served)
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -84,9 +84,9 @@ def test_the_client_in_ten_lines_runs(checkout, served):
 
 
 def test_the_shell_commands_run(checkout, served, front):
-    """Each one succeeds, in the README's order, on what the ones before left; curl on its front."""
+    """Each command succeeds, in the README's order, on files of earlier commands; curl on its front."""
     for command in COMMANDS:
-        if command in ELSEWHERE or (command.startswith("curl ") and front != "envoy"):
+        if command in NOT_RUN_HERE or (command.startswith("curl ") and front != "envoy"):
             continue
         command = command.replace("--target localhost:50051", "")
         command = command.replace("localhost:50051/", f"{served}/").replace("curl ", "curl -sSf ")

@@ -22,12 +22,12 @@ from tests.fakes import bits
 
 X = np.random.default_rng(7).standard_normal((64, 2)).astype(np.float32)
 NAME = "recurrence"
-MANY = 40  # steps of each client before and after what happens in between
+MANY = 40  # steps of each client before and after a change
 
 
 @pytest.fixture
 def models(tmp_path):
-    """The models' folder, with version 1, and a place beside it where version 2 waits."""
+    """Returns the models' folder, with version 1; the file for version 2 is beside the folder."""
     fakes.save(tmp_path / "models" / NAME / "1" / "model.pt")
     fakes.save(tmp_path / "2.pt", fakes.Sharper())
     return tmp_path / "models"
@@ -43,7 +43,7 @@ def put(models, version, source):
 
 @pytest.fixture
 def serve(start_server, models):
-    """Starts a server over the folder that looks at it when it is told to, and is given a channel."""
+    """Starts a server that looks at the folder on SIGHUP alone, and returns it with a stub."""
     with contextlib.ExitStack() as stack:
 
         def serve(*flags):
@@ -58,11 +58,10 @@ def serve(start_server, models):
 
 @dataclasses.dataclass
 class Client:
-    """One session, stepped until it is told to stop; `ys` is what it was told, `failed` why it was not."""
+    """One session that is stepped until it is stopped; `ys` has its predictions, `failed` its error."""
 
     session_id: str
     kind: str
-    num_steps: int = 0
     failed: BaseException | None = None
 
     def __post_init__(self):
@@ -71,7 +70,7 @@ class Client:
         self._has_grown = threading.Condition()
 
     def run(self, stub):
-        """Steps and steps."""
+        """Steps the session until it is stopped, or fails."""
         try:
             {"unary": self._unary, "stream": self._stream, "frame": self._frame}[self.kind](stub)
         except BaseException as error:
@@ -80,13 +79,13 @@ class Client:
             self.is_stopping.set()
             self._has_grown.notify_all()
 
-    def _took(self, y):
+    def _record(self, y):
         with self._has_grown:
             self.ys.append(bits(y))
             self._has_grown.notify_all()
 
-    def grows(self, count=MANY):
-        """Waits until it has been told `count` more predictions, or failed."""
+    def wait_for_steps(self, count=MANY):
+        """Waits for `count` more predictions; raises the error if the client fails."""
         with self._has_grown:
             wanted = len(self.ys) + count
             assert self._has_grown.wait_for(
@@ -98,10 +97,10 @@ class Client:
         while not self.is_stopping.is_set():
             index = len(self.ys)
             request = pb.StepRequest(session_id=self.session_id, x=X[index % 64], step_index=index)
-            self._took(stub.Step(request, timeout=BOUND_SECONDS).y)
+            self._record(stub.Step(request, timeout=BOUND_SECONDS).y)
 
     def _requests(self, window):
-        """Keeps some requests under way, so that the session never rests."""
+        """Yields requests while some are under way, so that the session is never idle."""
         yield pb.StreamRequest(config=pb.StreamConfig(session_ids=[self.session_id]))
         index = 0
         while not self.is_stopping.is_set():
@@ -123,7 +122,7 @@ class Client:
             if kind == "frame":
                 assert not answer.frame.errors, answer
             y = answer.step.y if kind == "step" else np.frombuffer(answer.frame.y_raw, np.float32)
-            self._took(y)
+            self._record(y)
             window.release()
 
     _frame = _stream
@@ -142,7 +141,7 @@ def load(stub, prefix):
         thread.start()
     try:
         for client in clients:
-            client.grows()
+            client.wait_for_steps()
         yield clients
     finally:
         for client in clients:
@@ -171,7 +170,7 @@ def statuses(stub):
 
 
 def sample(server, name, **labels):
-    """Returns a value from the metrics; None where there is none."""
+    """Returns a value of a metric; None if there is no such sample."""
     url = f"http://{server.serving['metrics']}/metrics"
     with urllib.request.urlopen(url, timeout=BOUND_SECONDS) as response:
         families = text_string_to_metric_families(response.read().decode())
@@ -181,18 +180,18 @@ def sample(server, name, **labels):
 
 
 def alone(models, version="1"):
-    """Returns a session of a version by itself."""
+    """Returns a session of a version that is computed alone, without a server."""
     path = models / NAME / version / "model.pt"
     return fakes.Alone(artifact.load(NAME, version, path, torch.device("cpu")))
 
 
 def folded(session, num_steps):
-    """Returns a session's predictions of the first steps of a client."""
+    """Returns a session's predictions for the first steps of a client."""
     return [session.step(X[index % 64]) for index in range(num_steps)]
 
 
 def test_a_new_version_under_load(serve, models, tmp_path):
-    """No step fails; sessions stay on the old version, new ones take the new; the old leaves."""
+    """No step fails; sessions stay on the old version, new sessions get the new one; the old one leaves."""
     server, stub = serve()
     with load(stub, "old") as clients:
         put(models, "2", tmp_path / "2.pt")
@@ -203,7 +202,7 @@ def test_a_new_version_under_load(serve, models, tmp_path):
         assert statuses(stub) == {"1": "RETIRING", "2": "SERVING"}
         with load(stub, "young") as young:
             for client in clients:
-                client.grows()
+                client.wait_for_steps()
         assert {version_of(stub, client.session_id) for client in clients} == {"1"}
         assert {version_of(stub, client.session_id) for client in young} == {"2"}
     for client in clients:
@@ -222,7 +221,7 @@ def test_a_new_version_under_load(serve, models, tmp_path):
 
 @pytest.mark.parametrize("store", ["memory:", "sqlite:sessions.db"])
 def test_sessions_migrate_between_two_steps(serve, models, tmp_path, store):
-    """No step fails; each session goes on on the new version with the state that the old one left."""
+    """No step fails; each session continues on the new version with its state from the old one."""
     store = store.replace("sessions.db", str(tmp_path / "sessions.db"))
     often = ["--checkpoint-interval-seconds", "0.01"]
     server, stub = serve("--on-new-version", "migrate", "--store", store, *often)
@@ -231,7 +230,7 @@ def test_sessions_migrate_between_two_steps(serve, models, tmp_path, store):
         server.signal(signal.SIGHUP)
         assert server.event("model_left")["model"] == f"{NAME}/1"
         for client in clients:
-            client.grows()
+            client.wait_for_steps()
         assert {version_of(stub, client.session_id) for client in clients} == {"2"}
     for client in clients:
         old, new = alone(models), alone(models, "2")
@@ -246,8 +245,8 @@ def test_sessions_migrate_between_two_steps(serve, models, tmp_path, store):
     assert sample(server, "streamcell_sessions_migrated_total", version="2") == len(clients)
 
 
-def test_a_bad_file_is_told_and_changes_nothing(serve, models, tmp_path):
-    """Once, and again when it is another bad one; the good one is taken then, and serving went on."""
+def test_a_bad_file_is_logged_and_changes_nothing(serve, models, tmp_path):
+    """A second bad file is logged again; a good file is loaded then, and serving goes on throughout."""
     server, stub = serve()
     whole = (tmp_path / "2.pt").read_bytes()
     (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
@@ -255,9 +254,9 @@ def test_a_bad_file_is_told_and_changes_nothing(serve, models, tmp_path):
         path = put(models, "2", tmp_path / "half.pt")
         for _ in range(2):
             server.signal(signal.SIGHUP)
-            told = server.event("model_rejected")
-            assert told["model"] == f"{NAME}/2"
-            assert "not a readable TorchScript file" in told["why"]
+            rejected = server.event("model_rejected")
+            assert rejected["model"] == f"{NAME}/2"
+            assert "not a readable TorchScript file" in rejected["why"]
             assert opened(stub, "s-unary-a") == "1"
             assert statuses(stub) == {"1": "SERVING"}
             path.write_bytes(path.read_bytes() + b"more")
@@ -266,11 +265,11 @@ def test_a_bad_file_is_told_and_changes_nothing(serve, models, tmp_path):
         server.signal(signal.SIGHUP)
         assert server.event("model_retiring")["successor"] == f"{NAME}/2"
         for client in clients:
-            client.grows()
+            client.wait_for_steps()
 
 
 def test_a_new_version_is_noticed_without_a_signal(start_server, models, tmp_path):
-    """The folder is looked at again and again."""
+    """The server polls the folder."""
     server = start_server("--models", str(models), "--models-poll-seconds", "0.05", "--max-batch-steps", "4")
     server.event("serving")
     put(models, "2", tmp_path / "2.pt")
@@ -278,8 +277,8 @@ def test_a_new_version_is_noticed_without_a_signal(start_server, models, tmp_pat
     assert server.event("model_left")["model"] == f"{NAME}/1"
 
 
-def test_every_worker_is_told(serve, models, tmp_path):
-    """SIGHUP to the server reaches its workers, and a session of an old version is found on any of them."""
+def test_every_worker_loads_a_new_version(serve, models, tmp_path):
+    """SIGHUP to the server reaches its workers, and each worker finds a session of an old version."""
     server, stub = serve("--workers", "2", "--checkpoint-interval-seconds", "0.05")
     assert opened(stub, "s") == "1"
     put(models, "2", tmp_path / "2.pt")
@@ -287,7 +286,7 @@ def test_every_worker_is_told(serve, models, tmp_path):
     for _ in range(2):
         assert server.event("model_loaded")["model"] == f"{NAME}/2"
     expected = folded(alone(models), 20)
-    for number in range(20):  # each over a connection of its own, so that they spread over the workers
+    for number in range(20):  # a connection for each, so that they spread over the workers
         options = [("grpc.use_local_subchannel_pool", 1)]
         with grpc.insecure_channel(server.serving["listen"], options) as channel:
             other = stubs.StreamcellServiceStub(channel)

@@ -1,7 +1,7 @@
 """NVIDIA's own client, unmodified, in an environment of its own, against the server's process.
 
-Its messages and ours have the same names, of which a process can have one set only, and its protobuf is
-older. `make test` sets the environment up (requirements-triton.lock); without it these tests are skipped.
+The client's messages have the same names as this project's, and a process can have only one set; its protobuf
+is older. `make test` sets up the environment (requirements-triton.lock); without it these tests are skipped.
 """
 
 import json
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def xs():
-    """The inputs of 50 sequences, by id: numbers and texts in turn."""
+    """Returns the inputs of 50 sequences, by id: numbers and texts in turn."""
     names = [
         json.dumps(number if number % 2 else f"sequence {number}") for number in range(1, NUM_SEQUENCES + 1)
     ]
@@ -35,13 +35,13 @@ def xs():
 
 @pytest.fixture(scope="module")
 def model():
-    """The artifact itself."""
+    """Returns the artifact itself."""
     path = ARTIFACTS / "mackey-glass" / "1" / "model.pt"
     return artifact.load("mackey-glass", "1", path, torch.device("cpu"))
 
 
 def test_nvidias_client_gets_the_artifacts_bits(start_server, xs, model):
-    """Unary, streaming, asyncio; ids of both kinds; 50 sequences at once: each equals the artifact folded."""
+    """Unary, streaming, asyncio; ids of both kinds; 50 sequences at once: the bits of the artifact."""
     server = start_server()
     asked = {
         "target": server.event("serving")["listen"],
@@ -66,7 +66,7 @@ def test_nvidias_client_gets_the_artifacts_bits(start_server, xs, model):
 
 
 def _check_errors(found, expected):
-    """An unknown sequence without a start is told, and the stream goes on."""
+    """Checks that an unknown sequence without a start is an error, and that the stream goes on."""
     assert found["unary error"]["status"] == "StatusCode.NOT_FOUND"
     assert "begin it with sequence_start" in found["unary error"]["message"]
     assert found["stream errors"]["error"] == found["unary error"]["message"]
@@ -74,7 +74,7 @@ def _check_errors(found, expected):
 
 
 def _check_about(about):
-    """The client reads all that it asks for, and the counts are true."""
+    """Checks all that the client reads about server and model, counts included."""
     assert (about["live"], about["ready"], about["model_ready"], about["unknown_ready"]) == (True,) * 3 + (
         False,
     )

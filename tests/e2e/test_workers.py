@@ -14,7 +14,7 @@ from streamcell.v1 import streamcell_pb2_grpc as stubs
 
 from tests.e2e.conftest import BOUND_SECONDS, children, until_gone
 
-NUM_CLIENTS = 24  # enough that the system gives some to each of two workers
+NUM_CLIENTS = 24  # enough that the system gives each of two workers some
 
 
 @contextlib.contextmanager
@@ -34,13 +34,13 @@ def samples(metrics, name):
 
 
 def step(stub, number):
-    """Begins a session with one step."""
+    """Opens a session with its first step."""
     request = pb.StepRequest(session_id=f"s{number}", model="mackey-glass", x=[0.5], step_index=0)
     return stub.Step(request, timeout=BOUND_SECONDS)
 
 
-def test_all_workers_serve_and_one_page_tells_of_all(start_server):
-    """Connections spread over the workers; each one's figures are on the page, its process's too."""
+def test_all_workers_serve_and_one_page_has_their_metrics(start_server):
+    """Connections spread over the workers; the page has the metrics of each, and of each process."""
     server = start_server("--workers", "2")
     serving = server.event("serving")
     with clients(serving["listen"]) as each:
@@ -61,7 +61,7 @@ def test_all_workers_serve_and_one_page_tells_of_all(start_server):
 
 
 def test_a_worker_that_dies_is_replaced_and_counted(start_server):
-    """The others serve on meanwhile; the new one serves as well, on the same port."""
+    """The other worker goes on serving; the new one serves on the same port."""
     server = start_server("--workers", "2")
     serving = server.event("serving")
     first = children(server.process.pid)
@@ -79,7 +79,7 @@ def test_a_worker_that_dies_is_replaced_and_counted(start_server):
     assert server.wait() == 0
 
 
-def test_workers_drain_together_and_leave_no_process(start_server):
+def test_workers_drain_together_and_leave_no_process_behind(start_server):
     """SIGTERM ends streams on every worker with UNAVAILABLE, then the server with status 0."""
     server = start_server("--workers", "2")
     serving = server.event("serving")
@@ -107,8 +107,8 @@ def test_workers_drain_together_and_leave_no_process(start_server):
         until_gone(process)
 
 
-def test_a_killed_supervisor_takes_its_workers_with_it(start_server):
-    """They hear that nobody leads them any more."""
+def test_the_workers_of_a_killed_supervisor_end(start_server):
+    """Each worker notices that its supervisor is gone."""
     server = start_server("--workers", "2")
     server.event("serving")
     processes = children(server.process.pid)
@@ -118,7 +118,7 @@ def test_a_killed_supervisor_takes_its_workers_with_it(start_server):
         until_gone(process)
 
 
-def test_nobody_else_shares_the_port(start_server):
+def test_another_server_does_not_share_the_port(start_server):
     """A second server, with workers or without, is refused the port of one with workers."""
     server = start_server("--workers", "2")
     listen = server.event("serving")["listen"]
@@ -132,14 +132,14 @@ def test_nobody_else_shares_the_port(start_server):
 
 
 def test_a_worker_that_cannot_start_is_one_line(start_server):
-    """What is wrong is said once, as with one worker, and nothing is left behind."""
+    """The error is the same line as with one worker, and is logged once."""
     server = start_server("--workers", "2", "--models", "/nonexistent")
     assert server.wait() == 2
     assert server.lines[-1] == "streamcell: --models: /nonexistent is not a folder"
 
 
 def test_a_session_moves_between_workers(start_server):
-    """Without a store as well: whoever comes with a step_index, or opens it, finds it where it stands."""
+    """Without `--store` too: OpenSession, or a step with an index, finds the session where it stands."""
     server = start_server("--workers", "2", "--checkpoint-interval-seconds", "0.05")
     serving = server.event("serving")
     with clients(serving["listen"]) as each:

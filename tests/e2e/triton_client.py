@@ -1,8 +1,8 @@
-"""NVIDIA's client against a server: run by test_tritonclient in an environment of its own.
+"""NVIDIA's client against a server; test_tritonclient runs it in an environment of its own.
 
-Reads {"target": "HOST:PORT", "x": {ID: [[...], ...], ...}} as JSON from standard input, ID being a JSON value
-as text, so that 7 and "7" are two. Each way of calling runs every sequence and prints its predictions as
-hexadecimal float32s: {WAY: {ID: "..."}}, and what the server tells of itself under "about".
+Reads {"target": "HOST:PORT", "x": {ID: [[...], ...], ...}} as JSON from standard input. ID is a JSON value as
+text, so that 7 and "7" differ. Each way of calling runs every sequence and prints its predictions as
+hexadecimal float32s: {WAY: {ID: "..."}}. The server's description of itself is under "about".
 """
 
 import asyncio
@@ -16,6 +16,7 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 MODEL = "mackey-glass"
+ANSWER_SECONDS = 120  # never takes long, on a busy machine either
 
 
 def step(module, row):
@@ -32,12 +33,12 @@ def flags(rows, at):
 
 
 def hexadecimal(results):
-    """Returns predictions one after another."""
+    """Returns the bytes of predictions, in order, as hexadecimal text."""
     return b"".join(result.as_numpy("y").astype("<f4").tobytes() for result in results).hex()
 
 
 def about(client):
-    """Returns what the server tells of itself."""
+    """Returns the server's description of itself."""
     return {
         "live": client.is_server_live(),
         "ready": client.is_server_ready(),
@@ -52,7 +53,7 @@ def about(client):
 
 
 def sync_unary(client, sequences):
-    """One call after another, the sequences in turn."""
+    """Sends one call after another, the sequences in turn."""
     found = {name: [] for name in sequences}
     for at in range(max(map(len, sequences.values()))):
         for name, rows in sequences.items():
@@ -70,7 +71,7 @@ def sync_unary(client, sequences):
 
 
 def sync_stream(client, sequences):
-    """All requests of all sequences sent ahead on one stream."""
+    """Sends all requests of all sequences on one stream before it reads an answer."""
     answers = queue.Queue()
     client.start_stream(lambda result, error: answers.put((result, error)))
     found = {name: [] for name in sequences}
@@ -87,7 +88,7 @@ def sync_stream(client, sequences):
                 **flags(rows, at),
             )
     for _ in range(sum(map(len, sequences.values()))):
-        result, error = answers.get(timeout=60)
+        result, error = answers.get(timeout=ANSWER_SECONDS)
         assert error is None, error
         found[result.get_response().id].append(result)
     client.stop_stream()
@@ -102,7 +103,7 @@ def stream_errors(client):
     client.async_stream_infer(
         MODEL, step(triton, [1.0]), sequence_id=12345, sequence_start=True, sequence_end=True
     )
-    (_, error), (result, _) = answers.get(timeout=60), answers.get(timeout=60)
+    (_, error), (result, _) = answers.get(timeout=ANSWER_SECONDS), answers.get(timeout=ANSWER_SECONDS)
     client.stop_stream()
     return {"error": error.message(), "result": hexadecimal([result])}
 
@@ -117,7 +118,7 @@ def unary_error(client):
 
 
 def whole(client, sequences):
-    """Every sequence in one request, on its own."""
+    """Sends every sequence in one request of its own."""
     found = {}
     for name, rows in sequences.items():
         x = np.array([rows], np.float32)
@@ -128,7 +129,7 @@ def whole(client, sequences):
 
 
 async def aio_unary(target, sequences):
-    """All sequences at once, each waiting for its answers."""
+    """Runs all sequences at once, each waiting for its answers."""
     async with triton_aio.InferenceServerClient(target) as client:
 
         async def run(name, rows):
@@ -144,7 +145,7 @@ async def aio_unary(target, sequences):
 
 
 async def aio_stream(target, sequences):
-    """All sequences at once, each on a stream of its own."""
+    """Runs all sequences at once, each on a stream of its own."""
     async with triton_aio.InferenceServerClient(target) as client:
 
         async def run(name, rows):

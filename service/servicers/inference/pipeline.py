@@ -86,7 +86,7 @@ class Inference:
                 "sequence_start" in parameters and parameters["sequence_start"].bool_param
             )
             model = f"{request.model_name}/{request.model_version}"
-            if goes_on and leader is not None and self._catalog.versions.goes_on(model, leader):
+            if goes_on and leader is not None and self._catalog.versions.has_taken_over(leader, model):
                 return leader
             raise
 

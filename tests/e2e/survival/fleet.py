@@ -1,6 +1,6 @@
-"""Servers as processes, each at an address that stays its own: killed, drained and started anew there.
+"""Servers as processes, each at an address that stays the same: killed, drained and started again there.
 
-Owns how much a run does, too: little in `make test`, as much as the project promises in `make e2e`.
+Also says how much a run does: little in `make test`, as much as the project promises in `make e2e`.
 """
 
 import asyncio
@@ -23,23 +23,23 @@ FRONTS = ("grpcio", "envoy")
 
 
 def scaled(short, full):
-    """Returns what this run takes of two sizes."""
+    """Returns the size for this run, of a short run and a full one."""
     return full if IS_FULL else short
 
 
 def every_front(*short):
-    """Has a test run on some fronts, in a full run on all."""
+    """Runs a test on some fronts, in a full run on all fronts."""
     return pytest.mark.parametrize("front", scaled(short, FRONTS))
 
 
 def every_store_and_front(*short):
-    """Has a test run on some pairs of store and front, in a full run on all."""
+    """Runs a test on some pairs of store and front, in a full run on all pairs."""
     full = [(store, front) for store in STORES for front in FRONTS]
     return pytest.mark.parametrize(("store", "front"), scaled(short, full))
 
 
-class Seat:
-    """An address, with the server that serves there now."""
+class Replica:
+    """A server that can be killed, drained and started again at the same address."""
 
     def __init__(self, *flags):
         self.listen, self.metrics = (f"127.0.0.1:{free_port()}" for _ in range(2))
@@ -47,16 +47,16 @@ class Seat:
         self.server = None
 
     async def start(self):
-        """Starts a server, and returns when it serves."""
+        """Starts the server, and returns when it serves."""
         self.server = ServerProcess(*self._flags)
         await asyncio.to_thread(self.server.event, "serving")
 
     def processes(self):
-        """Returns the processes of the server, its own last."""
+        """Returns the ids of the server's processes, the supervisor last."""
         return [*children(self.server.process.pid), self.server.process.pid]
 
     async def kill(self):
-        """Ends the server as `kill -9` of all of it would."""
+        """Ends all processes of the server at once, as `kill -9` does."""
         processes = self.processes()
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
@@ -66,7 +66,7 @@ class Seat:
             await asyncio.to_thread(until_gone, process)
 
     async def drain(self):
-        """Has the server drain; it ends with status 0, and no process of it is left."""
+        """Drains the server; it must end with status 0 and leave no process."""
         processes = self.processes()
         self.server.signal()
         status = await asyncio.to_thread(self.server.wait)
@@ -76,20 +76,20 @@ class Seat:
             until_gone(process)
 
     def close(self):
-        """Ends the server, however it is."""
+        """Ends the server in whatever state it is."""
         if self.server is not None:
             self.server.close()
 
-    async def figure(self, name):
-        """Returns a metric as it is now, all its samples together."""
+    async def metric(self, name):
+        """Returns the sum of a metric's samples."""
         page = await asyncio.to_thread(self._page)
         families = text_string_to_metric_families(page)
         return sum(s.value for family in families for s in family.samples if s.name == name)
 
-    async def until(self, name, holds):
-        """Waits until a metric is as it should be, and returns it; the server is asked again and again."""
+    async def until_metric(self, name, holds):
+        """Polls a metric until a condition is true, and returns its value."""
         async with asyncio.timeout(BOUND_SECONDS):
-            while not holds(value := await self.figure(name)):
+            while not holds(value := await self.metric(name)):
                 pass
         return value
 

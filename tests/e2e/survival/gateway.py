@@ -1,7 +1,7 @@
-"""A gateway as one might write it without the client library: many sessions, one stream, frames.
+"""A gateway that does not use the client library: many sessions on one stream, with frames.
 
-It numbers its steps. What was answered and may be lost it sends again, from where the server says that each
-session stands; what was sent and not answered, too.
+The gateway numbers its steps. It sends steps again that were not answered, and answered steps that a server
+lost: from the step at which the server says that each session stands.
 """
 
 import asyncio
@@ -14,17 +14,19 @@ from streamcell import errors
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as stubs
 
+from tests.e2e.conftest import BOUND_SECONDS
 from tests.e2e.survival.fleet import MODEL
-from tests.integration.conftest import BOUND_SECONDS, folded, inputs
+from tests.integration.conftest import folded, inputs
 
 MAX_STEPS = 100_000  # of one session
+OPEN_SECONDS = 10  # then the call is repeated: the connection may lead to a server that was killed
 MAX_ENTRY_STEPS = 3  # new ones; fewer than the server keeps replies for
-# What one server's end, or another one's beginning, is seen as; anything else is a failure.
-PASSING = (errors.Unavailable, errors.Fenced, errors.SessionNotFound, errors.StepGap)
+# The errors that the end or the start of a server may cause; any other error is a failure.
+EXPECTED_ERRORS = (errors.Unavailable, errors.Fenced, errors.SessionNotFound, errors.StepGap)
 
 
 class Gateway:
-    """A player of a load, with a session for each seed; see `load.Player`."""
+    """A client of a load, with one session for each seed; see `load.LoadClient`."""
 
     def __init__(self, load, seeds):
         self.load = load
@@ -33,11 +35,11 @@ class Gateway:
         self.session_ids = [f"gateway-{seed}" for seed in seeds]
         self._x = np.stack([inputs(seed, MAX_STEPS)[:, 0] for seed in seeds])  # (S, T)
         self._y = [[] for _ in seeds]
-        self._stands = np.zeros(len(seeds), np.int64)
+        self._next_steps = np.zeros(len(seeds), np.int64)
         self.num_answered = 0
 
-    async def play(self):
-        """Sends frames until the load ends, over as many connections as it takes."""
+    async def run(self):
+        """Sends frames until the load ends, over as many connections as that takes."""
         deadline = time.monotonic() + BOUND_SECONDS
         while True:
             before = self.num_answered
@@ -45,37 +47,37 @@ class Gateway:
                 async with aio.insecure_channel(
                     self.load.target, [("grpc.use_local_subchannel_pool", 1)]
                 ) as channel:
-                    await self._converse(stubs.StreamcellServiceStub(channel))
+                    await self._talk(stubs.StreamcellServiceStub(channel))
                 return
             except aio.AioRpcError as error:
                 failure = errors.from_rpc_error(error)
-            except PASSING as error:
+            except EXPECTED_ERRORS as error:
                 failure = error
             if self.num_answered > before:
                 deadline = time.monotonic() + BOUND_SECONDS
-            if not isinstance(failure, PASSING) or time.monotonic() > deadline:
+            if not isinstance(failure, EXPECTED_ERRORS) or time.monotonic() > deadline:
                 raise failure
 
-    async def _converse(self, stub):
-        self._stands[:] = await asyncio.gather(*(self._open(stub, each) for each in self.session_ids))
+    async def _talk(self, stub):
+        self._next_steps[:] = await asyncio.gather(*(self._open(stub, each) for each in self.session_ids))
         call = stub.Stream()
         try:
             await self._ask(call, config=pb.StreamConfig(session_ids=self.session_ids))
-            while await self.load.goes_on_in_time():
+            while await self.load.may_continue():
                 await self._exchange(call)
             await call.done_writing()
             assert await call.read() is aio.EOF
         finally:
             call.cancel()
-        stands = await asyncio.gather(*(self._open(stub, each) for each in self.session_ids))
-        assert stands == [len(y) for y in self._y], self.name
+        next_steps = await asyncio.gather(*(self._open(stub, each) for each in self.session_ids))
+        assert next_steps == [len(y) for y in self._y], self.name
 
     @staticmethod
     async def _open(stub, session_id):
-        """Takes a session up, wherever it is, and returns where it stands."""
+        """Opens a session, on whichever server it is, and returns the index of its next step."""
         request = pb.OpenSessionRequest(session_id=session_id, model=MODEL)
         try:
-            reply = await stub.OpenSession(request, timeout=10, wait_for_ready=True)
+            reply = await stub.OpenSession(request, timeout=OPEN_SECONDS, wait_for_ready=True)
         except aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise errors.ConnectionLost("no answer in time") from error
@@ -83,9 +85,9 @@ class Gateway:
         return reply.session.next_step_index
 
     async def _exchange(self, call):
-        """Sends the steps that each session's server lacks, and some new ones; takes the answer."""
+        """Sends the steps that the server lacks of each session, and some new ones; records the answer."""
         answered = np.array([len(y) for y in self._y])
-        first = np.minimum(self._stands, answered)
+        first = np.minimum(self._next_steps, answered)
         last = answered + self._chance.integers(1, MAX_ENTRY_STEPS + 1, len(first))
         x = np.concatenate([row[a:b] for row, a, b in zip(self._x, first, last, strict=True)])
         frame = pb.Frame(
@@ -98,7 +100,7 @@ class Gateway:
             raise errors.from_stream_error(failed.error)
         assert np.array_equal(np.frombuffer(reply.step_index_raw, "<u8"), first), self.name
         assert (np.frombuffer(reply.num_durable_steps_raw, "<u8") <= last).all(), self.name
-        self._take(first, last, np.frombuffer(reply.y_raw, "<f4").reshape(len(x), -1))
+        self._record(first, last, np.frombuffer(reply.y_raw, "<f4").reshape(len(x), -1))
 
     async def _ask(self, call, **request):
         await call.write(pb.StreamRequest(**request))
@@ -109,18 +111,18 @@ class Gateway:
             raise errors.from_stream_error(reply.error)
         return reply
 
-    def _take(self, first, last, y):
-        """Keeps the answers; those to steps that were answered before must be the same."""
+    def _record(self, first, last, y):
+        """Records the answers; repeated answers must equal the earlier ones."""
         ends = np.cumsum(last - first)
         for known, a, entry in zip(self._y, first, np.split(y, ends[:-1]), strict=True):
             y_now, num_known = entry.tolist(), len(known) - a
             assert y_now[:num_known] == known[a:], self.name
             known += y_now[num_known:]
-        self._stands = last.copy()
+        self._next_steps = last.copy()
         self.num_answered += 1
-        self.load.tell()
+        self.load.notify()
 
     def check(self, model):
-        """Compares every answer with what an uninterrupted run gives."""
+        """Compares every answer with an uninterrupted run."""
         for x, y in zip(self._x, self._y, strict=True):
             assert np.array_equal(np.array(y, np.float32), folded(model, x[: len(y), None])), self.name

@@ -1,4 +1,4 @@
-"""Servers that are told to go, at rest and overloaded: what was answered is what their successors have."""
+"""Servers that drain, idle and overloaded: the next server has every step that was answered."""
 
 import asyncio
 
@@ -9,20 +9,21 @@ from streamcell import errors
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as stubs
 
+from tests.e2e.conftest import BOUND_SECONDS
 from tests.e2e.survival.fleet import FRONTS, MODEL, every_front, scaled
-from tests.integration.conftest import BOUND_SECONDS, folded, inputs
+from tests.integration.conftest import folded, inputs
 
 NUM_SESSIONS = 40
 NEVER = ("--checkpoint-interval-seconds", "3600")
 QUEUE_STEPS = 16
 NUM_STREAMS = 48
 NUM_CALLERS = 16
-AHEAD_STEPS = 100  # on their way in each stream: more than the queue takes of all
-NUM_ANSWERS = scaled(1_000, 50_000)  # of all, before the server is told to go
+AHEAD_STEPS = 100  # in flight in each stream: more than the queue takes of all streams together
+NUM_ANSWERS = scaled(1_000, 50_000)  # of all callers together, before the server drains
 
 
 def connections(address, count):
-    """Returns channels with a connection each: they spread over workers."""
+    """Returns channels with a connection each, so that they spread over the workers."""
     return [aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(count)]
 
 
@@ -30,14 +31,16 @@ def connections(address, count):
     ("front", "workers"),
     scaled([("envoy", 1), ("grpcio", 2)], [(front, workers) for front in FRONTS for workers in (1, 2)]),
 )
-async def test_a_drain_leaves_all_to_the_successor(new_seat, store_url, truth, front, workers):
-    """Nothing was stored until then; steps without an index go on at once, where the answers ended."""
-    seat = new_seat("--store", store_url, "--workers", str(workers), *NEVER)
+async def test_the_next_server_has_all_sessions_of_a_drained_one(
+    new_replica, store_url, model, front, workers
+):
+    """Nothing was stored before the drain; steps without an index continue where the answers ended."""
+    replica = new_replica("--store", store_url, "--workers", str(workers), *NEVER)
     x = np.stack([inputs(seed, 5) for seed in range(NUM_SESSIONS)])  # (S, T, 1)
-    y = np.stack([folded(truth, row) for row in x])
+    y = np.stack([folded(model, row) for row in x])
     for steps in (range(3), range(3, 5)):
-        await seat.start()
-        channels = connections(seat.listen, 8)
+        await replica.start()
+        channels = connections(replica.listen, 8)
         for number in range(NUM_SESSIONS):
             stub = stubs.StreamcellServiceStub(channels[number % len(channels)])
             for step in steps:
@@ -48,16 +51,16 @@ async def test_a_drain_leaves_all_to_the_successor(new_seat, store_url, truth, f
                 reply = await stub.Step(request, timeout=BOUND_SECONDS)
                 assert (reply.step_index, reply.y) == (step, y[number, step].tolist())
         await asyncio.gather(*(channel.close() for channel in channels))
-        await seat.drain()
+        await replica.drain()
 
 
-class Crowd:
-    """Callers who together offer far more than a queue takes, each with a session and a connection."""
+class Callers:
+    """Callers who together send far more than a queue takes, each with a session and a connection."""
 
     def __init__(self, listen):
         self._listen = listen
-        self._told = asyncio.Event()
-        self._goes_on = True
+        self._answered = asyncio.Event()
+        self._is_sending = True
         self.num_overloaded = 0
         self.answered = {}  # steps, by session
 
@@ -74,8 +77,8 @@ class Crowd:
         """Disconnects."""
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))
 
-    async def press(self):
-        """Sends steps without an index, so that each OK is one step; returns when the server is gone."""
+    async def send_steps(self):
+        """Sends steps without an index, so that each OK is one step; returns when the server has ended."""
         await asyncio.gather(
             *(
                 (self._stream if name.startswith("stream") else self._call)(name, channel)
@@ -83,44 +86,44 @@ class Crowd:
             )
         )
 
-    def hold(self):
-        """Has nobody send any more; a lot is on its way still."""
-        self._goes_on = False
+    def stop_sending(self):
+        """Stops all callers; many steps are still in flight then."""
+        self._is_sending = False
 
-    async def until_answered(self, count, pressing):
-        """Waits until so many steps were answered, and others refused; raises what ended the task before."""
-        pressing.add_done_callback(lambda _: self._told.set())
+    async def until_answered(self, count, sending):
+        """Waits until so many steps were answered and some refused; raises the error that ended the task."""
+        sending.add_done_callback(lambda _: self._answered.set())
         async with asyncio.timeout(BOUND_SECONDS):
             while sum(self.answered.values()) < count or not self.num_overloaded:
-                self._told.clear()
-                if pressing.done():
-                    pressing.result()
-                await self._told.wait()
+                self._answered.clear()
+                if sending.done():
+                    sending.result()
+                await self._answered.wait()
 
-    def _take(self, name, error):
+    def _record(self, name, error):
         if error is None:
             self.answered[name] += 1
         else:
             assert isinstance(error, errors.Overloaded), error
             self.num_overloaded += 1
-        self._told.set()
+        self._answered.set()
 
     async def _stream(self, name, channel):
         call, room = stubs.StreamcellServiceStub(channel).Stream(), asyncio.Semaphore(AHEAD_STEPS)
 
         async def write():
-            while await room.acquire() and self._goes_on:
+            while await room.acquire() and self._is_sending:
                 await call.write(pb.StreamRequest(step=pb.StepRequest(session_id=name, x=[0.5])))
 
         async def read():
             while isinstance(reply := await call.read(), pb.StreamResponse):
-                self._take(name, errors.from_stream_error(reply.error) if reply.HasField("error") else None)
+                self._record(name, errors.from_stream_error(reply.error) if reply.HasField("error") else None)
                 room.release()
 
         writing = asyncio.create_task(write())
         with pytest.raises(aio.AioRpcError) as caught:
             await read()
-        # A write to a call that has just ended has grpcio's client forget the status that it was sent.
+        # After a write to a call that has just ended, grpcio's client has lost the status that it received.
         if caught.value.details() != "Internal error from Core":
             assert isinstance(errors.from_rpc_error(caught.value), errors.Draining), caught.value
         writing.cancel()
@@ -128,34 +131,34 @@ class Crowd:
 
     async def _call(self, name, channel):
         stub = stubs.StreamcellServiceStub(channel)
-        while self._goes_on:
+        while self._is_sending:
             try:
                 await stub.Step(pb.StepRequest(session_id=name, x=[0.5]))
-                self._take(name, None)
+                self._record(name, None)
             except aio.AioRpcError as error:
                 failure = errors.from_rpc_error(error)
-                if isinstance(failure, errors.Unavailable) and not self._goes_on:
-                    return  # it came while the server went
-                self._take(name, failure)
+                if isinstance(failure, errors.Unavailable) and not self._is_sending:
+                    return  # the call came while the server ended
+                self._record(name, failure)
 
 
 @every_front("envoy", "grpcio")
-async def test_an_overloaded_server_that_is_told_to_go_loses_no_answer(new_seat, store_url):
-    """OVERLOADED is the only error, a refused step moves nothing, and the successor stands at the answers."""
-    seat = new_seat("--store", store_url, "--max-queue-steps", str(QUEUE_STEPS), *NEVER)
-    await seat.start()
-    crowd = Crowd(seat.listen)
-    await crowd.open()
-    pressing = asyncio.create_task(crowd.press())
-    await crowd.until_answered(NUM_ANSWERS, pressing)
-    crowd.hold()
-    await seat.drain()
-    await asyncio.wait_for(pressing, BOUND_SECONDS)
-    await crowd.close()
-    await seat.start()
-    async with aio.insecure_channel(seat.listen) as channel:
+async def test_an_overloaded_server_that_drains_loses_no_answer(new_replica, store_url):
+    """OVERLOADED is the only error, a refused step changes nothing, and the next server has every answer."""
+    replica = new_replica("--store", store_url, "--max-queue-steps", str(QUEUE_STEPS), *NEVER)
+    await replica.start()
+    callers = Callers(replica.listen)
+    await callers.open()
+    sending = asyncio.create_task(callers.send_steps())
+    await callers.until_answered(NUM_ANSWERS, sending)
+    callers.stop_sending()
+    await replica.drain()
+    await asyncio.wait_for(sending, BOUND_SECONDS)
+    await callers.close()
+    await replica.start()
+    async with aio.insecure_channel(replica.listen) as channel:
         stub = stubs.StreamcellServiceStub(channel)
-        for name, count in crowd.answered.items():
+        for name, count in callers.answered.items():
             session = (await stub.GetSession(pb.GetSessionRequest(session_id=name))).session
             assert session.next_step_index == count, name
-    await seat.drain()
+    await replica.drain()

@@ -1,4 +1,4 @@
-"""Sessions that several servers come for: one owner at a time, and a client that moves notices nothing."""
+"""Sessions that several servers want: one owner at a time, and clients that move see no error."""
 
 import asyncio
 
@@ -8,9 +8,10 @@ from streamcell import errors
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as stubs
 
+from tests.e2e.conftest import BOUND_SECONDS
 from tests.e2e.survival.fleet import MODEL, every_store_and_front, scaled
 from tests.e2e.survival.load import Load, Stepper, Streamer
-from tests.integration.conftest import BOUND_SECONDS, folded, inputs
+from tests.integration.conftest import folded, inputs
 
 NUM_FENCES = scaled(10, 100)
 NUM_ROUNDS = scaled(1, 5)  # of three servers
@@ -18,7 +19,7 @@ X = inputs(seed=3, num_steps=20_000)
 
 
 class Writer:
-    """A client of one session on one server, which never goes elsewhere."""
+    """A client of one session that stays on one server."""
 
     def __init__(self, channel, answers):
         self._stub = stubs.StreamcellServiceStub(channel)
@@ -26,7 +27,7 @@ class Writer:
         self._next = 0
 
     async def take_over(self):
-        """Makes its server the session's owner, and goes on where that stands."""
+        """Makes its server the session's owner, and continues where the session stands."""
         reply = await self._stub.OpenSession(pb.OpenSessionRequest(session_id="s", model=MODEL))
         self._next = reply.session.next_step_index
 
@@ -41,7 +42,7 @@ class Writer:
         self._next += 1
 
     async def until_fenced(self):
-        """Steps until its server has found out."""
+        """Sends steps until its server finds that another one owns the session."""
         try:
             async with asyncio.timeout(BOUND_SECONDS):
                 while True:
@@ -51,17 +52,17 @@ class Writer:
 
 
 @every_store_and_front(("sqlite", "grpcio"), ("redis", "envoy"))
-async def test_of_two_writers_one_is_fenced_and_nobody_else_is_disturbed(new_seat, store_url, truth):
-    """Whoever took the session over last goes on; the other one hears SESSION_FENCED, every time."""
+async def test_of_two_writers_one_is_fenced_and_other_sessions_go_on(new_replica, store_url, model):
+    """The server that took the session over last goes on; the other one answers SESSION_FENCED each time."""
     flags = ("--store", store_url, "--checkpoint-interval-seconds", "0.05")
-    seats = [new_seat(*flags), new_seat(*flags)]
-    await asyncio.gather(*(seat.start() for seat in seats))
+    replicas = [new_replica(*flags), new_replica(*flags)]
+    await asyncio.gather(*(replica.start() for replica in replicas))
     answers = []
     async with (
-        Load(seats[0].listen, truth, 5, num_each=1, kinds=(Stepper,), gateway=0),
-        Load(seats[1].listen, truth, 6, num_each=1, kinds=(Stepper,), gateway=0),
-        aio.insecure_channel(seats[0].listen) as one,
-        aio.insecure_channel(seats[1].listen) as other,
+        Load(replicas[0].listen, model, 5, num_each=1, kinds=(Stepper,), gateway=0),
+        Load(replicas[1].listen, model, 6, num_each=1, kinds=(Stepper,), gateway=0),
+        aio.insecure_channel(replicas[0].listen) as one,
+        aio.insecure_channel(replicas[1].listen) as other,
     ):
         owner, next_owner = Writer(one, answers), Writer(other, answers)
         await owner.take_over()
@@ -72,21 +73,24 @@ async def test_of_two_writers_one_is_fenced_and_nobody_else_is_disturbed(new_sea
             await owner.until_fenced()
             await next_owner.step()
             owner, next_owner = next_owner, owner
-        assert sum([await seat.figure("streamcell_sessions_fenced_total") for seat in seats]) == NUM_FENCES
+        assert (
+            sum([await replica.metric("streamcell_sessions_fenced_total") for replica in replicas])
+            == NUM_FENCES
+        )
     indexes, y = (np.array(column) for column in zip(*answers, strict=True))
-    assert np.array_equal(y.astype(np.float32), folded(truth, X[: indexes.max() + 1])[indexes, 0])
+    assert np.array_equal(y.astype(np.float32), folded(model, X[: indexes.max() + 1])[indexes, 0])
 
 
 @every_store_and_front(("sqlite", "envoy"))
-async def test_a_stream_moves_over_servers_that_stop_one_after_another(new_seat, store_url, truth):
-    """SIGTERM is no error for who streams: the next of the targets goes on, with the same bits."""
-    seats = [new_seat("--store", store_url) for _ in range(3)]
-    await asyncio.gather(*(seat.start() for seat in seats[:2]))
-    targets = ",".join(seat.listen for seat in seats)
-    async with Load(targets, truth, 7, num_each=1, kinds=(Streamer,), gateway=0) as load:
+async def test_a_stream_moves_over_servers_that_stop_one_after_another(new_replica, store_url, model):
+    """SIGTERM is no error for a stream: it goes on at the next target, with the same bits."""
+    replicas = [new_replica("--store", store_url) for _ in range(3)]
+    await asyncio.gather(*(replica.start() for replica in replicas[:2]))
+    targets = ",".join(replica.listen for replica in replicas)
+    async with Load(targets, model, 7, num_each=1, kinds=(Streamer,), gateway=0) as load:
         for number in range(3 * NUM_ROUNDS):
-            await load.everyone_moves(100)
-            starting = asyncio.create_task(seats[(number + 2) % 3].start())
-            await seats[number % 3].drain()
+            await load.all_answered(100)
+            starting = asyncio.create_task(replicas[(number + 2) % 3].start())
+            await replicas[number % 3].drain()
             await starting
-        await load.everyone_moves(100)
+        await load.all_answered(100)

@@ -1,4 +1,4 @@
-"""Many more sessions than have room in memory: all answer rightly, and the memory does not grow with them."""
+"""Many more sessions than have room in memory: all answers are right, and memory does not grow with them."""
 
 import asyncio
 
@@ -14,24 +14,24 @@ from tests.integration.conftest import answer, folded, inputs
 NUM_SESSIONS = scaled(2_000, 200_000)
 NUM_RESIDENT = scaled(100, 10_000)
 FRAME_SESSIONS = NUM_RESIDENT // 4
-NUM_ROUNDS = 2  # of frames; the first step of a session opens it, on its own
-NUM_SERIES = 997  # different ones; neighbours in a frame differ, so nobody gets another one's state unseen
-# What the server may grow by while all but the first few sessions come: fragments, and the rest of SQLite's
-# page cache. In memory a session takes over 1 KiB, so that those of a full run would take over 200 MiB.
+NUM_ROUNDS = 2  # of frames, after a single step that opens each session
+NUM_SERIES = 997  # neighbours in a frame differ, so that a state in the wrong session is found
+# By how much the server may grow after the first few sessions: fragments, and the rest of SQLite's page
+# cache. A session in memory takes over 1 KiB, so all sessions of a full run would take over 200 MiB.
 MAX_GROWTH_BYTES = 30 << 20
 
 
-class Crowd:
-    """Sessions that take the same few series, on one stream of a server."""
+class ManySessions:
+    """Sessions with a limited number of different series, on one stream of a server."""
 
-    def __init__(self, truth):
+    def __init__(self, model):
         x = np.stack([inputs(seed, 1 + NUM_ROUNDS)[:, 0] for seed in range(NUM_SERIES)])  # (series, T)
-        y = np.stack([folded(truth, row[:, None])[:, 0] for row in x])
+        y = np.stack([folded(model, row[:, None])[:, 0] for row in x])
         series = np.arange(NUM_SESSIONS) % NUM_SERIES
         self._x, self._y = x[series], y[series]  # (S, T)
         self._ids = [f"s{number}" for number in range(NUM_SESSIONS)]
 
-    async def begin(self, call, numbers):
+    async def open(self, call, numbers):
         """Opens sessions, each by its first step, and checks the answers."""
 
         async def write():
@@ -48,8 +48,8 @@ class Crowd:
             assert reply.step.y[0] == self._y[reply.request_id, 0]
         await writing
 
-    async def go_on(self, call, numbers, index):
-        """Has sessions take their next step, many in each frame, and checks the answers."""
+    async def step(self, call, numbers, index):
+        """Sends the next step of sessions, many in each frame, and checks the answers."""
         for start in range(0, len(numbers), FRAME_SESSIONS):
             chosen = numbers[start : start + FRAME_SESSIONS]
             frame = pb.Frame(
@@ -67,23 +67,23 @@ class Crowd:
 @pytest.mark.parametrize(
     ("store", "front"), scaled([("sqlite", "grpcio")], [("sqlite", "grpcio"), ("redis", "envoy")])
 )
-async def test_sessions_that_have_no_room_are_spilled_and_come_back(new_seat, store_url, truth):
-    """Opened one by one, then called again in any order: the store has whom memory has not."""
-    crowd, order = Crowd(truth), np.random.default_rng(4)
+async def test_sessions_without_room_are_evicted_and_come_back(new_replica, store_url, model):
+    """Sessions are opened one by one, then called again in any order: the store has those not in memory."""
+    sessions, order = ManySessions(model), np.random.default_rng(4)
     few, others = np.split(np.arange(NUM_SESSIONS), [4 * NUM_RESIDENT])
-    seat = new_seat("--store", store_url, "--max-resident-sessions", str(NUM_RESIDENT))
-    await seat.start()
-    async with aio.insecure_channel(seat.listen) as channel:
+    replica = new_replica("--store", store_url, "--max-resident-sessions", str(NUM_RESIDENT))
+    await replica.start()
+    async with aio.insecure_channel(replica.listen) as channel:
         call = stubs.StreamcellServiceStub(channel).Stream()
-        await crowd.begin(call, few)
-        await crowd.go_on(call, order.permutation(few), 1)
-        before = seat.resident_bytes()
-        await crowd.begin(call, others)
-        await crowd.go_on(call, order.permutation(others), 1)
-        await crowd.go_on(call, order.permutation(NUM_SESSIONS), 2)
-        assert seat.resident_bytes() - before < MAX_GROWTH_BYTES
+        await sessions.open(call, few)
+        await sessions.step(call, order.permutation(few), 1)
+        before = replica.resident_bytes()
+        await sessions.open(call, others)
+        await sessions.step(call, order.permutation(others), 1)
+        await sessions.step(call, order.permutation(NUM_SESSIONS), 2)
+        assert replica.resident_bytes() - before < MAX_GROWTH_BYTES
         await call.done_writing()
         assert await call.read() is aio.EOF
-    assert await seat.figure("streamcell_sessions_opened_total") == NUM_SESSIONS
-    assert await seat.figure("streamcell_sessions_open") <= NUM_RESIDENT
-    await seat.drain()
+    assert await replica.metric("streamcell_sessions_opened_total") == NUM_SESSIONS
+    assert await replica.metric("streamcell_sessions_open") <= NUM_RESIDENT
+    await replica.drain()

@@ -17,7 +17,7 @@ from loadtest.pipelined import PipelinedSender
 from loadtest.run import run
 from loadtest.senders import CallSender, SenderBrokenError, StreamSender
 from service.config import Address, Config
-from service.server import serving
+from service.server import Server
 
 ROOT = pathlib.Path(__file__).parents[3]
 LOOPBACK = Address("127.0.0.1", 0)
@@ -26,10 +26,14 @@ BOUND_SECONDS = 60.0
 
 @contextlib.asynccontextmanager
 async def real_server(**changes):
-    """Serves the shipped models on free ports."""
+    """Serves the shipped models on free ports for as long as the block lasts, then drains."""
     models = ROOT / "model" / "artifacts"
-    async with serving(Config(listen=LOOPBACK, metrics_listen=LOOPBACK, models=models, **changes)) as server:
+    server = Server(Config(listen=LOOPBACK, metrics_listen=LOOPBACK, models=models, **changes))
+    await server.start()
+    try:
         yield server
+    finally:
+        await server.drain()
 
 
 async def load(server, stop=None, **changes):

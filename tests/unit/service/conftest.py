@@ -10,21 +10,21 @@ import pytest
 from tests import fakes
 from tests.fake_store import FakeStore
 from tests.fakes import Served
-from tests.folder_of_models import MADE, NAME, House
+from tests.folder_of_models import ARTIFACTS, NAME, FolderServer
 
 INTERVAL = 0.01
 
 
 @pytest.fixture
 async def serve():
-    """Begins servers over rows that they share; they end with the test."""
+    """Starts servers over one store, which they share; the servers stop with the test."""
     rows = {}
     async with contextlib.AsyncExitStack() as running:
 
         async def begin(*models, **changes):
             store = FakeStore(rows)
             changes = {"checkpoint_interval_seconds": INTERVAL, "session_ttl_seconds": 0, **changes}
-            # Real time, for the loop's timers; what is written when is waited for, not timed.
+            # Real time, for the timers of the loop: tests wait for a write, and assert no time.
             served = Served(*models, store=store, clock=time.monotonic_ns, **changes)
             served.store = store
             await served.write_behind.start()
@@ -36,17 +36,17 @@ async def serve():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Artifacts: 2 has 1's state and other predictions, 3 another state, others more inputs or outputs."""
+    """Artifacts: 2 has the state of 1 and other predictions, 3 another state, two more inputs or outputs."""
     folder = tmp_path_factory.mktemp("files")
     return {
         number: fakes.save(folder / f"{number}.pt", module, **changes)
-        for number, (module, changes) in MADE.items()
+        for number, (module, changes) in ARTIFACTS.items()
     }
 
 
 @pytest.fixture
 async def serve_folder(tmp_path, files):
-    """Begins servers over folders with version 1, or what else is given; they end with the test."""
+    """Starts servers over a folder with version 1, or the versions given; the servers stop with the test."""
     async with contextlib.AsyncExitStack() as running:
 
         async def begin(*versions, **changes):
@@ -54,16 +54,16 @@ async def serve_folder(tmp_path, files):
                 path = tmp_path / NAME / version / "model.pt"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(files[version], path)
-            house = House(tmp_path, files, **changes)
-            await house.start()
-            running.push_async_callback(house.stop)
-            return house
+            server = FolderServer(tmp_path, files, **changes)
+            await server.start()
+            running.push_async_callback(server.stop)
+            return server
 
         yield begin
 
 
 @pytest.fixture
-def told(caplog):
-    """Returns what was logged of an event, as its fields."""
+def logged(caplog):
+    """Returns a function that returns the fields of each line that was logged of an event."""
     caplog.set_level(logging.INFO)
     return lambda event: [line.fields for line in caplog.records if line.message == event]

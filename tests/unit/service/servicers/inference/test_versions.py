@@ -75,7 +75,7 @@ async def test_a_sequence_runs_on_on_the_version_on_which_it_began(serve_folder,
         assert told_by(await asks.ask(row, sequence=0)) == ("2", house.alone("2").step(X[row]))
     assert told_by(await asks.ask(0, sequence=8, sequence_start=True)) == ("2", new.step(X[0]))
     assert told_by(await asks.ask(3, sequence_end=True)) == ("1", old.step(X[3]))
-    house.models.retire()
+    house.retire()
     assert house.statuses() == {f"{NAME}/2": "SERVING"}
     assert told_by(await asks.ask(0, sequence_start=True)) == ("2", house.alone("2").step(X[0]))
     assert told_by(await asks.ask(1, sequence=8)) == ("2", new.step(X[1]))
@@ -92,7 +92,7 @@ async def test_sequences_migrate(serve_folder, way, version):
     await house.notice("2")
     new.state = old.state
     assert told_by(await asks.ask(1, version=version)) == ("2", new.step(X[1]))
-    house.models.retire()
+    house.retire()
     assert house.statuses() == {f"{NAME}/2": "SERVING"}
     assert told_by(await asks.ask(2, version=version)) == ("2", new.step(X[2]))
     assert told_by(await asks.ask(3, version=version, sequence_end=True)) == ("2", new.step(X[3]))
@@ -128,7 +128,7 @@ async def test_a_version_that_left_comes_back_when_a_request_names_it(serve_fold
     """Ready, described, and run; what comes after it on the stream keeps its place."""
     house = await serve_folder()
     await house.notice("2")
-    house.models.retire()
+    house.retire()
     about = {"name": NAME, "version": "1"}
     assert (await house.served.ask(f"{SERVICE}/ModelReady", pb.ModelReadyRequest(**about))).ready
     assert house.statuses() == {f"{NAME}/2": "SERVING"}
@@ -136,10 +136,10 @@ async def test_a_version_that_left_comes_back_when_a_request_names_it(serve_fold
     alone = house.alone("1")
     assert told_by(await asks.ask(0, version="1", sequence_start=True)) == ("1", alone.step(X[0]))
     assert told_by(await asks.ask(1, version="1", sequence_end=True)) == ("1", alone.step(X[1]))
-    house.models.retire()
+    house.retire()
     found = await house.served.ask(f"{SERVICE}/ModelMetadata", pb.ModelMetadataRequest(**about))
     assert found.versions == ["1"]
-    house.models.retire()
+    house.retire()
     shutil.rmtree(house.path / NAME / "1")
     await house.models.look()
     refusal = await house.served.refused(INFER, request_of(0, version="1", sequence_start=True))
@@ -150,7 +150,7 @@ async def test_what_follows_a_request_that_waits_for_its_model_keeps_its_place(s
     """On its stream; a client that was done meanwhile hears all answers, one that went away none."""
     house = await serve_folder()
     await house.notice("2")
-    house.models.retire()
+    house.retire()
     for is_gone in (False, True):
         stream = house.served.stream(f"{SERVICE}/ModelStreamInfer")
         for row in range(3):
@@ -166,7 +166,7 @@ async def test_what_follows_a_request_that_waits_for_its_model_keeps_its_place(s
             response = pb.ModelStreamInferResponse.FromString(await next_message(stream)).infer_response
             assert told_by(response) == ("1", alone.step(X[row]))
         assert await next_message(stream) is None
-        house.models.retire()
+        house.retire()
         assert house.statuses() == {f"{NAME}/2": "SERVING"}
 
 
@@ -195,7 +195,7 @@ async def test_a_version_that_leaves_is_kept_by_nobody(serve_folder, way):
     for row in range(3, 6):
         assert (await asks.ask(row, sequence_end=row == 5)).model_version == "1"
     gone = weakref.ref(house.catalog.versions.get(f"{NAME}/1"))
-    await house.lets_go(gone)
+    await house.check_unloaded(gone)
 
 
 async def test_another_artifact_of_a_version_that_left(serve_folder, way):
@@ -205,11 +205,11 @@ async def test_another_artifact_of_a_version_that_left(serve_folder, way):
     first = await asks.ask(0, version="1", sequence_start=True, sequence_end=True)
     assert told_by(first) == ("1", house.alone("1").step(X[0]))
     await house.notice("2")
-    house.models.retire()
+    house.retire()
     shutil.rmtree(house.path / NAME / "1")
     await house.models.look()
     house.put("1", "more outputs")
-    await house.models.look(is_whole=True)
+    await house.models.look(are_complete=True)
     found = await asks.ask(0, version="1", sequence_start=True)
     assert y_of(found).shape == (1, 3)
     assert told_by(found) == ("1", house.alone("1", "more outputs").step(X[0]))
@@ -228,7 +228,7 @@ async def test_answers_of_a_durable_sequence_that_moves_keep_their_order(serve_f
         stream.receive(request_of(row).SerializeToString())
     await until(lambda: len(told) == 2)
     await house.notice("2")
-    house.models.retire()
+    house.retire()
     assert not len(old.sessions)
     for then in reversed(told):
         then(None)
@@ -294,7 +294,7 @@ async def test_a_sequence_in_the_store_is_of_a_version_of_another_width(serve_fo
     session = house.catalog.find("", f"inference:{NAME}:int:7")
     await house.catalog.persistence.wait_until_stored(session)
     session.engine.residents.evict(session.slot)
-    house.models.retire()
+    house.retire()
     assert house.statuses() == {f"{NAME}/2": "SERVING"}
     for row in (1, 2):
         assert told_by(await asks.ask(row)) == ("1", old.step(X[row]))
