@@ -12,6 +12,7 @@ from service.arrays import Int64s
 from service.catalog import migration
 from service.catalog.catalog import Catalog, NotResident
 from service.engine.engine import Engine
+from service.engine.session_key import key_of
 from service.engine.session_ref import SessionRef
 from service.errors import StreamcellError
 from service.servicers.streamcell.pending import NO_FETCH_ERRORS, FetchErrors
@@ -125,7 +126,13 @@ class Bindings:
             self._all_are_unique = all(
                 len(np.unique(self._slots[at])) == len(at) for _, at in self._all_split
             )
-        return select_live(self._all_split, self._slots, self._generations, are_unique=self._all_are_unique)
+        return select_live(
+            self._all_split,
+            self._slots,
+            self._generations,
+            are_unique=self._all_are_unique,
+            why_missing=lambda position: self._why_missing(position, fetch_errors),
+        )
 
     def select_by_number(self, numbers: Int64s, fetch_errors: FetchErrors = NO_FETCH_ERRORS) -> Selection:
         """Returns bound sessions by number; a session of `fetch_errors` is not looked for again.
@@ -140,7 +147,13 @@ class Bindings:
         if self._may_be_elsewhere:
             self._rebind_displaced(numbers, fetch_errors, len(numbers))
         parts = split_by_engine([self._bound[number].engine for number in numbers.tolist()], "session_raw")
-        return select_live(parts, self._slots[numbers], self._generations[numbers], are_unique=False)
+        return select_live(
+            parts,
+            self._slots[numbers],
+            self._generations[numbers],
+            are_unique=False,
+            why_missing=lambda position: self._why_missing(int(numbers[position]), fetch_errors),
+        )
 
     def select_by_id(self, session_ids: list[str], fetch_errors: FetchErrors = NO_FETCH_ERRORS) -> Selection:
         """Returns sessions by id, bound or not; `missing` has the sessions that cannot be found.
@@ -162,6 +175,14 @@ class Bindings:
             entries = EngineEntries(engine, positions[of_engine], slots[of_engine], generations[of_engine])
             parts.append(entries)
         return Selection(len(session_ids), parts, missing)
+
+    def _why_missing(self, number: int, fetch_errors: FetchErrors) -> StreamcellError:
+        """Returns why a bound session is not in memory: it could not be fetched, or it has ended."""
+        session_id = self._ids[number]
+        if session_id in fetch_errors:
+            return fetch_errors[session_id]
+        endings = self._bound[number].engine.sessions.endings
+        return errors.session_ended(endings.of(key_of(self._principal, session_id)))
 
     def _find_each(
         self, session_ids: list[str], fetch_errors: FetchErrors
