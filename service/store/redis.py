@@ -8,6 +8,7 @@ row changes atomically. The server may be a single one or a primary with replica
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from redis import exceptions
@@ -17,7 +18,17 @@ from redis.backoff import NoBackoff
 
 from service.errors import ConfigError
 from service.store import redis_scripts
-from service.store.base import Claim, Claimed, ClaimStatus, StoreError, Write, new_owner
+from service.store.base import (
+    WRITTEN,
+    Claim,
+    Claimed,
+    ClaimStatus,
+    StoreError,
+    Write,
+    WriteStatus,
+    Written,
+    new_owner,
+)
 
 _ROW = "streamcell:session:"
 _USED = "streamcell:used"
@@ -90,20 +101,22 @@ class RedisStore:
         with self._explaining():
             for start in range(0, len(claims), _CHUNK_ROWS):
                 chunk = claims[start : start + _CHUNK_ROWS]
-                fields = [field for one in chunk for field in (_letters(one), one.record or b"")]
+                fields = [
+                    field for one in chunk for field in (_letters(one), one.least_epoch, one.record or b"")
+                ]
                 replies = await self._claim(_keys(chunk), [self.owner, now, *fields])
                 claimed += [_claimed(*reply) for reply in replies]
         return claimed
 
-    async def write(self, writes: Sequence[Write]) -> list[bool]:
+    async def write(self, writes: Sequence[Write]) -> list[Written]:
         """Writes rows, up to 100 in each exchange with the server."""
-        written: list[bool] = []
+        written: list[Written] = []
         with self._explaining():
             for start in range(0, len(writes), _CHUNK_ROWS):
                 chunk = writes[start : start + _CHUNK_ROWS]
                 fields = [field for one in chunk for field in _fields(one)]
                 replies = await self._write(_keys(chunk), [self.owner, *fields])
-                written += map(bool, replies)
+                written += map(_written, replies)
         return written
 
     async def expire(self, before: float, limit: int) -> list[str]:
@@ -194,6 +207,13 @@ def _letters(claim: Claim) -> str:
 
 def _claimed(status: bytes, epoch: int, used_at: bytes, record: bytes | None) -> Claimed:
     return Claimed(ClaimStatus(status.decode()), epoch, record, float(used_at))
+
+
+def _written(reply: "int | tuple[bytes, int]") -> Written:
+    if reply == 1:
+        return WRITTEN
+    status, epoch = cast("tuple[bytes, int]", reply)
+    return Written(WriteStatus(status.decode()), epoch)
 
 
 def _fields(write: Write) -> tuple[str | int | bytes, ...]:

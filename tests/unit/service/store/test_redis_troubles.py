@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from service.store.base import ClaimStatus, StoreError, Write, WriteKind
+from service.store.base import WRITTEN, ClaimStatus, StoreError, Write, WriteKind, WriteStatus, Written
 from service.store.redis import RedisStore
 from tests import redis_server
 from tests.redis_server import RedisServer
@@ -88,7 +88,7 @@ async def test_a_redis_that_dies_is_an_error_until_it_is_back(own_redis):
         await check_refused(RedisStore(url_of(own_redis)), "cannot be reached")
         own_redis.start()
         assert await claim_status(store) is ClaimStatus.CREATED
-        assert await store.write([save(1)]) == [True]
+        assert await store.write([save(1)]) == [WRITTEN]
         assert await store.expire(2.0, 9) == ["a"]
 
 
@@ -126,9 +126,9 @@ async def test_a_full_redis_is_an_error_until_there_is_memory(own_redis):
         await check_trouble(store, "no memory left", "maxmemory")
         await check_refused(RedisStore(url_of(own_redis)), "no memory left")
         configure(own_redis, "CONFIG", "SET", "maxmemory", "0")
-        assert await store.write([save(1)]) == [True], "nothing had moved"
+        assert await store.write([save(1)]) == [WRITTEN], "nothing had moved"
         configure(own_redis, "CONFIG", "SET", "maxmemory", "1")
-        assert await store.write([Write(WriteKind.DELETE, "a", 1, None, 0.0)]) == [True]
+        assert await store.write([Write(WriteKind.DELETE, "a", 1, None, 0.0)]) == [WRITTEN]
 
 
 async def test_a_read_only_replica_is_an_error_until_it_is_primary(own_redis):
@@ -139,7 +139,7 @@ async def test_a_read_only_replica_is_an_error_until_it_is_primary(own_redis):
         await check_trouble(store, "read-only replica", "name the primary")
         await check_refused(RedisStore(url_of(own_redis)), "read-only replica")
         configure(own_redis, "REPLICAOF", "NO", "ONE")
-        assert await store.write([save(1)]) == [True]
+        assert await store.write([save(1)]) == [WRITTEN]
 
 
 async def test_a_user_without_rights_is_refused(own_redis):
@@ -202,12 +202,12 @@ async def test_a_call_whose_reply_is_lost_can_be_repeated(own_redis):
         release = Write(WriteKind.RELEASE, "a", 3, b"end", 1.0)
         for one, again in ((save(3), True), (release, True)):
             await call_without_reply(store.write([one]))
-            assert await store.write([one]) == [again]
+            assert (await store.write([one]) == [WRITTEN]) is again
         (claimed,) = await store.claim([OPENING])
         assert (claimed.epoch, claimed.record) == (4, b"end")
         gone = Write(WriteKind.DELETE, "a", 4, None, 0.0)
         await call_without_reply(store.write([gone]))
-        assert await store.write([gone]) == [False]
+        assert await store.write([gone]) == [Written(WriteStatus.GONE, 4)]
 
 
 async def test_a_call_that_is_cancelled_leaves_no_reply_behind(own_redis):
