@@ -3,7 +3,7 @@
 from service import errors
 from service.errors import Reason, StreamcellError
 from service.servicers.inference import tensors
-from service.servicers.inference.request import Ask
+from service.servicers.inference.parameters import Ask
 
 _FIELDS = {"time_ns": tensors.TIME, "time_raw": tensors.TIME, "x_raw": tensors.X}
 _BEGIN = "begin it with sequence_start"

@@ -11,10 +11,10 @@ from service.config import Config
 from service.engine.engine import Engine
 from service.errors import StreamcellError
 from service.rpc.router import Call, parse
-from service.servicers.inference import request as inference_request
-from service.servicers.inference.request import Ask
+from service.servicers.inference import parameters as inference_request
+from service.servicers.inference.inference_request import Run
+from service.servicers.inference.parameters import Ask
 from service.servicers.inference.request_cache import Heads
-from service.servicers.inference.run import Run
 from service.servicers.inference.sequences import Sequences
 from service.servicers.inference.tensors import UNREAD, one
 from service.telemetry.metrics import Metrics

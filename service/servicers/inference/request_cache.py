@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
 
-from service.servicers.inference.request import Ask
+from service.servicers.inference.parameters import Ask
 
 _MAX_HEADS = 65_536
 _MAX_HEAD_BYTES = 512  # with the bound above: some tens of MB at most

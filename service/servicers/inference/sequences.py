@@ -20,8 +20,8 @@ from service.engine.work import Block, Phase
 from service.errors import Reason, StreamcellError
 from service.servicers.inference import tensors
 from service.servicers.inference.errors import worded
-from service.servicers.inference.request import step_of
-from service.servicers.inference.run import Run
+from service.servicers.inference.inference_request import Run
+from service.servicers.inference.parameters import step_of
 from service.telemetry import faults
 
 

@@ -11,10 +11,10 @@ from service.catalog.catalog import Catalog
 from service.catalog.versions import NotLoaded
 from service.config import Config
 from service.rpc.router import Call, Stream, Streaming, Unary
-from service.servicers.inference.about import About
+from service.servicers.inference.inference_request import Run
+from service.servicers.inference.metadata import About
 from service.servicers.inference.pipeline import Inference
-from service.servicers.inference.reply import Replies
-from service.servicers.inference.run import Run
+from service.servicers.inference.response import Replies
 from service.servicers.inference.stream import InferStream
 from service.telemetry.metrics import Metrics
 

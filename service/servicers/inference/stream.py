@@ -10,9 +10,9 @@ from streamcell.inference import open_inference_pb2 as pb
 from service.catalog.versions import NotLoaded
 from service.errors import Reason, StreamcellError
 from service.rpc.router import Call, Stream
+from service.servicers.inference.inference_request import Run
 from service.servicers.inference.pipeline import Inference
-from service.servicers.inference.reply import Replies, refusal
-from service.servicers.inference.run import Run
+from service.servicers.inference.response import Replies, refusal
 from service.servicers.stream_backpressure import Backpressure, StreamEnd
 
 

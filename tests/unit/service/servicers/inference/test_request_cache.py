@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from streamcell.inference import open_inference_pb2 as pb
 
 from service.errors import StreamcellError
-from service.servicers.inference import request as inference_request
+from service.servicers.inference import parameters as inference_request
 from service.servicers.inference import request_cache as inference_heads
 from service.servicers.inference.request_cache import Heads
 from tests.fakes import Rig

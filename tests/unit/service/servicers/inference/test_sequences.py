@@ -11,8 +11,8 @@ from service.catalog.catalog import Catalog
 from service.catalog.versions import Versions
 from service.engine.work import Control
 from service.rpc.statuses import RefusedError
-from service.servicers.inference import request as inference_request
-from service.servicers.inference.run import Run
+from service.servicers.inference import parameters as inference_request
+from service.servicers.inference.inference_request import Run
 from service.servicers.inference.sequences import Sequences
 from tests.fakes import INTERVAL_NS, Alone, Refusal, Rig, Served, recurrence, renamed, turn
 from tests.inference import SERVICE, infer, y_of

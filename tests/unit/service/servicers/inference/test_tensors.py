@@ -6,8 +6,8 @@ from streamcell.inference import open_inference_pb2 as pb
 
 from service.engine.work import INDEX_NEXT
 from service.errors import Reason, StreamcellError
-from service.servicers.inference import request as inference_request
-from service.servicers.inference.request import session_id_of
+from service.servicers.inference import parameters as inference_request
+from service.servicers.inference.parameters import session_id_of
 from tests.fakes import Rig, recurrence
 from tests.inference import add, infer, set_parameters
 

@@ -16,7 +16,7 @@ from service.engine.engine import Engine
 from service.errors import Reason, StreamcellError
 from service.rpc.router import Call
 from service.servicers.inference import tensors
-from service.servicers.inference.request import choose
+from service.servicers.inference.parameters import choose
 from service.telemetry.metrics import HistogramChild, Metrics
 
 EXTENSIONS = ("sequence", "sequence(string_id)", "statistics", "model_configuration", "model_repository")

@@ -11,7 +11,7 @@ from streamcell.inference import open_inference_pb2 as pb
 
 from service.engine.engine import Engine
 from service.errors import StreamcellError
-from service.servicers.inference.run import Run
+from service.servicers.inference.inference_request import Run
 from service.servicers.inference.tensors import FP32, Y
 
 _NUM_DURABLE = "num_durable_steps"

@@ -8,7 +8,7 @@ from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
 from service.engine.work import Block, Step
 from service.errors import StreamcellError
-from service.servicers.inference.request import Ask
+from service.servicers.inference.parameters import Ask
 from service.servicers.inference.tensors import Rows
 
 
