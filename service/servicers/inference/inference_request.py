@@ -1,4 +1,4 @@
-"""One request of the Open Inference Protocol under way. A value without policy."""
+"""One inference request under way: what it asks, where it is in its life, and its result."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,65 +8,74 @@ from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
 from service.engine.work import Block, Step
 from service.errors import StreamcellError
-from service.servicers.inference.parameters import Ask
+from service.servicers.inference.lifecycle import TRANSITIONS, Event, State
+from service.servicers.inference.parameters import RequestParameters
 from service.servicers.inference.tensors import Rows
 
 
-class Run:
-    """A request under way.
+class InferenceRequest:
+    """An inference request under way.
 
     Args:
-        ask, rows: the request.
-        name: what its caller calls it.
-        principal: the caller.
-        arrived_ns: when it came, in the engine's time.
-        on_done: called once with the run, its result or `error` in place, unless it is withdrawn.
+        parameters, rows: what the request asks.
+        request_id: the caller's name for the request.
+        arrived_ns: when the request came, in the engine's time.
+        on_done: called once with the request, its result or `error` in place, unless its caller withdraws it.
     """
 
+    state = State.NEW
     work: Step | Block | None = None
-    """None until it is queued."""
+    """The steps in the engine's queue; None until they are there."""
     error: StreamcellError | None = None
-    read: "Callable[[Engine], Rows] | None" = None
-    """Reads its rows, where that is left until its sequence is found."""
+    read_rows: "Callable[[Engine], Rows] | None" = None
+    """Reads the rows, where that is left until the session is found."""
     timer: asyncio.TimerHandle | None = None
     session: SessionRef | None = None
-    """The session that stands for its sequence, once it is found."""
-    may_be_held = False
-    """Whether its step may wait a moment for others to join."""
-    is_opened = False
-    """Whether it opened its session."""
-    is_withdrawn = False
-    holds = False
-    """Whether what comes after it, of its sequence, waits for it."""
-    is_second = False
-    """Whether another server had its session when it first ran."""
+    """The session that stands for the sequence, once it is found."""
+    may_be_delayed = False
+    """Whether the step may wait a moment for others to join its batch."""
+    opened_session = False
+    """Whether this request opened the session."""
+    blocks_sequence = False
+    """Whether later requests of the sequence wait for this one."""
 
     def __init__(
         self,
-        ask: Ask,
+        parameters: RequestParameters,
         rows: Rows,
-        name: str,
-        principal: str,
+        request_id: str,
+        *,
         arrived_ns: int,
-        on_done: "Callable[[Run], None]",
+        on_done: "Callable[[InferenceRequest], None]",
     ) -> None:
-        self.ask = ask
+        self.parameters = parameters
         self.rows = rows
-        self.name = name
-        self.principal = principal
+        self.request_id = request_id
         self.arrived_ns = arrived_ns
         self.on_done = on_done
-        self.key = ask.key
-        """Names its sequence among those of all callers; empty for steps on their own."""
+        self.key = parameters.key
+        """Names the sequence among those of all callers; empty for steps on their own."""
+
+    def advance(self, event: Event) -> State:
+        """Moves to the state that follows an event, and returns that state.
+
+        Raises:
+            ValueError: the event cannot happen in this state; nothing changes.
+        """
+        following = TRANSITIONS[self.state].get(event)
+        if following is None:
+            raise ValueError(f"{event} cannot happen in {self.state}")
+        self.state = following
+        return following
 
     @property
     def engine(self) -> Engine:
-        """The engine that the run is on; before its session is found, the one that its rows were read for."""
-        return self.ask.engine if self.session is None else self.session.engine
+        """The engine that the request is on; before its session is found, the engine that its rows suit."""
+        return self.parameters.engine if self.session is None else self.session.engine
 
     @property
     def step_index(self) -> int:
-        """The index that its first step got."""
+        """The index that the first step got; -1 before the request is submitted."""
         work = self.work
         return int(work.step_indexes[0]) if isinstance(work, Block) else work.step_index if work else -1
 

@@ -1,4 +1,4 @@
-"""Heads: a request whose like was read is known by its bytes, and never taken for what it is not."""
+"""RequestCache: a request whose like was read is known by its bytes, and never taken for what it is not."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from streamcell.inference import open_inference_pb2 as pb
 
 from service.errors import StreamcellError
-from service.servicers.inference import parameters as inference_request
-from service.servicers.inference import request_cache as inference_heads
-from service.servicers.inference.request_cache import Heads
+from service.servicers.inference import parameters, request_cache
+from service.servicers.inference.request_cache import RequestCache
 from tests.fakes import Rig
 from tests.inference import infer
 
@@ -20,16 +19,16 @@ NAN = [[float("nan"), 0]]
 
 def read(request, principal=""):
     """Returns what a request asks, read as a whole."""
-    ask = inference_request.ask_of(ENGINE, request, principal)
-    inference_request.rows_of(ask, request, 100, ENGINE)
+    ask = parameters.read_parameters(ENGINE, request, principal)
+    parameters.read_rows(ask, request, 100, ENGINE)
     return ask
 
 
 def known(*requests, principal=""):
     """Returns heads that have learnt requests."""
-    heads = Heads()
+    heads = RequestCache()
     for request in requests:
-        heads.learn(principal, request.SerializeToString(), read(request, principal))
+        heads.add(principal, request.SerializeToString(), read(request, principal))
     return heads
 
 
@@ -102,7 +101,7 @@ def test_what_is_not_asked_again_is_not_learnt():
 
 def test_there_are_only_so_many(monkeypatch):
     """One more, and all begin anew."""
-    monkeypatch.setattr(inference_heads, "_MAX_HEADS", 2)
+    monkeypatch.setattr(request_cache, "_MAX_ENTRIES", 2)
     requests = [infer(X[:1], sequence_id=number) for number in range(1, 4)]
     heads = known(*requests)
     assert [found(heads, request) is None for request in requests] == [True, True, False]
@@ -133,8 +132,8 @@ def test_whatever_the_order_of_its_bytes_it_says_what_is_read(parts):
         ask = read(request)
     except StreamcellError:
         return
-    heads = Heads()
-    heads.learn("", raw, ask)
+    heads = RequestCache()
+    heads.add("", raw, ask)
     assert heads.find("", raw) == (ask, request.id, request.raw_input_contents[0])
     again = raw + pb.ModelInferRequest(id="three").SerializeToString()
     assert heads.find("", again) == (ask, "three", request.raw_input_contents[0])

@@ -11,8 +11,8 @@ from service.catalog.catalog import Catalog
 from service.catalog.versions import Versions
 from service.engine.work import Control
 from service.rpc.statuses import RefusedError
-from service.servicers.inference import parameters as inference_request
-from service.servicers.inference.inference_request import Run
+from service.servicers.inference import parameters
+from service.servicers.inference.inference_request import InferenceRequest
 from service.servicers.inference.sequences import Sequences
 from tests.fakes import INTERVAL_NS, Alone, Refusal, Rig, Served, recurrence, renamed, turn
 from tests.inference import SERVICE, infer, y_of
@@ -272,9 +272,11 @@ class Held:
     def submit(self, request):
         """Submits a request; returns a future of its run."""
         done = asyncio.get_running_loop().create_future()
-        ask = inference_request.ask_of(self.rig.engine, request)
-        rows = inference_request.rows_of(ask, request, 100, self.rig.engine)
-        self.runs.append(Run(ask, rows, "", "", self.rig.engine.now(), done.set_result))
+        ask = parameters.read_parameters(self.rig.engine, request)
+        rows = parameters.read_rows(ask, request, 100, self.rig.engine)
+        self.runs.append(
+            InferenceRequest(ask, rows, "", arrived_ns=self.rig.engine.now(), on_done=done.set_result)
+        )
         self.sequences.submit(self.runs[-1])
         return done
 

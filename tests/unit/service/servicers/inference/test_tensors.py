@@ -6,7 +6,7 @@ from streamcell.inference import open_inference_pb2 as pb
 
 from service.engine.work import INDEX_NEXT
 from service.errors import Reason, StreamcellError
-from service.servicers.inference import parameters as inference_request
+from service.servicers.inference import parameters
 from service.servicers.inference.parameters import session_id_of
 from tests.fakes import Rig, recurrence
 from tests.inference import add, infer, set_parameters
@@ -29,8 +29,8 @@ def timed():
 
 def read(engine, request, max_steps=100):
     """Returns what a request asks, and its steps."""
-    ask = inference_request.ask_of(engine, request)
-    return ask, inference_request.rows_of(ask, request, max_steps, engine)
+    ask = parameters.read_parameters(engine, request)
+    return ask, parameters.read_rows(ask, request, max_steps, engine)
 
 
 def refused(engine, request, max_steps=100):
