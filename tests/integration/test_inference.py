@@ -36,124 +36,8 @@ async def response_of(call):
     return message
 
 
-async def test_a_client_finds_its_way(stub):
-    """Live, ready, the models, their tensors and configuration: all that a client asks before it begins."""
-    assert (await stub.ServerLive(oip.ServerLiveRequest())).live
-    assert (await stub.ServerReady(oip.ServerReadyRequest())).ready
-    assert (await stub.ServerMetadata(oip.ServerMetadataRequest())).name == "streamcell"
-    models = (await stub.RepositoryIndex(oip.RepositoryIndexRequest())).models
-    assert [(each.name, each.version, each.state) for each in models] == [
-        ("mackey-glass", "1", "READY"),
-        ("nyc-taxi", "1", "READY"),
-    ]
-    for model in models:
-        assert (await stub.ModelReady(oip.ModelReadyRequest(name=model.name))).ready
-    taxi = await stub.ModelMetadata(oip.ModelMetadataRequest(name="nyc-taxi"))
-    assert [tensor.name for tensor in taxi.inputs] == ["x", "time"]
-    config = (await stub.ModelConfig(oip.ModelConfigRequest(name="nyc-taxi"))).config
-    assert (config.max_batch_size, config.WhichOneof("scheduling_choice")) == (1, "sequence_batching")
-
-
-@pytest.mark.parametrize("is_raw", [True, False])
-@pytest.mark.parametrize("sequence", [5, "five"])
-async def test_a_sequence_gives_what_the_artifact_gives(stub, mackey_glass, is_raw, sequence):
-    """Unary requests of one sequence are the artifact folded over them."""
-    x = inputs(seed=11, num_steps=30)
-    got = []
-    for number, values in enumerate(x):
-        request = row(
-            values, is_raw=is_raw, sequence_id=sequence,
-            sequence_start=number == 0, sequence_end=number == len(x) - 1,
-        )  # fmt: skip
-        got.append(y_of(await stub.ModelInfer(request))[0])
-    assert np.array_equal(np.array(got), folded(mackey_glass, x))
-    gone = await refusal(stub.ModelInfer(row(x[0], sequence_id=sequence)))
-    assert (gone.code, gone.reason) == ("NOT_FOUND", "SESSION_NOT_FOUND")
-
-
-async def test_many_steps_in_one_request(stub, mackey_glass):
-    """[1, T, F], of a sequence and on its own, gives what single steps give."""
-    x = inputs(seed=12, num_steps=300)
-    for parameters in ({}, {"sequence_id": 1, "sequence_start": True}):
-        y = y_of(await stub.ModelInfer(infer(x[None], MODEL, **parameters)))
-        assert np.array_equal(y[0], folded(mackey_glass, x))
-
-
-async def test_fifty_sequences_at_once_give_the_same_bits_as_each_alone(stub, mackey_glass):
-    """Over streams, ten sequences on each."""
-    xs = {number: inputs(number, num_steps=40) for number in range(1, 51)}
-
-    async def run(numbers):
-        call = stub.ModelStreamInfer()
-        found = {number: [] for number in numbers}
-        for at in range(40):
-            for number in numbers:
-                flags = {"sequence_start": at == 0, "sequence_end": at == 39}
-                await call.write(row(xs[number][at], sequence_id=number, request_id=str(number), **flags))
-            for _ in numbers:
-                response = await response_of(call)
-                assert not response.error_message
-                found[int(response.infer_response.id)].append(y_of(response.infer_response)[0])
-        await call.done_writing()
-        assert await call.read() is aio.EOF
-        return found
-
-    for found in await asyncio.gather(*(run(range(first, first + 10)) for first in range(1, 51, 10))):
-        for number, y in found.items():
-            assert np.array_equal(np.array(y), folded(mackey_glass, xs[number]))
-
-
-async def test_requests_at_once_are_answered_in_order(stub, mackey_glass):
-    """Sent ahead on a stream, more than may be unanswered: in order, and each once."""
-    x = inputs(seed=13, num_steps=600)
-    call = stub.ModelStreamInfer()
-
-    async def write():
-        for number, values in enumerate(x):
-            await call.write(row(values, sequence_id=3, sequence_start=number == 0, request_id=str(number)))
-        await call.done_writing()
-
-    writer = asyncio.create_task(write())
-    found = [(await response_of(call)).infer_response for _ in x]
-    await writer
-    assert [response.id for response in found] == [str(number) for number in range(600)]
-    assert np.array_equal(np.concatenate([y_of(each) for each in found]), folded(mackey_glass, x))
-
-
-async def test_a_duplicate_with_an_index_gets_the_same_bytes(stub):
-    """Unary and on a stream; the state moves once."""
-    start = row([0.9], sequence_id=8, sequence_start=True, step_index=0)
-    again = row([0.8], sequence_id=8, step_index=1)
-    for request in (start, again):
-        found = {(await stub.ModelInfer(request)).SerializeToString() for _ in range(3)}
-        assert len(found) == 1
-    call = stub.ModelStreamInfer()
-    for _ in range(2):
-        await call.write(again)
-    assert {(await response_of(call)).infer_response.SerializeToString() for _ in range(2)} == found
-    gap = await refusal(stub.ModelInfer(row([0.8], sequence_id=8, step_index=9)))
-    assert (gap.code, gap.reason, gap.metadata["expected_step_index"]) == (
-        "FAILED_PRECONDITION",
-        "STEP_GAP",
-        "2",
-    )
-
-
-async def test_time_is_given_or_follows(stub):
-    """On a model with time: the first step says when, the others may."""
-    begin = infer([[10_000]], "nyc-taxi", [[T0]], sequence_id=1, sequence_start=True)
-    first = y_of(await stub.ModelInfer(begin))
-    implied = y_of(await stub.ModelInfer(infer([[11_000]], "nyc-taxi", sequence_id=1)))
-    times = [[T0, T0 + 1800 * 10**9]]
-    both = y_of(await stub.ModelInfer(infer([[[10_000], [11_000]]], "nyc-taxi", times)))
-    assert np.array_equal(both[0], np.concatenate([first, implied]))
-
-
-# -- Bad input ---------------------------------------------------------------------------------------
-
-
 def bare(name="x", datatype="FP32", shape=(1, 1), raw=(b"\0\0\0\0",), model=MODEL, **fields):
-    """Returns a request with one input, of any sort."""
+    """Returns a request with one input, which may be malformed."""
     request = oip.ModelInferRequest(model_name=model, raw_input_contents=raw, **fields)
     request.inputs.add(name=name, datatype=datatype, shape=shape)
     return request
@@ -218,110 +102,219 @@ MALFORMED = {
 }  # fmt: skip
 
 
-async def test_malformed_requests_leave_the_sequence_where_it_stood(stub, mackey_glass):
-    """Each has the usual code, names the tensor and says what was expected; a stream stays up."""
-    x = inputs(seed=14, num_steps=2)
-    await stub.ModelInfer(row(x[0], sequence_id=77, sequence_start=True))
-    call = stub.ModelStreamInfer()
-    for name, (good, code, field, says) in MALFORMED.items():
-        request = oip.ModelInferRequest()
-        request.CopyFrom(good)
-        is_of_sequence = "sequence_id" in request.parameters or not request.parameters
-        if is_of_sequence:
-            request.parameters["sequence_id"].int64_param = 77
-        found = await refusal(stub.ModelInfer(request))
-        assert found.code == code, name
-        assert says in found.message, name
-        assert found.metadata.get("field") == field, name
-        assert found.reason
-        await call.write(request)
-        told = await response_of(call)
-        assert told.error_message == found.message, name
-        assert told.infer_response.parameters["error_reason"].string_param == found.reason, name
-    await call.write(row(x[1], sequence_id=77))
-    after = (await response_of(call)).infer_response
-    assert np.array_equal(y_of(after)[0], folded(mackey_glass, x)[1])
-    assert after.parameters["step_index"].int64_param == 1
+class TestSequences:
+    """Sequences and steps, unary and on streams."""
+
+    @pytest.mark.parametrize("is_raw", [True, False])
+    @pytest.mark.parametrize("sequence", [5, "five"])
+    async def test_a_sequence_gives_what_the_artifact_gives(self, stub, mackey_glass, is_raw, sequence):
+        """Unary requests of one sequence are the artifact folded over them."""
+        x = inputs(seed=11, num_steps=30)
+        got = []
+        for number, values in enumerate(x):
+            request = row(
+                values, is_raw=is_raw, sequence_id=sequence,
+                sequence_start=number == 0, sequence_end=number == len(x) - 1,
+            )  # fmt: skip
+            got.append(y_of(await stub.ModelInfer(request))[0])
+        assert np.array_equal(np.array(got), folded(mackey_glass, x))
+        gone = await refusal(stub.ModelInfer(row(x[0], sequence_id=sequence)))
+        assert (gone.code, gone.reason) == ("NOT_FOUND", "SESSION_NOT_FOUND")
+
+    async def test_many_steps_in_one_request(self, stub, mackey_glass):
+        """[1, T, F], of a sequence and on its own, gives what single steps give."""
+        x = inputs(seed=12, num_steps=300)
+        for parameters in ({}, {"sequence_id": 1, "sequence_start": True}):
+            y = y_of(await stub.ModelInfer(infer(x[None], MODEL, **parameters)))
+            assert np.array_equal(y[0], folded(mackey_glass, x))
+
+    async def test_fifty_sequences_at_once_give_the_same_bits_as_each_alone(self, stub, mackey_glass):
+        """There are five streams with ten sequences each."""
+        xs = {number: inputs(number, num_steps=40) for number in range(1, 51)}
+
+        async def run(numbers):
+            call = stub.ModelStreamInfer()
+            found = {number: [] for number in numbers}
+            for at in range(40):
+                for number in numbers:
+                    flags = {"sequence_start": at == 0, "sequence_end": at == 39}
+                    await call.write(row(xs[number][at], sequence_id=number, request_id=str(number), **flags))
+                for _ in numbers:
+                    response = await response_of(call)
+                    assert not response.error_message
+                    found[int(response.infer_response.id)].append(y_of(response.infer_response)[0])
+            await call.done_writing()
+            assert await call.read() is aio.EOF
+            return found
+
+        for found in await asyncio.gather(*(run(range(first, first + 10)) for first in range(1, 51, 10))):
+            for number, y in found.items():
+                assert np.array_equal(np.array(y), folded(mackey_glass, xs[number]))
+
+    async def test_requests_at_once_are_answered_in_order(self, stub, mackey_glass):
+        """More requests than may be unanswered are sent ahead on a stream; each is answered once."""
+        x = inputs(seed=13, num_steps=600)
+        call = stub.ModelStreamInfer()
+
+        async def write():
+            for number, values in enumerate(x):
+                await call.write(
+                    row(values, sequence_id=3, sequence_start=number == 0, request_id=str(number))
+                )
+            await call.done_writing()
+
+        writer = asyncio.create_task(write())
+        found = [(await response_of(call)).infer_response for _ in x]
+        await writer
+        assert [response.id for response in found] == [str(number) for number in range(600)]
+        assert np.array_equal(np.concatenate([y_of(each) for each in found]), folded(mackey_glass, x))
+
+    async def test_a_duplicate_with_an_index_gets_the_same_bytes(self, stub):
+        """The state moves once, for unary requests and on a stream."""
+        start = row([0.9], sequence_id=8, sequence_start=True, step_index=0)
+        again = row([0.8], sequence_id=8, step_index=1)
+        for request in (start, again):
+            found = {(await stub.ModelInfer(request)).SerializeToString() for _ in range(3)}
+            assert len(found) == 1
+        call = stub.ModelStreamInfer()
+        for _ in range(2):
+            await call.write(again)
+        assert {(await response_of(call)).infer_response.SerializeToString() for _ in range(2)} == found
+        gap = await refusal(stub.ModelInfer(row([0.8], sequence_id=8, step_index=9)))
+        assert (gap.code, gap.reason, gap.metadata["expected_step_index"]) == (
+            "FAILED_PRECONDITION",
+            "STEP_GAP",
+            "2",
+        )
+
+    async def test_time_is_given_or_follows(self, stub):
+        """On a model that uses time the first step must have a time, later ones need not."""
+        begin = infer([[10_000]], "nyc-taxi", [[T0]], sequence_id=1, sequence_start=True)
+        first = y_of(await stub.ModelInfer(begin))
+        implied = y_of(await stub.ModelInfer(infer([[11_000]], "nyc-taxi", sequence_id=1)))
+        times = [[T0, T0 + 1800 * 10**9]]
+        both = y_of(await stub.ModelInfer(infer([[[10_000], [11_000]]], "nyc-taxi", times)))
+        assert np.array_equal(both[0], np.concatenate([first, implied]))
+
+    async def test_sequences_share_the_engine_with_sessions(self, peer, stub, mackey_glass):
+        """A sequence is a session: the Streamcell API can look at it."""
+        x = inputs(seed=16, num_steps=10)
+        await stub.ModelInfer(infer(x[None], MODEL, sequence_id=4, sequence_start=True))
+        request = pb.GetSessionRequest(session_id="inference:mackey-glass:int:4")
+        assert (await peer.stub.GetSession(request)).session.next_step_index == 10
 
 
-async def test_two_million_steps_do_not_fit_a_message(stub):
-    """With their contents they are more bytes than a message may have."""
-    found = await refusal(stub.ModelInfer(infer(np.zeros((1, 2_000_000, 1)), MODEL)))
-    assert (found.code, found.reason) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")
+class TestRefusals:
+    """Malformed requests, bounds, missing methods."""
+
+    async def test_malformed_requests_leave_the_sequence_where_it_stood(self, stub, mackey_glass):
+        """Each error has the usual code, names the tensor and says what was expected; a stream stays up."""
+        x = inputs(seed=14, num_steps=2)
+        await stub.ModelInfer(row(x[0], sequence_id=77, sequence_start=True))
+        call = stub.ModelStreamInfer()
+        for name, (good, code, field, says) in MALFORMED.items():
+            request = oip.ModelInferRequest()
+            request.CopyFrom(good)
+            is_of_sequence = "sequence_id" in request.parameters or not request.parameters
+            if is_of_sequence:
+                request.parameters["sequence_id"].int64_param = 77
+            found = await refusal(stub.ModelInfer(request))
+            assert found.code == code, name
+            assert says in found.message, name
+            assert found.metadata.get("field") == field, name
+            assert found.reason
+            await call.write(request)
+            response = await response_of(call)
+            assert response.error_message == found.message, name
+            assert response.infer_response.parameters["error_reason"].string_param == found.reason, name
+        await call.write(row(x[1], sequence_id=77))
+        after = (await response_of(call)).infer_response
+        assert np.array_equal(y_of(after)[0], folded(mackey_glass, x)[1])
+        assert after.parameters["step_index"].int64_param == 1
+
+    async def test_two_million_steps_do_not_fit_a_message(self, stub):
+        """Their contents have more bytes than a message may have."""
+        found = await refusal(stub.ModelInfer(infer(np.zeros((1, 2_000_000, 1)), MODEL)))
+        assert (found.code, found.reason) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")
+
+    async def test_missing_methods_are_unimplemented(self, peer):
+        """Triton's other methods (loading models, shared memory, traces) are UNIMPLEMENTED."""
+        call = peer.channel.unary_unary(
+            "/inference.GRPCInferenceService/RepositoryModelLoad",
+            request_serializer=Message.SerializeToString,
+            response_deserializer=oip.RepositoryIndexResponse.FromString,
+        )
+        assert (await refusal(call(oip.RepositoryIndexRequest()))).code == "UNIMPLEMENTED"
+
+    async def test_a_full_table_refuses_new_sequences(self, start):
+        """A sequence over the bound is refused with SESSIONS_FULL, as a session is."""
+        peer = await start(max_resident_sessions=1)
+        stub = stubs.GRPCInferenceServiceStub(peer.channel)
+        await stub.ModelInfer(row([0.9], sequence_id=1, sequence_start=True))
+        found = await refusal(stub.ModelInfer(row([0.9], sequence_id=2, sequence_start=True)))
+        assert (found.code, found.reason) == ("RESOURCE_EXHAUSTED", "SESSIONS_FULL")
 
 
-async def test_methods_that_are_not_there_say_so(peer):
-    """Triton's others (loading models, shared memory, traces) are UNIMPLEMENTED."""
-    call = peer.channel.unary_unary(
-        "/inference.GRPCInferenceService/RepositoryModelLoad",
-        request_serializer=Message.SerializeToString,
-        response_deserializer=oip.RepositoryIndexResponse.FromString,
-    )
-    assert (await refusal(call(oip.RepositoryIndexRequest()))).code == "UNIMPLEMENTED"
+class TestServer:
+    """Health, metadata, statistics and the drain."""
 
+    async def test_a_client_finds_all_it_asks_before_it_begins(self, stub):
+        """Live, ready, the models, their tensors and configuration: all that a client asks first."""
+        assert (await stub.ServerLive(oip.ServerLiveRequest())).live
+        assert (await stub.ServerReady(oip.ServerReadyRequest())).ready
+        assert (await stub.ServerMetadata(oip.ServerMetadataRequest())).name == "streamcell"
+        models = (await stub.RepositoryIndex(oip.RepositoryIndexRequest())).models
+        assert [(each.name, each.version, each.state) for each in models] == [
+            ("mackey-glass", "1", "READY"),
+            ("nyc-taxi", "1", "READY"),
+        ]
+        for model in models:
+            assert (await stub.ModelReady(oip.ModelReadyRequest(name=model.name))).ready
+        taxi = await stub.ModelMetadata(oip.ModelMetadataRequest(name="nyc-taxi"))
+        assert [tensor.name for tensor in taxi.inputs] == ["x", "time"]
+        config = (await stub.ModelConfig(oip.ModelConfigRequest(name="nyc-taxi"))).config
+        assert (config.max_batch_size, config.WhichOneof("scheduling_choice")) == (1, "sequence_batching")
 
-# -- The rest of the server --------------------------------------------------------------------------
+    async def test_statistics_agree_with_prometheus(self, peer, stub):
+        """They agree to the count, over both APIs."""
+        x = inputs(seed=15, num_steps=20)
+        await stub.ModelInfer(infer(x[None], MODEL, sequence_id=1, sequence_start=True))
+        await stub.ModelInfer(row(x[0], sequence_id=1, step_index=20))
+        await stub.ModelInfer(row(x[0], sequence_id=1, step_index=20))
+        await refusal(stub.ModelInfer(row(x[0], sequence_id=2)))
+        session_id = await peer.open()
+        await peer.stub.Step(pb.StepRequest(session_id=session_id, x=[0.5]))
+        await peer.stub.Prime(pb.PrimeRequest(session_id=session_id, x=[0.5] * 7))
+        request = oip.ModelStatisticsRequest(name=MODEL)
+        (found,) = (await stub.ModelStatistics(request)).model_stats
+        samples = await peer.samples()
 
+        def sample(name):
+            return samples[f"streamcell_{name}", (("model", MODEL), ("version", "1"))]
 
-async def test_statistics_agree_with_prometheus(peer, stub):
-    """To the count, over both APIs."""
-    x = inputs(seed=15, num_steps=20)
-    await stub.ModelInfer(infer(x[None], MODEL, sequence_id=1, sequence_start=True))
-    await stub.ModelInfer(row(x[0], sequence_id=1, step_index=20))
-    await stub.ModelInfer(row(x[0], sequence_id=1, step_index=20))
-    await refusal(stub.ModelInfer(row(x[0], sequence_id=2)))
-    session_id = await peer.open()
-    await peer.stub.Step(pb.StepRequest(session_id=session_id, x=[0.5]))
-    await peer.stub.Prime(pb.PrimeRequest(session_id=session_id, x=[0.5] * 7))
-    request = oip.ModelStatisticsRequest(name=MODEL)
-    (found,) = (await stub.ModelStatistics(request)).model_stats
-    samples = await peer.samples()
+        stats = found.inference_stats
+        assert found.inference_count == sample("steps_total") == 29
+        assert found.execution_count == sample("batch_steps_count")
+        assert stats.success.count == stats.queue.count == sample("step_seconds_count") == 22
+        assert stats.compute_infer.count == sample("step_compute_seconds_count") == 22
+        assert stats.fail.count == sample("inference_failed_seconds_count") == 1
+        assert stats.cache_hit.count == sample("repeated_steps_total") == 1
+        assert stats.success.ns == round(sample("step_seconds_sum") * 1e9) > 0
+        assert found.last_inference > 0
 
-    def sample(name):
-        return samples[f"streamcell_{name}", (("model", MODEL), ("version", "1"))]
+    async def test_health_is_served_for_the_service(self, peer):
+        """A load balancer may ask for the service by name."""
+        request = health_pb2.HealthCheckRequest(service="inference.GRPCInferenceService")
+        found = await health_pb2_grpc.HealthStub(peer.channel).Check(request)
+        assert found.status == health_pb2.HealthCheckResponse.SERVING
 
-    stats = found.inference_stats
-    assert found.inference_count == sample("steps_total") == 29
-    assert found.execution_count == sample("batch_steps_count")
-    assert stats.success.count == stats.queue.count == sample("step_seconds_count") == 22
-    assert stats.compute_infer.count == sample("step_compute_seconds_count") == 22
-    assert stats.fail.count == sample("inference_failed_seconds_count") == 1
-    assert stats.cache_hit.count == sample("repeated_steps_total") == 1
-    assert stats.success.ns == round(sample("step_seconds_sum") * 1e9) > 0
-    assert found.last_inference > 0
-
-
-async def test_health_knows_the_service(peer):
-    """Load balancers may ask for it by name."""
-    request = health_pb2.HealthCheckRequest(service="inference.GRPCInferenceService")
-    found = await health_pb2_grpc.HealthStub(peer.channel).Check(request)
-    assert found.status == health_pb2.HealthCheckResponse.SERVING
-
-
-async def test_sequences_share_the_engine_with_sessions(peer, stub, mackey_glass):
-    """A sequence is a session: the Streamcell API can look at it."""
-    x = inputs(seed=16, num_steps=10)
-    await stub.ModelInfer(infer(x[None], MODEL, sequence_id=4, sequence_start=True))
-    request = pb.GetSessionRequest(session_id="inference:mackey-glass:int:4")
-    assert (await peer.stub.GetSession(request)).session.next_step_index == 10
-
-
-async def test_a_drain_answers_what_is_under_way(start):
-    """A stream's requests are answered, then it ends with UNAVAILABLE."""
-    peer = await start()
-    stub = stubs.GRPCInferenceServiceStub(peer.channel)
-    call = stub.ModelStreamInfer()
-    await call.write(row([0.9], sequence_id=1, sequence_start=True))
-    assert not (await response_of(call)).error_message
-    assert await peer.server.drain()
-    found = await refusal(call.read())
-    assert (found.code, found.reason) == ("UNAVAILABLE", "DRAINING")
-
-
-async def test_a_bound_of_the_settings_is_told(start):
-    """SESSIONS_FULL for sequences as for sessions."""
-    peer = await start(max_resident_sessions=1)
-    stub = stubs.GRPCInferenceServiceStub(peer.channel)
-    await stub.ModelInfer(row([0.9], sequence_id=1, sequence_start=True))
-    found = await refusal(stub.ModelInfer(row([0.9], sequence_id=2, sequence_start=True)))
-    assert (found.code, found.reason) == ("RESOURCE_EXHAUSTED", "SESSIONS_FULL")
+    async def test_a_drain_answers_the_requests_in_flight(self, start):
+        """The requests of a stream are answered, then the stream ends with UNAVAILABLE."""
+        peer = await start()
+        stub = stubs.GRPCInferenceServiceStub(peer.channel)
+        call = stub.ModelStreamInfer()
+        await call.write(row([0.9], sequence_id=1, sequence_start=True))
+        assert not (await response_of(call)).error_message
+        assert await peer.server.drain()
+        found = await refusal(call.read())
+        assert (found.code, found.reason) == ("UNAVAILABLE", "DRAINING")

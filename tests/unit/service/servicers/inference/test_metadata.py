@@ -66,7 +66,7 @@ class TestMetadata:
         ]
 
     async def test_metadata_names_tensors_and_their_columns(self, served):
-        """x and y have the batch first and names for their last dimension; only a model with time has `time`."""
+        """The batch is first, the last dimension has names; only a model that uses time has `time`."""
         found = await ask(served, "ModelMetadata", name="flow")
         assert (found.name, list(found.versions), found.platform) == (
             "flow",

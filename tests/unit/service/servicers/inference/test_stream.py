@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from streamcell.inference import open_inference_pb2 as pb
 
 from service import errors
-from tests.fakes import Alone, Served, ending, next_message, recurrence, room, turn
-from tests.inference import SERVICE, infer, y_of
+from tests.fakes import Alone, Served, ending, recurrence, room, turn
+from tests.inference import SERVICE, infer, next_response, talk, y_of
 
 X = np.random.default_rng(8).standard_normal((40, 2)).astype(np.float32)
 STREAM = f"{SERVICE}/ModelStreamInfer"
@@ -16,20 +15,6 @@ STREAM = f"{SERVICE}/ModelStreamInfer"
 async def served():
     """One model, served."""
     return Served()
-
-
-async def answer(stream):
-    """Returns a stream's next response."""
-    raw = await next_message(stream)
-    assert raw is not None, f"the stream ended: {stream.status}"
-    return pb.ModelStreamInferResponse.FromString(raw)
-
-
-async def talk(stream, *requests):
-    """Sends requests and returns the responses, one each."""
-    for request in requests:
-        stream.receive(request.SerializeToString())
-    return [await answer(stream) for _ in requests]
 
 
 class TestOrder:
@@ -118,14 +103,14 @@ class TestErrors:
             infer([[1.0]], sequence_id=7, model="unknown", request_id="unknown"),
         ):
             stream.receive(request.SerializeToString())
-        found = [await answer(stream) for _ in range(4)]
+        found = [await next_response(stream) for _ in range(4)]
         assert [each.infer_response.id for each in found] == ["none", "8", "unknown", "0"]
 
     async def test_bytes_that_are_no_request_are_answered(self, served):
         """The response says that the bytes cannot be parsed, and the stream goes on."""
         stream = served.stream(STREAM)
         stream.receive(b"\xff\xff")
-        assert "cannot be parsed" in (await answer(stream)).error_message
+        assert "cannot be parsed" in (await next_response(stream)).error_message
         (found,) = await talk(stream, infer(X[:1]))
         assert not found.error_message
 
@@ -148,7 +133,7 @@ class TestEnds:
         for number in range(5):
             stream.receive(infer(X[number : number + 1], request_id=str(number)).SerializeToString())
         stream.half_close()
-        assert [(await answer(stream)).infer_response.id for _ in range(5)] == list("01234")
+        assert [(await next_response(stream)).infer_response.id for _ in range(5)] == list("01234")
         assert await ending(stream) is None
         stream.receive(infer(X[:1]).SerializeToString())
         assert stream.take() is None
@@ -162,7 +147,7 @@ class TestEnds:
         assert (await ending(late)).reason == "DRAINING"
         served.router.drain()
         stream.receive(infer(X[:1], sequence_id=7).SerializeToString())
-        assert not (await answer(stream)).error_message
+        assert not (await next_response(stream)).error_message
         assert (await ending(stream)).reason == "DRAINING"
 
     async def test_requests_that_have_not_begun_are_withdrawn_with_their_client(self, served):
@@ -193,7 +178,7 @@ class TestFullQueue:
         for request in requests[:4]:
             stream.receive(request.SerializeToString())
         assert stream.is_full
-        found = [await answer(stream) for _ in range(4)]
+        found = [await next_response(stream) for _ in range(4)]
         assert [each.infer_response.id for each in found] == ["2", "0", "1", "3"]
         parameters = found[0].infer_response.parameters
         assert parameters["error_reason"].string_param == "OVERLOADED"
