@@ -28,7 +28,7 @@ class InferenceRequest:
     """The steps in the engine's queue; None until they are there."""
     error: StreamcellError | None = None
     read_rows: "Callable[[Engine], Rows] | None" = None
-    """Reads the rows, where that is left until the session is found."""
+    """Reads the rows once the session is found; None for rows that are read."""
     timer: asyncio.TimerHandle | None = None
     session: SessionRef | None = None
     """The session that stands for the sequence, once it is found."""
@@ -70,7 +70,7 @@ class InferenceRequest:
 
     @property
     def engine(self) -> Engine:
-        """The engine that the request is on; before its session is found, the engine that its rows suit."""
+        """The session's engine; before the session is found, the engine for which the request was read."""
         return self.parameters.engine if self.session is None else self.session.engine
 
     @property

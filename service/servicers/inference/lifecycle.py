@@ -1,6 +1,6 @@
-"""The states of an inference request under way, the events that move them, and the table of what may follow.
+"""The states of an inference request under way, the events, and the table of which state follows.
 
-Knows neither sequences nor engines: `sequences` says what happens at each transition.
+Knows neither sequences nor engines: `sequences` does what belongs to each transition.
 """
 
 import enum
@@ -10,14 +10,14 @@ from collections.abc import Mapping
 class State(enum.Enum):
     """Where an inference request is in its life."""
 
-    NEW = "new"  # not queued; a request that is refused at once stays so
+    NEW = "new"  # not queued; a request that is refused at once stays new
     WAITING = "waiting"  # behind an earlier request of its sequence
-    FETCHING = "fetching"  # its session is brought into memory, or its model is loaded
-    SUBMITTED = "submitted"  # its steps are queued in the engine of its session, or run
-    TAKING_OVER = "taking over"  # the same as FETCHING, for a restart whose session another server had
-    RESUBMITTED = "resubmitted"  # the same as SUBMITTED, after the session was taken over
-    ANSWERED = "answered"  # its caller has the result or the error
-    WITHDRAWN = "withdrawn"  # its steps do not run: its caller is gone, or its time-out passed
+    FETCHING = "fetching"  # while its session is fetched, or its model is loaded
+    SUBMITTED = "submitted"  # its steps are queued in an engine, or run
+    TAKING_OVER = "taking over"  # like FETCHING, for a restart whose session another server had
+    RESUBMITTED = "resubmitted"  # like SUBMITTED, after TAKING_OVER
+    ANSWERED = "answered"  # the result or the error is with the caller
+    WITHDRAWN = "withdrawn"  # the steps do not run: the caller is gone, or the time-out passed
 
     __hash__ = object.__hash__  # Enum's own is Python; every request looks up two transitions
 
@@ -25,13 +25,13 @@ class State(enum.Enum):
 class Event(enum.Enum):
     """What happens to an inference request."""
 
-    BLOCK = "block"  # an earlier request of its sequence is to be answered first
-    FETCH = "fetch"  # its session or its model is not in memory
-    SUBMIT = "submit"  # its session was found
-    FENCE = "fence"  # it restarts a session that another server has, as the store found
-    ANSWER = "answer"  # it has its result or its error
-    WITHDRAW = "withdraw"  # its caller is gone
-    TIME_OUT = "time out"  # its time-out passed before its steps began
+    BLOCK = "block"  # an earlier request blocks the sequence
+    FETCH = "fetch"  # the session or the model is not in memory
+    SUBMIT = "submit"  # the session was found
+    FENCE = "fence"  # the store refused a restart: another server has the session
+    ANSWER = "answer"  # the result or the error is there
+    WITHDRAW = "withdraw"  # the caller is gone
+    TIME_OUT = "time out"  # the time-out passed before the steps began
 
     __hash__ = object.__hash__
 
@@ -45,7 +45,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
         Event.SUBMIT: State.SUBMITTED,
     },
     State.WAITING: {
-        Event.BLOCK: State.WAITING,  # in its turn it may have to wait for the next one
+        Event.BLOCK: State.WAITING,  # behind the next request that blocks
         Event.FETCH: State.FETCHING,
         Event.SUBMIT: State.SUBMITTED,
         Event.ANSWER: State.ANSWERED,
@@ -53,14 +53,14 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
         Event.TIME_OUT: State.WITHDRAWN,
     },
     State.FETCHING: {
-        Event.FETCH: State.FETCHING,  # the session may be gone again
+        Event.FETCH: State.FETCHING,  # the session left memory again
         Event.SUBMIT: State.SUBMITTED,
         Event.ANSWER: State.ANSWERED,
         Event.WITHDRAW: State.WITHDRAWN,
         Event.TIME_OUT: State.WITHDRAWN,
     },
     State.SUBMITTED: {
-        Event.FENCE: State.TAKING_OVER,  # once: the second time the error is the answer
+        Event.FENCE: State.TAKING_OVER,  # once: after RESUBMITTED the error is the answer
         Event.ANSWER: State.ANSWERED,
         Event.WITHDRAW: State.WITHDRAWN,
         Event.TIME_OUT: State.WITHDRAWN,

@@ -45,6 +45,7 @@ class MetadataServicer:
         catalog: Catalog,
         settings: Config,
         metrics: Metrics,
+        *,
         wall_clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._catalog = catalog

@@ -143,15 +143,16 @@ def build_work(
     index = parameters.first_index
     if rows.x is None:
         time = TIME_ABSENT if rows.times is None else int(rows.times[0])
+        # For every request: keywords would add 0.15 µs.
         return Step(session.slot, session.generation, rows.row, time, index, arrived_ns, on_done)
     block = Block(
         np.array([session.slot], np.int64),
         np.array([session.generation], np.int64),
-        np.array([rows.num_steps], np.int64),
-        rows.x,
-        rows.times,
-        np.array([index], np.int64),
-        session.engine.model.num_outputs,
+        counts=np.array([rows.num_steps], np.int64),
+        x=rows.x,
+        times=rows.times,
+        indexes=np.array([index], np.int64),
+        num_outputs=session.engine.model.num_outputs,
         wants_replies=True,
         arrived_ns=arrived_ns,
         on_done=on_done,

@@ -67,8 +67,8 @@ class Sequences:
         """Returns a request's session; opens the session if the request may and there is no store.
 
         Raises:
-            NotResident: `_fetch_session` brings it into memory.
-            StreamcellError: there is none, or it runs on another model.
+            NotResident: the session is to be fetched first, by `_fetch_session`.
+            StreamcellError: there is no session, or it runs on another model.
         """
         parameters, catalog = request.parameters, self._catalog
         if not parameters.session_id:
@@ -106,7 +106,7 @@ class Sequences:
         return engine
 
     def _validate_rows(self, request: InferenceRequest, engine: Engine) -> None:
-        """Checks a request's rows against the version that its sequence runs on, and reads them if need be.
+        """Checks a request's rows for the version that its sequence runs on; reads rows that are unread.
 
         Raises:
             StreamcellError: MODEL_CHANGED; INVALID_ARGUMENT, the engine does not take the rows; OVERLOADED.
@@ -121,7 +121,7 @@ class Sequences:
             tensors.check_width(engine, request.rows)
 
     async def _fetch_session(self, request: InferenceRequest) -> None:
-        """Brings a request's session into memory; opens the session in the store for a start.
+        """Fetches a request's session into memory; for a start, opens the session in the store.
 
         A start takes the session over from any other server. Another request takes it over only if its step
         index shows whether the state in the store is the newest.
@@ -155,7 +155,7 @@ class Sequences:
         return True
 
     async def _take_over(self, request: InferenceRequest) -> bool:
-        """Brings a start's session into memory from any server; returns whether there is a usable one."""
+        """Fetches a start's session into memory, from any server; returns whether a usable one was there."""
         principal, session_id = request.parameters.principal, request.parameters.session_id
         try:
             await self._catalog.fetch(principal, session_id, TakeOver.ALWAYS)
@@ -227,7 +227,7 @@ class Sequences:
         task.add_done_callback(self._fetches.discard)
 
     async def _fetch_and_begin(self, request: InferenceRequest) -> None:
-        """Brings a request's session into memory, then begins the request and those that wait for it."""
+        """Fetches a request's session, then begins the request and the requests that wait for it."""
         error: StreamcellError | None = None
         try:
             await self._fetch_session(request)

@@ -49,7 +49,7 @@ class Rows(NamedTuple):
     """[T], as given."""
 
 
-UNREAD = Rows(1, False, b"", None, None)
+UNREAD = Rows(num_steps=1, is_row=False, row=b"", x=None, times=None)
 """Stands for the steps of a request until they are read."""
 
 
@@ -80,12 +80,12 @@ def read_rows(engine: Engine, message: pb.ModelInferRequest, max_steps: int) -> 
         raise errors.refusal(Reason.TOO_MANY_STEPS, got=num_steps, max_message_steps=max_steps)
     times = _times(given[TIME], num_steps) if TIME in given else None
     if num_steps == 1:
-        return Rows(1, len(shape) == 2, _row(engine, x), None, times)
-    return Rows(num_steps, False, b"", _rows(engine, x, num_steps), times)
+        return Rows(1, len(shape) == 2, _row(engine, x), x=None, times=times)
+    return Rows(num_steps, False, b"", x=_rows(engine, x, num_steps), times=times)
 
 
 def single_row(row: bytes) -> Rows:
-    """Returns the steps of a request whose x is one row in raw form, without a time."""
+    """Returns the steps of a request that is one row in raw form, without a time."""
     return Rows(1, True, row, None, None)
 
 
@@ -136,7 +136,7 @@ def _check_outputs(outputs: Iterable[pb.ModelInferRequest.InferRequestedOutputTe
 
 
 def _plain_row(engine: Engine, message: pb.ModelInferRequest) -> bytes:
-    """Returns the row of a request with one row in raw form and no other input; empty bytes for any other.
+    """Returns the row of a request that is one row in raw form and no more; empty for any other request.
 
     Nearly every request has just one row. The checks are those of the long way, at a third of the cost. A
     request that fails here takes the long way, which says what is wrong.

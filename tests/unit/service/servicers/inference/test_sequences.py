@@ -195,8 +195,8 @@ class TestFailures:
             refusal = await refused(served, infer(bad, sequence_id=7, **flags))
             assert "x: the model has no finite prediction" in refusal.message
             assert refusal.metadata["field"] == "x"
-        kept = await served.ask(INFER, infer(X[5:6], sequence_id=7, step_index=5))  # its reply is kept still
-        assert kept.parameters["step_index"].int64_param == 5
+        repeated = await served.ask(INFER, infer(X[5:6], sequence_id=7, step_index=5))  # still remembered
+        assert repeated.parameters["step_index"].int64_param == 5
         assert await step(served, X[6]) == alone.step(X[6])
 
     async def test_a_restart_by_one_step_that_fails_is_undone(self, served):
@@ -446,6 +446,15 @@ class TestWithdrawal:
             sequences.rig.run()
             assert len(sequences.rig.engine.sessions) == num_left
         assert (await sequences.run(infer(X[:1], sequence_id=7))).step_index == 4
+
+    async def test_a_request_that_is_over_can_be_withdrawn(self):
+        """A caller may go in the moment of its answer or of its time-out: nothing changes."""
+        sequences = ManualSequences()
+        await sequences.run(infer(X[:1], sequence_id=7, sequence_start=True))
+        sequences.withdraw_last()
+        await sequences.submit(infer(X[1:2], sequence_id=7, timeout=1))
+        sequences.withdraw_last()
+        assert (await sequences.run(infer(X[1:2], sequence_id=7))).step_index == 1
 
     async def test_a_cancelled_call_leaves_the_sequence_live(self, served):
         """A caller cancels its ModelInfer: the sequence lives and runs on."""

@@ -7,6 +7,11 @@ import pytest
 from streamcell.v1 import streamcell_pb2 as api
 
 from service.engine import snapshot
+from service.servicers.inference.inference_request import InferenceRequest
+from service.servicers.inference.lifecycle import State
+from service.servicers.inference.parameters import read_parameters
+from service.servicers.inference.sequences import Sequences
+from service.servicers.inference.tensors import single_row
 from tests import fakes
 from tests.fakes import Alone, ending, recurrence
 from tests.inference import SERVICE, infer, next_response, talk, y_of
@@ -351,6 +356,23 @@ class TestDepartures:
             "sequence '7' of recurrence/1 is not live"
         )
         await until(lambda: not served.store.rows)
+
+    async def test_a_request_that_failed_in_its_fetch_can_be_withdrawn(self, serve):
+        """A caller may go in the moment of its answer: nothing changes."""
+        engine = (served := await serve()).engines[0]
+        sequences, done = Sequences(served.catalog), asyncio.get_running_loop().create_future()
+        inference = InferenceRequest(
+            read_parameters(engine, request(0)),
+            single_row(X[0].tobytes()),
+            "",
+            arrived_ns=engine.now(),
+            on_done=done.set_result,
+        )
+        sequences.submit(inference)
+        assert inference.state is State.FETCHING
+        assert (await done).error.reason == "SESSION_NOT_FOUND"
+        sequences.withdraw(inference)
+        assert inference.state is State.ANSWERED
 
     async def test_a_time_out_passes_during_a_fetch(self, serve):
         """The answer comes in time, and the request begins nothing."""
