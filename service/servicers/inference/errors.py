@@ -10,8 +10,8 @@ _START = "begin it with sequence_start"
 _OF_SEQUENCES = {
     Reason.SESSION_NOT_FOUND: f"is not live: {_START}",
     Reason.SESSION_EXPIRED: f"expired because it was idle: {_START}",
-    Reason.SESSION_FENCED: "is another server's: go on there, or begin it anew here with sequence_start. One"
-    " that this server has not lost to another is taken over by a request with its step_index",
+    Reason.SESSION_FENCED: "is another server's: go on there, or begin it anew here with sequence_start. If"
+    " this server has not lost it to another server, a request with its step_index takes it over",
 }
 
 

@@ -211,7 +211,7 @@ def _check_combination(sequence: int | str, is_start: bool, is_end: bool, index:
         return
     for name, is_set in (("sequence_start", is_start), ("sequence_end", is_end)):
         if is_set:
-            raise errors.invalid_argument(name, "goes with a sequence_id other than 0 and the empty string")
+            raise errors.invalid_argument(name, "needs a sequence_id other than 0 and the empty string")
     if index > 0:
         raise errors.invalid_argument(
             "step_index", f"is {index} without a sequence_id; steps on their own start at 0"

@@ -38,8 +38,6 @@ class InferencePipeline:
         self._metrics = metrics
         catalog.versions.on_change.append(self._clear_cache)
 
-    # -- Reading -----------------------------------------------------------------------------------
-
     def read(
         self, message: pb.ModelInferRequest, call: Call, on_done: "Callable[[InferenceRequest], None]"
     ) -> InferenceRequest:
@@ -137,8 +135,6 @@ class InferencePipeline:
     async def load(self, message: pb.ModelInferRequest) -> None:
         """Loads the model of a message into memory, if its version has left and can come back."""
         await self._catalog.versions.load(f"{message.model_name}/{message.model_version}")
-
-    # -- Running -----------------------------------------------------------------------------------
 
     def submit(self, request: InferenceRequest) -> None:
         """Queues a request.

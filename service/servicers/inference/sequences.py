@@ -174,7 +174,7 @@ class Sequences:
         if request.session is not None and (session := request.session.current).is_live:
             session.engine.residents.close(session.slot)
 
-    # -- A request begins --------------------------------------------------------------------------
+    # -- A request's life --------------------------------------------------------------------------
 
     def _begin(self, request: InferenceRequest) -> None:
         """Submits a request to the engine of its session, or fetches the session first.
@@ -268,8 +268,6 @@ class Sequences:
                     self._begin(request)
                 except StreamcellError as error:
                     self._fail(request, error)
-
-    # -- A request ends ----------------------------------------------------------------------------
 
     def _finish(self, request: InferenceRequest, work: Step | Block) -> None:
         """Answers a request whose work is done; closes its session if the sequence ends or did not start."""

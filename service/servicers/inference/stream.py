@@ -50,8 +50,6 @@ class InferStream:
         for request in requests:
             self._pipeline.withdraw(request)
 
-    # -- Requests ----------------------------------------------------------------------------------
-
     def _receive(self, raw: bytes) -> None:
         if self._loading is not None:
             self._unread.append(raw)
@@ -88,8 +86,6 @@ class InferStream:
 
     def _is_done(self) -> bool:
         return not self._in_flight and self._loading is None
-
-    # -- Responses ---------------------------------------------------------------------------------
 
     def _answer(self, request: InferenceRequest) -> None:
         earlier = None

@@ -175,7 +175,7 @@ def _inputs_by_name(engine: Engine, message: pb.ModelInferRequest) -> dict[str, 
                 "inputs", f"there is no input {errors.brief(name)}; {_listed_inputs(engine)}"
             )
         if name in found:
-            raise errors.invalid_argument(name, "stands twice among the inputs; once is expected")
+            raise errors.invalid_argument(name, "is given twice among the inputs; once is expected")
         _check_tensor(tensor, known[name][0], is_raw)
         found[name] = GivenInput(tensor, raws[number] if is_raw else None)
     return found
