@@ -44,7 +44,6 @@ class InferenceRequest:
         parameters: RequestParameters,
         rows: Rows,
         request_id: str,
-        *,
         arrived_ns: int,
         on_done: "Callable[[InferenceRequest], None]",
     ) -> None:

@@ -75,13 +75,8 @@ class InferencePipeline:
         found = self._cache.find(call.principal, raw)
         if found is not None:
             parameters, request_id, row = found
-            return InferenceRequest(
-                parameters,
-                single_row(row),
-                request_id,
-                arrived_ns=parameters.engine.now(),
-                on_done=on_done,
-            )
+            # Nearly every message comes here: keywords would add 0.1 µs.
+            return InferenceRequest(parameters, single_row(row), request_id, parameters.engine.now(), on_done)
         request = self.read(parse(pb.ModelInferRequest, raw), call, on_done)
         if request.rows.is_row and request.rows.times is None:
             self._cache.add(call.principal, raw, request.parameters)
