@@ -11,6 +11,7 @@ from streamcell.v1 import streamcell_pb2 as pb
 from service.catalog.folder import Folder
 from service.catalog.loader import Loader
 from service.catalog.watcher import ModelWatcher
+from service.runtime import artifact
 from tests import fakes
 from tests.fakes import CPU, Alone, Served, bits
 
@@ -88,7 +89,7 @@ class House:
     def alone(self, version, made=""):
         """Returns a session of a version by itself."""
         path = self.files[made or version]
-        return Alone(fakes.artifact.load(NAME, version, path, CPU))
+        return Alone(artifact.load(NAME, version, path, CPU))
 
     async def lets_go(self, gone):
         """Lets versions leave that nobody uses; holds that one's memory is free then, collector or not."""

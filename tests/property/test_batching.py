@@ -96,8 +96,8 @@ def check_mixture(name, mixtures, max_batch, max_piece):
     for mixture in mixtures:
         replies += submit(rig, slots, x, at, mixture)
         for _ in range(mixture[3]):  # so many iterations run before more comes
-            if rig.turns.due:
-                rig.turns.due.popleft()()
+            if rig.loop.due:
+                rig.loop.turn()
     rig.run()
     size = 4 * len(model.manifest.outputs)
     for session, first, last, found in replies:

@@ -6,12 +6,13 @@ from hypothesis import strategies as st
 
 from service.engine import pacer as pace
 from service.engine.work import Control, Phase, Step
+from service.runtime.runner import Runner
 from tests import fakes
 from tests.fakes import Alone, Rig, bits
 
 MAX_TICKS, NUM_SESSIONS = 3, 5
 MODEL = fakes.recurrence()
-RUNNER = fakes.Runner(MODEL, 64)
+RUNNER = Runner(MODEL, 64)
 EVENTS = st.lists(
     st.tuples(
         st.sampled_from(["held", "held", "held", "step", "frame", "control", "withdraw", "turn", "turn"]),
@@ -60,9 +61,9 @@ class Held:
 
     def turn(self):
         """Takes one turn of the loop, if one is due."""
-        if not self.rig.turns.due:
+        if not self.rig.loop.due:
             return
-        self.rig.turns.due.popleft()()
+        self.rig.loop.turn()
         for work in list(self.turns_left):
             self.turns_left[work] -= 1
             if work.phase in (Phase.DONE, Phase.WITHDRAWN):
@@ -99,8 +100,8 @@ def test_held_or_not_all_is_served_in_order_and_soon(events):
             held.withdraw(held.slots[number])
         else:
             held.submit(kind, held.slots[number])
-        assert len(held.rig.turns.due) <= 1
-        assert held.rig.turns.due or held.rig.engine.is_idle
+        assert len(held.rig.loop.due) <= 1
+        assert held.rig.loop.due or held.rig.engine.is_idle
     held.rig.run()
     assert held.rig.engine.is_idle
     held.check()

@@ -13,7 +13,8 @@ from service.catalog.catalog import Catalog
 from service.catalog.versions import Versions
 from service.engine.progress import TIME_ABSENT
 from service.engine.work import INDEX_NEXT, Phase, Step
-from service.errors import ConfigError, Reason
+from service.errors import ConfigError, Reason, StreamcellError
+from service.rpc.statuses import RefusedError
 from service.runtime import artifact, manifest
 from service.runtime.manifest import ManifestError
 from service.servicers.streamcell.bindings import Bindings
@@ -89,7 +90,7 @@ def test_blocks_are_served_though_single_steps_fill_every_batch():
         rig.engine.submit(Step(slot, 0, bytes(8), TIME_ABSENT, INDEX_NEXT, 0, again))
     block = rig.block([slots[4]], [[[1, 1]]])
     for _ in range(100):
-        rig.turns.due.popleft()()
+        rig.loop.turn()
     assert block.phase is Phase.DONE
 
 
@@ -102,7 +103,7 @@ async def test_an_open_that_is_refused_leaves_no_session_behind():
     try:
         found = await served.ask("OpenSession", pb.OpenSessionRequest())
         assert found.created  # answering without queueing would be right, too
-    except fakes.RefusedError:
+    except RefusedError:
         assert len(engine.sessions) == 1
 
 
@@ -183,7 +184,7 @@ async def test_the_field_at_fault_is_the_one_given():
     house.open("", "a", "")
     bindings = Bindings(house, "", 5)
     bindings.bind(["a"])
-    with pytest.raises(fakes.StreamcellError) as caught:
+    with pytest.raises(StreamcellError) as caught:
         bindings.numbered(np.array([0, 0]))
     assert caught.value.reason is Reason.INVALID_ARGUMENT
     assert caught.value.metadata["field"] == "session_raw"
@@ -194,7 +195,7 @@ def test_a_cell_call_has_max_batch_steps_at_most():
     rig = Rig(max_batch_steps=4)
     slots = rig.open(*"abcdefgh")
     rig.block(slots[:4], [[[1, 1]] * 3] * 4)
-    rig.turns.due.popleft()()
+    rig.loop.turn()
     for slot in slots[4:7]:
         rig.step(slot, [0, 0])
     batch = rig.engine._scheduler.schedule()

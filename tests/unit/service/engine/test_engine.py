@@ -7,6 +7,7 @@ import pytest
 
 from service.engine.work import INDEX_NEXT, Block, Control, Phase, Step, Work
 from service.errors import Reason, StreamcellError
+from service.runtime.runner import Runner
 from tests import fakes
 from tests.fakes import FAULT, FAULT_TEXT, INTERVAL_NS, Alone, Rig, bits
 
@@ -26,7 +27,7 @@ def random_x(*shape):
 
 def turn(rig):
     """Takes one turn of the loop."""
-    rig.turns.due.popleft()()
+    rig.loop.turn()
 
 
 def iteration(rig):
@@ -150,7 +151,7 @@ def test_a_caller_that_goes_while_its_batch_runs_disturbs_nobody(rig):
     assert rig.done == [other]
     assert rig.engine.sessions.progress.next_step[b] == rig.settings.max_piece_steps
     assert rig.engine.is_idle
-    assert not rig.turns.due
+    assert not rig.loop.due
 
 
 def test_a_fault_in_the_cell_call_fails_that_batch_alone(rig, caplog):
@@ -375,7 +376,7 @@ def test_forecasts_leave_the_session_as_it_was(rig):
     assert rig.sample("streamcell_forecasts_total") == 2
 
 
-class Watched(fakes.Runner):
+class Watched(Runner):
     """Tells the slots of each cell call, and how many steps of them it applies."""
 
     def __init__(self):
@@ -406,7 +407,7 @@ def test_no_session_is_twice_in_an_iteration():
         rig.block(slots[: first + 1], [random_x(3 + first)] * (first + 1))
         rig.step(slots[first], [1, 1])
     most = 0
-    while rig.turns.due:
+    while rig.loop.due:
         rig.runner.calls.clear()
         turn(rig)
         taken = [slot for called, _ in rig.runner.calls for slot in called]
@@ -444,7 +445,7 @@ def test_a_short_input_is_not_scanned_at_the_length_of_a_long_one():
     slots = rig.open(*(f"s{number}" for number in range(11)))
     rig.block(slots[:1], [random_x(9)])
     rig.block(slots[1:], [random_x(2)] * 10)
-    while rig.turns.due:
+    while rig.loop.due:
         turn(rig)
     assert sorted(work.num_steps for work in rig.done) == [9, 20]
     assert max(rig.runner.computed) <= 16
@@ -517,7 +518,7 @@ def test_all_that_is_held_can_be_withdrawn(holding):
     for step in held(rig, slots):
         assert rig.engine.withdraw(step)
     rig.run()
-    assert (rig.done, rig.engine.is_idle, len(rig.turns.due)) == ([], True, 0)
+    assert (rig.done, rig.engine.is_idle, len(rig.loop.due)) == ([], True, 0)
     step = rig.step(slots[0], [1, 1], may_be_held=True)
     rig.run()
     assert rig.done == [step]
@@ -534,12 +535,12 @@ def test_a_control_ends_the_wait_and_keeps_its_place(holding):
     late = rig.step(slots[0], [1, 1], may_be_held=True)
     turn(rig)
     assert rig.done == [beside, step]
-    assert rig.turns.num_delays == 1
+    assert rig.loop.num_delays == 1
     rig.run()
     assert rig.done == [beside, step, look, close, late]
     assert (look.result, close.result, beside.result) == (1, 1, 0)
     assert late.error.reason is Reason.SESSION_NOT_FOUND
-    assert rig.turns.num_delays == 1
+    assert rig.loop.num_delays == 1
 
 
 def test_a_step_behind_a_held_one_is_not_held_again(holding):
@@ -555,10 +556,10 @@ def test_a_step_behind_a_held_one_is_not_held_again(holding):
     assert rig.done == [first, *others]
     turn(rig)
     assert rig.done == [first, *others, behind]
-    num_delays = rig.turns.num_delays
+    num_delays = rig.loop.num_delays
     held_again = rig.step(slots[0], [1, 1], may_be_held=True)
     rig.run()
-    assert rig.turns.num_delays > num_delays
+    assert rig.loop.num_delays > num_delays
     assert rig.done[-1] is held_again
 
 
@@ -589,7 +590,7 @@ def test_what_is_held_counts_in_the_queue():
         with pytest.raises(StreamcellError) as caught:
             rig.step(slots[2], [1, 1], may_be_held=may_be_held)
         assert caught.value.reason is Reason.OVERLOADED
-    assert len(rig.turns.due) == 1
+    assert len(rig.loop.due) == 1
     rig.run()
     assert rig.done == steps
 
@@ -671,7 +672,7 @@ def test_one_iteration_serves_all_that_is_ready(rig):
     slots = rig.open(*"abcdef")
     for slot in slots:
         rig.step(slot, [1, 1])
-    assert len(rig.turns.due) == 1
+    assert len(rig.loop.due) == 1
     assert rig.run() == 1
     assert len(rig.done) == 6
 
@@ -693,7 +694,7 @@ def test_callers_may_submit_from_on_done(rig):
 def test_latency_is_queue_plus_compute():
     """A step's seconds are split when its batch begins; every step of a batch has the call's time."""
 
-    class Slow(fakes.Runner):
+    class Slow(Runner):
         def step(self, *columns):
             rig.clock.now_ns += 2_000_000
             return super().step(*columns)

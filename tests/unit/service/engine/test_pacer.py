@@ -67,14 +67,14 @@ def about_to_hold(**changes):
     slots = rig.open("a", "b", "c", "d")
     for _ in range(TRY_EVERY - 1):
         rig.step(slots[0], [1, 1], may_be_held=True)
-        rig.turns.run()
+        rig.loop.run()
     rig.done.clear()
     return rig, slots
 
 
 def turn(rig):
     """Takes one turn of an engine's loop; returns how many steps are answered by then."""
-    rig.turns.due.popleft()()
+    rig.loop.turn()
     return len(rig.done)
 
 
@@ -86,7 +86,7 @@ def test_a_held_call_runs_with_those_that_come_meanwhile():
     for slot in slots[1:]:
         rig.step(slot, [1, 1], may_be_held=True)
     assert [turn(rig), turn(rig)] == [0, 4]
-    assert rig.turns.num_delays == 2
+    assert rig.loop.num_delays == 2
     assert all(step.error is None for step in rig.done)
     rig, slots = about_to_hold(max_hold_seconds=0)
     rig.step(slots[0], [1, 1], may_be_held=True)
@@ -102,7 +102,7 @@ def test_nothing_else_is_held():
     assert turn(rig) == 1
     rig.step(slots[1], [1, 1])
     assert turn(rig) == 3
-    assert rig.turns.num_delays == 1
+    assert rig.loop.num_delays == 1
 
 
 def test_between_two_pieces_of_a_long_input_others_get_in():
@@ -117,7 +117,7 @@ def test_between_two_pieces_of_a_long_input_others_get_in():
     assert turn(rig) == 4
     rig.run()
     assert rig.done[-1] is long
-    assert rig.turns.num_delays == 0
+    assert rig.loop.num_delays == 0
     assert rig.sample("streamcell_batch_steps_count") == 4  # three pieces, and the four steps as one
 
 

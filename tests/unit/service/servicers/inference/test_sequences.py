@@ -331,7 +331,7 @@ async def test_what_has_begun_is_not_timed_out():
     """A long request under way runs to its end, however long."""
     held = Held()
     done = held.submit(infer(X[None, :9], sequence_id=7, sequence_start=True, timeout=1))
-    held.rig.turns.due.popleft()()  # its first piece
+    held.rig.loop.turn()  # its first piece
     passed = asyncio.Event()
     asyncio.get_running_loop().call_at(held.runs[-1].timer.when(), passed.set)
     await passed.wait()
@@ -402,7 +402,7 @@ async def test_what_has_begun_is_finished_for_a_caller_that_is_gone():
     held = Held()
     for flags, num_left in (({}, 0), ({"sequence_id": 7, "sequence_start": True}, 1)):
         held.submit(infer(X[None, :9], **flags))
-        held.rig.turns.due.popleft()()  # its first piece
+        held.rig.loop.turn()  # its first piece
         held.withdraw_last()
         held.rig.run()
         assert len(held.rig.engine.sessions) == num_left

@@ -8,6 +8,7 @@ from streamcell.v1 import streamcell_pb2 as pb
 
 from service.engine import pacer as pace
 from service.rpc.router import Call, Unary
+from service.rpc.statuses import RefusedError
 from tests import fakes
 from tests.fakes import FAULT, FAULT_TEXT, INTERVAL_NS, Alone, Served, bits, renamed, turn
 
@@ -405,6 +406,6 @@ async def test_requests_that_cannot_be_parsed(served):
     """Junk is INVALID_ARGUMENT in every method."""
     for path, method in served.router.methods.items():
         if isinstance(method, Unary) and "Streamcell" in path:
-            with pytest.raises(fakes.RefusedError) as caught:
+            with pytest.raises(RefusedError) as caught:
                 await served.router.answer(method, b"\xff\xff\xff", Call())
             assert fakes.Refusal.of(caught.value.status).metadata == {"field": "message"}, path
