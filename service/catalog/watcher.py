@@ -230,5 +230,5 @@ class ModelWatcher:
         self._catalog.persistence.detach(engine)
         self._loader.drop(engine)
         del self._taken[str(engine.model)]
-        engine.leave()
+        engine.unload()
         log.info("model_left", model=str(engine.model))

@@ -40,7 +40,7 @@ class _EngineSessions:
         """Records which of the sessions the store has now."""
         here = is_stored & self.are_live()
         written = Written(self.slots[here], self.restarts[here], self.next_steps[here])
-        self.engine.sessions.durability.record(written, now_ns)
+        self.engine.sessions.durability.record_write(written, now_ns)
         if self.engine.succession.has_begun:
             self._record_moved(is_stored & ~self.are_live())
 
@@ -51,7 +51,7 @@ class _EngineSessions:
         for slot, generation, restarts, next_step in rows:
             session = SessionRef(self.engine, slot, generation).current
             if session.is_live:
-                session.engine.sessions.durability.record_steps(session.slot, restarts, next_step)
+                session.engine.sessions.durability.record_moved_write(session.slot, restarts, next_step)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -240,7 +240,7 @@ class Changes:
                 engine=engine,
                 slots=slots,
                 generations=sessions.generation[slots],
-                restarts=durability.restarts[slots],
+                restarts=durability.num_restarts[slots],
                 next_steps=next_steps,
                 waiting=self._take_waiting(engine, slots),
             )
@@ -251,7 +251,7 @@ class Changes:
             Write(kind, sessions.key(slot), epoch, record, self._wall(now) - seconds)
             for slot, epoch, record, seconds in rows
         )
-        durability.mark_taken(slots)
+        durability.mark_unchanged(slots)
 
 
 def _ended(session: SessionRef) -> StreamcellError:

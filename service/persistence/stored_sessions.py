@@ -157,7 +157,7 @@ class StoredSessions:
         slot = engine.residents.adopt(key, claimed.epoch, session, is_new=False)
         # As the row says: a row that was idle for long is written again soon, before it seems to be idle
         # still.
-        engine.sessions.durability.set_written(slot, self._write_behind.instant_of(claimed.used_at))
+        engine.sessions.durability.set_last_written(slot, self._write_behind.instant_of(claimed.used_at))
 
     # -- Room in memory ----------------------------------------------------------------------------
 

@@ -36,8 +36,8 @@ class Rig:
             self.runner,
             self.settings,
             self.metrics.of_model(self.model.name, self.model.version),
-            self.loop,
-            self.clock,
+            loop=self.loop,
+            clock=self.clock,
         )
         self.done: list[Any] = []
 
@@ -58,7 +58,15 @@ class Rig:
         if generation is None:
             generation = int(self.engine.sessions.generation[slot])
         row = np.asarray(x, "<f4").tobytes()
-        work = Step(slot, generation, row, time, index, self.engine.now(), self.done.append)
+        work = Step(
+            slot,
+            generation,
+            row,
+            time=time,
+            index=index,
+            arrived_ns=self.engine.now(),
+            on_done=self.done.append,
+        )
         work.may_be_held = may_be_held
         self.engine.submit(work)
         return work
@@ -72,15 +80,24 @@ class Rig:
         wants_replies: bool = True,
     ) -> Block:
         """Submits a block; xs has rows [T, F] for each slot."""
-        work = block_of(self.model, self.engine.sessions.generation[slots], slots, xs, indexes, times,
-                        wants_replies, self.engine.now(), self.done.append)  # fmt: skip
+        work = block_of(
+            self.model,
+            slots,
+            xs,
+            generations=self.engine.sessions.generation[slots],
+            indexes=indexes,
+            times=times,
+            wants_replies=wants_replies,
+            arrived_ns=self.engine.now(),
+            on_done=self.done.append,
+        )
         self.engine.submit(work)
         return work
 
     def control(self, slot: int, action: Any) -> Control:
         """Submits a control."""
         generation = int(self.engine.sessions.generation[slot])
-        work = Control(slot, generation, action, self.engine.now(), self.done.append)
+        work = Control(slot, generation, action, arrived_ns=self.engine.now(), on_done=self.done.append)
         self.engine.submit(work)
         return work
 
@@ -99,25 +116,33 @@ def session_table(capacity: int, num_inputs: int, num_outputs: int, replies_kept
     return SessionTable(capacity, ProgressTable(capacity, num_inputs, num_outputs, replies_kept))
 
 
-def applied(slots: Any, lengths: Any, x: Any, given_times: Any, times: Any, y: Any) -> AppliedSteps:
+def applied(slots: Any, lengths: Any, x: Any, *, given_times: Any, times: Any, y: Any) -> AppliedSteps:
     """Returns the steps that sessions took in one cell call."""
-    return AppliedSteps(np.asarray(slots), np.asarray(lengths), x, given_times, times, y)
+    return AppliedSteps(np.asarray(slots), np.asarray(lengths), x, given_times=given_times, times=times, y=y)
 
 
 def block_of(
-    model: Artifact, generations: Any, slots: list[int], xs: list[Any], indexes: list[int] | None, times: Any,
-    wants_replies: bool, arrived_ns: int, on_done: Any,
-) -> Block:  # fmt: skip
+    model: Artifact,
+    slots: list[int],
+    xs: list[Any],
+    *,
+    generations: Any = None,
+    indexes: list[int] | None = None,
+    times: Any = None,
+    wants_replies: bool = True,
+    arrived_ns: int = 0,
+    on_done: Any = None,
+) -> Block:
     """Returns a block; xs has rows [T, F] for each entry."""
     rows = [np.asarray(x, np.float32).reshape(-1, len(model.manifest.inputs)) for x in xs]
     return Block(
         np.array(slots, np.int64),
-        np.array(generations, np.int64),
-        np.array([len(x) for x in rows], np.int64),
-        np.concatenate(rows),
-        None if times is None else np.asarray(times, np.int64),
-        np.array([INDEX_NEXT] * len(slots) if indexes is None else indexes, np.int64),
-        len(model.manifest.outputs),
+        np.array([0] * len(slots) if generations is None else generations, np.int64),
+        counts=np.array([len(x) for x in rows], np.int64),
+        x=np.concatenate(rows),
+        times=None if times is None else np.asarray(times, np.int64),
+        indexes=np.array([INDEX_NEXT] * len(slots) if indexes is None else indexes, np.int64),
+        num_outputs=len(model.manifest.outputs),
         wants_replies=wants_replies,
         arrived_ns=arrived_ns,
         on_done=on_done,

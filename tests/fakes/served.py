@@ -61,8 +61,8 @@ class Served:
                     runner or Runner(model, self.settings.max_resident_sessions),
                     self.settings,
                     self.metrics.of_model(model.name, model.version),
-                    loop,
-                    self.clock,
+                    loop=loop,
+                    clock=self.clock,
                 )
                 for model in models or (recurrence(),)
             ]

@@ -20,7 +20,7 @@ class WatchedScheduler(Scheduler):
     """Tells of all that it ends: what the test finished, and withdrawn work that it passed over."""
 
     def __init__(self, on_end):
-        super().__init__(CAPACITY, QUEUE, BATCH, PIECE)
+        super().__init__(CAPACITY, max_queue_steps=QUEUE, max_batch_steps=BATCH, max_piece_steps=PIECE)
         self.on_end = on_end
 
     def finish(self, work):
@@ -42,11 +42,27 @@ def long_steps(batch):
     return rows * max((piece.length for piece in pieces), default=0)
 
 
+def step_of(slot):
+    """Returns a step of a session."""
+    return Step(slot, 0, b"", time=0, index=INDEX_NEXT, arrived_ns=0, on_done=print)
+
+
 def block_of(counts):
     """Returns a block with counts[slot] steps for each slot."""
     slots, steps = np.array(list(counts)), np.array(list(counts.values()))
     x = np.zeros((int(steps.sum()), 1), np.float32)
-    return Block(slots, slots * 0, steps, x, None, slots * 0 - 1, 1, True, 0, print)
+    return Block(
+        slots,
+        slots * 0,
+        counts=steps,
+        x=x,
+        times=None,
+        indexes=slots * 0 - 1,
+        num_outputs=1,
+        wants_replies=True,
+        arrived_ns=0,
+        on_done=print,
+    )
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -80,12 +96,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(slot=SLOTS)
     def submit_step(self, slot):
         """A step comes."""
-        self.submit(Step(slot, 0, b"", 0, INDEX_NEXT, 0, print), [slot])
+        self.submit(step_of(slot), [slot])
 
     @rule(slot=SLOTS)
     def submit_control(self, slot):
         """A control comes."""
-        self.submit(Control(slot, 0, print, 0, print), [slot])
+        self.submit(Control(slot, 0, print, arrived_ns=0, on_done=print), [slot])
 
     @rule(counts=st.dictionaries(SLOTS, st.integers(1, 9), min_size=1))
     def submit_block(self, counts):
@@ -197,7 +213,9 @@ TestScheduler = SchedulerMachine.TestCase
 def test_a_single_step_is_in_the_very_next_batch(lengths, max_batch, max_piece, arrivals):
     """Whatever long inputs wait or have begun: none holds up a step, outgrows its bound, or starves."""
     num_long = sum(len(entries) for entries in lengths)
-    policy = Scheduler(num_long + 3, 10**6, max_batch, max_piece)
+    policy = Scheduler(
+        num_long + 3, max_queue_steps=10**6, max_batch_steps=max_batch, max_piece_steps=max_piece
+    )
     free, waited = iter(range(3, num_long + 3)), {}  # batches since each long input last ran, until it ends
     for entries in lengths:
         block = block_of({next(free): length for length in entries})
@@ -205,8 +223,7 @@ def test_a_single_step_is_in_the_very_next_batch(lengths, max_batch, max_piece, 
         waited[block] = 0
     for number in range(num_long * 60 + len(arrivals)):
         steps = [
-            Step(slot, 0, b"", 0, INDEX_NEXT, 0, print)
-            for slot in range(min(max_batch, arrivals[number] if number < len(arrivals) else 0))
+            step_of(slot) for slot in range(min(max_batch, arrivals[number] if number < len(arrivals) else 0))
         ]
         for step in steps:
             policy.submit(step)
@@ -237,14 +254,15 @@ def test_steps_ended_together_are_steps_ended_one_by_one(works, gone):
     """What is ready after it, its order, what is busy and how much waits are the same."""
 
     def served(is_together):
-        policy, order, named = Scheduler(4, 100, 3, 2), [], {}
+        policy = Scheduler(4, max_queue_steps=100, max_batch_steps=3, max_piece_steps=2)
+        order, named = [], {}
         for number, (slot, kind) in enumerate(works):
             if kind == "block":
                 work = block_of({slot: 1, (slot + 1) % 4: 2})
             elif kind == "control":
-                work = Control(slot, 0, print, 0, print)
+                work = Control(slot, 0, print, arrived_ns=0, on_done=print)
             else:
-                work = Step(slot, 0, b"", 0, INDEX_NEXT, 0, print)
+                work = step_of(slot)
             named[work] = number
             policy.submit(work)
             if number in gone:

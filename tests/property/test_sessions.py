@@ -60,7 +60,7 @@ class SessionsMachine(RuleBasedStateMachine):
         times = np.array(data.draw(draw)).reshape(shape)
         self.now += 1
         slots = np.array([self.plain[key].slot for key in keys])
-        self.sessions.apply(applied(slots, lengths, x, times, times + 7, x * 2), self.now)
+        self.sessions.apply(applied(slots, lengths, x, given_times=times, times=times + 7, y=x * 2), self.now)
         for at, (key, length) in enumerate(zip(keys, lengths, strict=True)):
             one = self.plain[key]
             one.steps += [(float(x[at, t, 0]), int(times[at, t])) for t in range(length)]

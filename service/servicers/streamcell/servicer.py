@@ -228,7 +228,7 @@ class StreamcellServicer:
         """Runs an action on a session once the work before it is done, and returns its result."""
         done = asyncio.get_running_loop().create_future()
         now = session.engine.now()
-        control = Control(session.slot, session.generation, action, now, _resolves(done))
+        control = Control(session.slot, session.generation, action, arrived_ns=now, on_done=_resolves(done))
         return (await _finished(session, control, done)).result
 
 

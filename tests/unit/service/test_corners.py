@@ -78,16 +78,21 @@ def test_numbers_that_are_none_are_damage(changes):
         manifest.parse(json.dumps(manifest_of(**changes)))
 
 
+def step_of(slot, on_done):
+    """Returns a step of a session."""
+    return Step(slot, 0, bytes(8), time=TIME_ABSENT, index=INDEX_NEXT, arrived_ns=0, on_done=on_done)
+
+
 def test_blocks_are_served_though_single_steps_fill_every_batch():
     """With max_batch_steps single steps ready in every iteration a block still gets its turn."""
     rig = Rig(max_batch_steps=4)
     slots = rig.open(*"abcde")
 
     def again(work):
-        rig.engine.submit(Step(work.slot, 0, work.x, TIME_ABSENT, INDEX_NEXT, 0, again))
+        rig.engine.submit(step_of(work.slot, again))
 
     for slot in slots[:4]:
-        rig.engine.submit(Step(slot, 0, bytes(8), TIME_ABSENT, INDEX_NEXT, 0, again))
+        rig.engine.submit(step_of(slot, again))
     block = rig.block([slots[4]], [[[1, 1]]])
     for _ in range(100):
         rig.loop.turn()
@@ -99,7 +104,7 @@ async def test_an_open_that_is_refused_leaves_no_session_behind():
     served = Served(max_queue_steps=1)
     await served.open("a")
     (engine,) = served.engines
-    engine.submit(Step(0, 0, bytes(8), TIME_ABSENT, INDEX_NEXT, 0, lambda _: None))
+    engine.submit(step_of(0, lambda _: None))
     try:
         found = await served.ask("OpenSession", pb.OpenSessionRequest())
         assert found.created  # answering without queueing would be right, too

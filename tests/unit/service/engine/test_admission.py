@@ -30,11 +30,19 @@ class House:
 
     def step(self, x, index=INDEX_NEXT, time=TIME_ABSENT, generation=0):
         """Returns a step that was admitted or answered; raises if it was refused."""
-        work = Step(SLOT, generation, np.array(x, "<f4").tobytes(), time, index, 0, lambda _: None)
+        work = Step(
+            SLOT,
+            generation,
+            np.array(x, "<f4").tobytes(),
+            time=time,
+            index=index,
+            arrived_ns=0,
+            on_done=lambda _: None,
+        )
         if self.admission.admit_step(work):
             row = np.array(x, np.float32).reshape(1, 1, 2)
             given, run = (np.array([[time]], np.int64) for time in (work.time, work.run_time))
-            self.sessions.apply(fakes.applied([SLOT], [1], row, given, run, -row), 0)
+            self.sessions.apply(fakes.applied([SLOT], [1], row, given_times=given, times=run, y=-row), 0)
         return work
 
     def refused(self, *args, **kwargs):
@@ -45,8 +53,16 @@ class House:
 
     def group(self, x, index=INDEX_NEXT, times=None, wants_replies=True, generation=0):
         """Returns a block of one entry, checked."""
-        block = block_of(self.model, [generation], [SLOT], [x], [index], times, wants_replies, 0, None)
-        self.admission.admit_group(Piece(block, np.array([0]), 0, len(block.x), is_first=True))
+        block = block_of(
+            self.model,
+            [SLOT],
+            [x],
+            generations=[generation],
+            indexes=[index],
+            times=times,
+            wants_replies=wants_replies,
+        )
+        self.admission.admit_group(Piece(block, np.array([0]), 0, len(block.x), begins_group=True))
         return block
 
     @property
@@ -239,8 +255,8 @@ def test_a_block_of_an_ended_session_is_refused(house):
 def test_a_refused_entry_leaves_the_others_alone(house):
     """Entries of one block are judged each on its own."""
     house.sessions.open("other", 1, 0)
-    block = block_of(house.model, [0, 0], [SLOT, 1], [[[9, 9]], [[1, 1]]], [7, 0], None, True, 0, None)
-    house.admission.admit_group(Piece(block, np.array([0, 1]), 0, 1, is_first=True))
+    block = block_of(house.model, [SLOT, 1], [[[9, 9]], [[1, 1]]], indexes=[7, 0])
+    house.admission.admit_group(Piece(block, np.array([0, 1]), 0, 1, begins_group=True))
     assert list(block.errors) == [0]
     assert block.totals.tolist() == [0, 1]
 
@@ -248,8 +264,8 @@ def test_a_refused_entry_leaves_the_others_alone(house):
 def test_only_the_groups_entries_are_checked(house):
     """Entries of later groups are judged when their turn has come."""
     house.sessions.open("other", 1, 0)
-    block = block_of(house.model, [0, 5], [SLOT, 1], [[[9, 9]], [[1, 1]]], None, None, True, 0, None)
-    house.admission.admit_group(Piece(block, np.array([0]), 0, 1, is_first=True))
+    block = block_of(house.model, [SLOT, 1], [[[9, 9]], [[1, 1]]], generations=[0, 5])
+    house.admission.admit_group(Piece(block, np.array([0]), 0, 1, begins_group=True))
     assert block.errors == {}
 
 

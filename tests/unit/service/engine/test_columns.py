@@ -24,19 +24,27 @@ def admission():
 
 def step(slot, x, time):
     """Returns an admitted step."""
-    work = Step(slot, 0, np.array(x, "<f4").tobytes(), time, INDEX_NEXT, 0, lambda _: None)
+    work = Step(
+        slot,
+        0,
+        np.array(x, "<f4").tobytes(),
+        time=time,
+        index=INDEX_NEXT,
+        arrived_ns=0,
+        on_done=lambda _: None,
+    )
     work.run_time = time + 1
     return work
 
 
 def block(slots, xs, times=None):
     """Returns a block."""
-    return block_of(MODEL, [0] * len(slots), slots, xs, None, times, True, 0, None)
+    return block_of(MODEL, slots, xs, times=times)
 
 
 def piece(work, entries, offset, length):
     """Returns a piece of a block."""
-    return Piece(work, np.array(entries), offset, length, is_first=False)
+    return Piece(work, np.array(entries), offset, length, begins_group=False)
 
 
 def rows(*numbers):
@@ -135,7 +143,7 @@ def test_of_a_frame_entries_failed_or_repeated_before_are_left_out(admission):
     assert found.lengths.tolist() == [1, 1]
     assert found.x.tolist() == [[[1, 1]], [[4, 4]]]
     assert (found.times.tolist(), found.given_times.tolist()) == ([[10], [40]], [[10], [40]])
-    columns_of.hand_back(found, np.array([[[1, 2]], [[3, 4]]], np.float32), np.array([True, True]))
+    columns_of.scatter(found, np.array([[[1, 2]], [[3, 4]]], np.float32), np.array([True, True]))
     assert work.y[[0, 1, 3]].tolist() == [[1, 2], [8, 8], [3, 4]]
     assert np.isnan(work.y[2]).all()
     assert work.num_applied.tolist() == [1, 0, 0, 1]
@@ -147,7 +155,7 @@ def test_a_group_of_a_frame_is_its_own_entries(admission):
     work = block([4, 5, 6, 7], [rows(1), rows(2), rows(3), rows(4)], times=[10, 20, 30, 40])
     found = columns_of.gather([], [piece(work, [2, 3], 0, 1)], admission, 2)
     assert (found.slots.tolist(), found.x[:, 0, 0].tolist()) == ([6, 7], [3, 4])
-    columns_of.hand_back(found, np.array([[[1, 2]], [[3, 4]]], np.float32), np.array([True, True]))
+    columns_of.scatter(found, np.array([[[1, 2]], [[3, 4]]], np.float32), np.array([True, True]))
     assert work.y[2:].tolist() == [[1, 2], [3, 4]]
     assert np.isnan(work.y[:2]).all()
     assert work.num_applied.tolist() == [0, 0, 1, 1]
@@ -161,7 +169,7 @@ def test_a_frame_of_which_nothing_is_left_is_no_part(admission):
         [step(3, [1, 2], 10)], [piece(gone, [0], 0, 1), piece(work, [0], 0, 1)], admission, 2
     )
     assert found.slots.tolist() == [3, 5]
-    assert [part.piece.block for part in found.parts] == [work]
+    assert [part.piece.block for part in found.pieces] == [work]
     assert columns_of.gather([], [piece(gone, [0], 0, 1)], admission, 2) is None
 
 
@@ -180,7 +188,7 @@ def test_results_go_back_to_their_steps_and_rows(admission):
     one, wide = step(3, [9, 9], 1), block([5, 6], [rows(1, 2), rows(4)])
     found = columns_of.gather([one], [piece(wide, [0, 1], 0, 1)], admission, 2)
     y = np.arange(6, dtype=np.float32).reshape(3, 1, 2)
-    columns_of.hand_back(found, y, np.array([True, True, True]))
+    columns_of.scatter(found, y, np.array([True, True, True]))
     assert one.y == [0, 1]
     assert wide.y[[0, 2]].tolist() == [[2, 3], [4, 5]]
     assert np.isnan(wide.y[1]).all()
@@ -194,7 +202,7 @@ def test_results_of_long_pieces_fill_their_lengths(admission):
     pieces = [piece(first, [0, 1], 0, 2), piece(second, [0], 0, 3)]
     found = columns_of.gather([], pieces, admission, 2)
     y = np.arange(18, dtype=np.float32).reshape(3, 3, 2)
-    columns_of.hand_back(found, y, np.array([True, True, True]))
+    columns_of.scatter(found, y, np.array([True, True, True]))
     assert first.y.tolist() == [[0, 1], [2, 3], [6, 7]]
     assert second.y.tolist() == [[12, 13], [14, 15], [16, 17]]
     assert (first.num_applied.tolist(), second.num_applied.tolist()) == ([2, 1], [3])
@@ -205,7 +213,7 @@ def test_a_frame_of_which_one_row_is_not_applied(admission):
     first, second = block([4, 5], [rows(1), rows(2)]), block([6, 7], [rows(3), rows(4)])
     found = columns_of.gather([], [piece(first, [0, 1], 0, 1), piece(second, [0, 1], 0, 1)], admission, 2)
     y = np.arange(8, dtype=np.float32).reshape(4, 1, 2)
-    columns_of.hand_back(found, y, np.array([True, True, False, True]))
+    columns_of.scatter(found, y, np.array([True, True, False, True]))
     assert first.y.tolist() == [[0, 1], [2, 3]]
     assert (first.errors, first.num_applied.tolist()) == ({}, [1, 1])
     assert second.y[1].tolist() == [6, 7]
@@ -218,7 +226,7 @@ def test_predictions_are_exact_floats(admission):
     one = step(3, [9, 9], 1)
     found = columns_of.gather([one], [], admission, 2)
     y = np.array([[[0.1, 1e-42]]], np.float32)
-    columns_of.hand_back(found, y, np.array([True]))
+    columns_of.scatter(found, y, np.array([True]))
     assert np.array(one.y, np.float32).tobytes() == y.tobytes()
     assert all(type(value) is float for value in one.y)
 
@@ -228,7 +236,7 @@ def test_rows_not_applied_are_errors_of_their_own(admission):
     good, bad = step(3, [9, 9], 1), step(4, [8, 8], 1)
     long = block([5, 6], [rows(1), rows(2)])
     found = columns_of.gather([good, bad], [piece(long, [0, 1], 0, 1)], admission, 2)
-    columns_of.hand_back(found, np.ones((4, 1, 2), np.float32), np.array([True, False, False, True]))
+    columns_of.scatter(found, np.ones((4, 1, 2), np.float32), np.array([True, False, False, True]))
     assert (good.error, bad.y) == (None, [])
     assert (bad.error.reason, bad.error.metadata["field"]) == (Reason.INVALID_ARGUMENT, "x")
     assert long.errors[0].metadata["field"] == "x_raw"

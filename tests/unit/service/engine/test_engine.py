@@ -456,7 +456,7 @@ def test_no_two_pieces_of_work_share_a_thing():
     begins = {kind: {**vars(Work), **vars(kind)} for kind in (Step, Block, Control)}
     rig = Rig(replies_kept=2)
     a, b, c = rig.open(*"abc")
-    untouched = Step(c, 0, b"", 0, INDEX_NEXT, 0, rig.done.append)
+    untouched = Step(c, 0, b"", time=0, index=INDEX_NEXT, arrived_ns=0, on_done=rig.done.append)
     for index in (0, 0, 5):  # applied, repeated, refused
         rig.step(a, [1, 1], index=index, may_be_held=True)
     rig.step(b, [HUGE, 0])

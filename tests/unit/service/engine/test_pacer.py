@@ -1,6 +1,6 @@
 """When iterations are held back: for company, and for what comes in beside long inputs."""
 
-from service.engine.pacer import Pace
+from service.engine.pacer import HoldPolicy
 from tests.fakes import Rig
 
 TRY_EVERY = 512
@@ -11,7 +11,7 @@ def run(pace, first, *later):
     if not pace.begin(first):
         return 0
     for ticks, num_steps in enumerate(later, 1):
-        if not pace.goes_on(num_steps):
+        if not pace.extend(num_steps):
             return ticks
     raise AssertionError("held longer than the test says")
 
@@ -25,7 +25,7 @@ def tried(pace):
 
 def test_a_lone_step_is_hardly_ever_held():
     """Of the steps of one caller, of whom nobody else is there to wait for, one in 512 waits a tick."""
-    pace = Pace(3)
+    pace = HoldPolicy(3)
     held = [run(pace, 1, 1) for _ in range(4 * TRY_EVERY)]
     assert sum(held) == 4
     assert [at % TRY_EVERY for at, ticks in enumerate(held) if ticks] == [TRY_EVERY - 1] * 4
@@ -33,7 +33,7 @@ def test_a_lone_step_is_hardly_ever_held():
 
 def test_holding_goes_on_while_it_pays():
     """Once four times as many steps ran for holding, each iteration is held, as long as steps keep coming."""
-    pace = tried(Pace(3))
+    pace = tried(HoldPolicy(3))
     assert run(pace, 1, 5, 9, 14) == 3  # the most ticks
     assert run(pace, 1, 5, 5) == 2  # nobody came in the second
     assert run(pace, 2, 40, 64) == 2  # enough
@@ -41,7 +41,7 @@ def test_holding_goes_on_while_it_pays():
 
 def test_holding_ends_when_it_no_longer_pays():
     """Three in a row for which too few steps came end it; fewer do not."""
-    pace = tried(Pace(3))
+    pace = tried(HoldPolicy(3))
     assert run(pace, 1, 4, 4) == 2
     assert [run(pace, 1, 3, 3), run(pace, 1, 1), run(pace, 1, 4, 4), run(pace, 1, 1)] == [2, 1, 2, 1]
     assert [run(pace, 1, 1), run(pace, 1, 1), run(pace, 1, 1)] == [1, 1, 0]
@@ -49,7 +49,7 @@ def test_holding_ends_when_it_no_longer_pays():
 
 def test_a_batch_of_some_size_is_not_held():
     """Where sixteen steps are there already, waiting for more would gain little."""
-    pace = tried(Pace(3))
+    pace = tried(HoldPolicy(3))
     assert run(pace, 1, 16, 32, 48) == 3
     assert run(pace, 17) == 0
     assert run(pace, 16, 16) == 1
@@ -57,7 +57,7 @@ def test_a_batch_of_some_size_is_not_held():
 
 def test_can_be_turned_off():
     """With no ticks nothing is ever held."""
-    pace = Pace(0)
+    pace = HoldPolicy(0)
     assert not any(pace.begin(1) for _ in range(4 * TRY_EVERY))
 
 

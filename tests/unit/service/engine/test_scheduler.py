@@ -14,12 +14,12 @@ def nothing(*_):
 
 def step(slot):
     """Returns a step of a session."""
-    return Step(slot, 0, b"", 0, INDEX_NEXT, 0, nothing)
+    return Step(slot, 0, b"", time=0, index=INDEX_NEXT, arrived_ns=0, on_done=nothing)
 
 
 def control(slot):
     """Returns a control of a session."""
-    return Control(slot, 0, nothing, 0, nothing)
+    return Control(slot, 0, nothing, arrived_ns=0, on_done=nothing)
 
 
 def block(counts):
@@ -27,12 +27,23 @@ def block(counts):
     slots = np.array(list(counts), np.int64)
     steps = np.array(list(counts.values()), np.int64)
     x = np.zeros((int(steps.sum()), 1), np.float32)
-    return Block(slots, slots * 0, steps, x, None, slots * 0 - 1, 1, True, 0, nothing)
+    return Block(
+        slots,
+        slots * 0,
+        counts=steps,
+        x=x,
+        times=None,
+        indexes=slots * 0 - 1,
+        num_outputs=1,
+        wants_replies=True,
+        arrived_ns=0,
+        on_done=nothing,
+    )
 
 
 def scheduler(queue=1000, batch=8, piece=4):
     """Returns a scheduler of 32 slots."""
-    return Scheduler(32, queue, batch, piece)
+    return Scheduler(32, max_queue_steps=queue, max_batch_steps=batch, max_piece_steps=piece)
 
 
 def submit(policy, *works):
@@ -53,7 +64,9 @@ def finish(policy, batch):
 
 def shape(batch):
     """Returns what a batch has of its pieces: entries, offset, length and whether it opens a group."""
-    return [(piece.entries.tolist(), piece.offset, piece.length, piece.is_first) for piece in batch.pieces]
+    return [
+        (piece.entries.tolist(), piece.offset, piece.length, piece.begins_group) for piece in batch.pieces
+    ]
 
 
 def rounds(policy, block_of_interest):

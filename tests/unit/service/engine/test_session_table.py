@@ -19,7 +19,7 @@ def apply(sessions, slots, lengths, x, times=None, now_ns=7):
     """Applies steps whose predictions are the inputs, negated."""
     x = np.asarray(x, np.float32)  # (B, T, F)
     given = np.zeros(x.shape[:2], np.int64) if times is None else np.asarray(times, np.int64)
-    sessions.apply(applied(slots, lengths, x, given, given, -x), now_ns)
+    sessions.apply(applied(slots, lengths, x, given_times=given, times=given, y=-x), now_ns)
 
 
 def print_of(sessions, x, time=0):

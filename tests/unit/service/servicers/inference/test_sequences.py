@@ -439,8 +439,8 @@ async def test_work_of_other_apis_keeps_its_place(served):
             slot,
             int(engine.sessions.generation[slot]),
             lambda slot: seen.append(int(engine.sessions.progress.next_step[slot])),
-            0,
-            lambda _: None,
+            arrived_ns=0,
+            on_done=lambda _: None,
         )
     )
     await task
