@@ -18,11 +18,6 @@ class StatePool:
         else:
             self.rows = torch.zeros((capacity, size), dtype=torch.float32, device=device)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the rows are."""
-        return self.rows.device
-
     def clear(self, slot: int) -> None:
         """Puts a row back to zeros."""
         self.rows[slot].zero_()
