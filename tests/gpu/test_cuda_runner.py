@@ -20,8 +20,8 @@ from torch import Tensor
 
 from service.config import Address, Config
 from service.runtime import artifact
-from service.runtime.cuda import Graphs
-from service.runtime.cuda_runner import StagedRunner, runner_for
+from service.runtime.cuda import CudaGraphs
+from service.runtime.cuda_runner import CudaRunner, runner_for
 from service.server import Server
 from tests.fakes import CPU, FAULT, Recurrence, bits, save
 
@@ -148,7 +148,7 @@ def test_a_batch_moves_its_own_rows_alone(pair):
 
 def test_a_graph_does_what_its_call_does(pair):
     """A runner that was not warmed up has no graphs, and agrees."""
-    eager = StagedRunner(pair.cuda.artifact, CAPACITY, Graphs())
+    eager = CudaRunner(pair.cuda.artifact, CAPACITY, CudaGraphs())
     for count in (1, 5, 17):
         slots = pair.some(count)
         x, times = pair.values(slots)

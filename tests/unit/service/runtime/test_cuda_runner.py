@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from service.runtime import artifact
-from service.runtime.cuda_runner import Parcel, StagedRunner, runner_for
+from service.runtime.cuda_runner import CudaRunner, TransferBuffer, runner_for
 from service.runtime.runner import Runner
 from tests import fakes
 from tests.fakes import CPU, FAULT, Recurrence, bits, save
@@ -24,7 +24,7 @@ BATCHES = [1, 3, 4, 5, 7, 8, 9, 16, 17, 20, 31, 32, 33, 60, 2, 1]
 class Played:
     """A recorder without CUDA; like a graph's, its results lie in the same places each time."""
 
-    pins = False
+    pins_memory = False
 
     def __init__(self, most=100):
         self.num_waits = 0
@@ -65,7 +65,7 @@ def recorder():
 
 def warm(model, recorder):
     """Returns a staged runner with its buckets."""
-    runner = StagedRunner(model, CAPACITY, recorder)
+    runner = CudaRunner(model, CAPACITY, recorder)
     runner.warm_up(MAX_BATCH, 3)
     return runner
 
@@ -209,28 +209,30 @@ def test_a_script_that_cannot_be_recorded_runs_without_graphs(caplog, most):
 
 def test_nothing_is_staged_before_a_warm_up(recorder):
     """Then every batch runs as it comes."""
-    staged = StagedRunner(fakes.recurrence(), CAPACITY, recorder)
+    staged = CudaRunner(fakes.recurrence(), CAPACITY, recorder)
     assert staged.step(*batch_of(staged.artifact, np.random.default_rng(0), 5))[1].all()
     assert recorder.num_waits == 0
 
 
-def test_columns_of_a_parcel_do_not_touch():
+def test_columns_of_a_transfer_buffer_do_not_touch():
     """Each arrives as it was, whatever lies beside it, and begins where a kernel may read it in one go."""
-    parcel = Parcel(
-        [((3,), np.int64), ((1, 0), np.float32), ((3, 1), np.float32), ((5,), np.int64)], CPU, False
+    buffer = TransferBuffer(
+        [((3,), np.int64), ((1, 0), np.float32), ((3, 1), np.float32), ((5,), np.int64)],
+        CPU,
+        pins_memory=False,
     )
-    for number, column in enumerate(parcel.here):
+    for number, column in enumerate(buffer.host):
         column[...] = number + 1
-    parcel.send()
-    assert [column.tolist() for column in parcel.there] == [[1] * 3, [[]], [[3]] * 3, [4] * 5]
-    assert [column.dtype for column in parcel.there] == [
+    buffer.send()
+    assert [column.tolist() for column in buffer.device] == [[1] * 3, [[]], [[3]] * 3, [4] * 5]
+    assert [column.dtype for column in buffer.device] == [
         torch.int64,
         torch.float32,
         torch.float32,
         torch.int64,
     ]
-    start = parcel.there[0].data_ptr()
-    assert [(column.data_ptr() - start) % 16 for column in parcel.there if column.numel()] == [0, 0, 0]
+    start = buffer.device[0].data_ptr()
+    assert [(column.data_ptr() - start) % 16 for column in buffer.device if column.numel()] == [0, 0, 0]
 
 
 def test_the_cpu_has_the_plain_runner():
