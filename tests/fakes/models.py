@@ -8,6 +8,7 @@ import tempfile
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from service.runtime.artifact import Artifact
 
 CPU = torch.device("cpu")
 INTERVAL_NS = 1_000_000_000
+HUGE = 3e38  # as x0 twice in a row, overflows the level of the Recurrence
 FAULT = 31337.0  # an input on which the scripted model raises
 FAULT_TEXT = "the sealed words of the model"
 
@@ -162,6 +164,11 @@ class Alone:
     def fold(self, xs: Any) -> bytes:
         """Returns the predictions' bytes, one after another."""
         return b"".join(self.step(x) for x in xs)
+
+
+def random_x(*shape: int, seed: int = 5) -> npt.NDArray[np.float32]:
+    """Returns normally distributed inputs [*shape, 2] of the Recurrence."""
+    return np.random.default_rng(seed).standard_normal((*shape, 2)).astype(np.float32)
 
 
 def bits(values: Any) -> bytes:

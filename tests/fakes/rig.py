@@ -101,6 +101,12 @@ class Rig:
         self.engine.submit(work)
         return work
 
+    def iterate(self) -> None:
+        """Turns the loop until an iteration has run steps."""
+        num_batches = self.sample("streamcell_batch_steps_count")
+        while self.sample("streamcell_batch_steps_count") == num_batches:
+            self.loop.turn()
+
     def run(self) -> int:
         """Runs the loop until the engine is idle; returns the number of turns."""
         return self.loop.run()
