@@ -6,8 +6,8 @@ from service.errors import Reason, StreamcellError
 from tests.fakes import Rig
 
 
-def test_a_full_queue_says_so_at_once():
-    """A step beyond the bound is refused when it is submitted; what is queued is served."""
+def test_a_full_queue_refuses_at_once():
+    """A step beyond the bound is refused when it is submitted; queued steps are served."""
     rig = Rig(max_queue_steps=3)
     slots = rig.open(*"abcd")
     steps = [rig.step(slot, [1, 1]) for slot in slots[:3]]
@@ -22,8 +22,8 @@ def test_a_full_queue_says_so_at_once():
     assert rig.engine.sessions.progress.next_step[slots].tolist() == [1, 1, 1, 1]
 
 
-def test_no_room_for_another_session_until_one_ends():
-    """Sessions beyond the bound are refused with it; a closed one makes room."""
+def test_a_session_beyond_the_bound_is_refused():
+    """A session beyond the bound is refused, and the error has the bound; a closed session makes room."""
     rig = Rig(max_resident_sessions=2)
     a, _ = rig.open("a", "b")
     with pytest.raises(StreamcellError) as caught:
@@ -38,22 +38,21 @@ def test_no_room_for_another_session_until_one_ends():
 
 
 class TestExpiry:
-    """Idle sessions end."""
+    """Sessions that are idle for too long end."""
 
     def test_idle_sessions_expire_and_others_stay(self):
-        """A session unused for the ttl ends and is remembered; steps, looks and work under way count as use."""
+        """Steps, controls and work under way count as use; the end of an idle session is remembered."""
         rig = Rig()
-        idle, stepped, looked, busy = rig.open("idle", "stepped", "looked", "busy")
+        idle, stepped, controlled, busy = rig.open("idle", "stepped", "controlled", "busy")
         rig.clock.now_ns += 1000
         rig.step(stepped, [1, 1])
-        rig.control(looked, lambda _: None)
+        rig.control(controlled, lambda _: None)
         rig.run()
         rig.clock.now_ns += 500
         waiting = rig.step(busy, [1, 1])
         rig.engine.expire_idle(1000)
-        assert [rig.engine.sessions.find(f"\0{name}") for name in ("idle", "stepped", "looked", "busy")] == [
-            None, stepped, looked, busy,
-        ]  # fmt: skip
+        found = [rig.engine.sessions.find(f"\0{name}") for name in ("idle", "stepped", "controlled", "busy")]
+        assert found == [None, stepped, controlled, busy]
         assert rig.engine.sessions.endings.of("\0idle") is Reason.SESSION_EXPIRED
         assert rig.sample("streamcell_sessions_expired_total") == 1
         assert rig.sample("streamcell_sessions_open") == 3
@@ -62,7 +61,7 @@ class TestExpiry:
         assert rig.open("new") == [idle]
 
     def test_a_step_for_an_expired_session_is_refused(self):
-        """A step that was made for a session which then expired finds no session, not its slot's next owner."""
+        """A step made before its session expired finds no session, not the next one in the slot."""
         rig = Rig()
         (slot,) = rig.open("a")
         rig.clock.now_ns += 10

@@ -7,11 +7,11 @@ from tests.fakes import Rig
 
 
 @pytest.fixture
-def holding():
-    """An engine that holds its next iteration, if it may, and the slots of four sessions."""
+def about_to_hold():
+    """An engine that will hold its next iteration if it may, and the slots of four sessions."""
     rig = Rig(max_hold_seconds=0.003)
     slots = rig.open(*"abcd")
-    for _ in range(511):  # only now and then does it try
+    for _ in range(511):  # the policy tries once in 512 iterations
         rig.step(slots[0], [0, 0], may_be_held=True)
         rig.run()
     rig.control(slots[0], rig.engine.residents.reset)
@@ -21,16 +21,16 @@ def holding():
 
 
 def held(rig, slots):
-    """Submits steps that may be held, and sees that they are."""
+    """Submits steps that may be held, and checks that they are."""
     steps = [rig.step(slot, [1, 1], may_be_held=True) for slot in slots]
     rig.loop.turn()
     assert rig.done == []
     return steps
 
 
-def test_a_held_step_can_be_withdrawn(holding):
-    """It has not begun: nothing moves by it, and those held with it are answered."""
-    rig, slots = holding
+def test_a_held_step_can_be_withdrawn(about_to_hold):
+    """A withdrawn step moves nothing; the steps held with it are answered."""
+    rig, slots = about_to_hold
     steps = held(rig, slots[:3])
     assert rig.engine.withdraw(steps[1])
     rig.run()
@@ -39,9 +39,9 @@ def test_a_held_step_can_be_withdrawn(holding):
     assert rig.engine.is_idle
 
 
-def test_all_that_is_held_can_be_withdrawn(holding):
-    """Then the iteration has nothing to do; the next one is asked for anew."""
-    rig, slots = holding
+def test_all_held_steps_can_be_withdrawn(about_to_hold):
+    """An iteration may find no work; the next one is asked for again."""
+    rig, slots = about_to_hold
     for step in held(rig, slots):
         assert rig.engine.withdraw(step)
     rig.run()
@@ -52,9 +52,9 @@ def test_all_that_is_held_can_be_withdrawn(holding):
     assert step.step_index == 0
 
 
-def test_a_control_ends_the_wait_and_keeps_its_place(holding):
-    """A look sees the held step applied, a close ends the session behind it; both by the next tick."""
-    rig, slots = holding
+def test_a_control_ends_the_hold_and_keeps_its_place(about_to_hold):
+    """A control ends the hold with the next tick, and runs after the held step of its session."""
+    rig, slots = about_to_hold
     (step,) = held(rig, slots[:1])
     look = rig.control(slots[0], lambda slot: int(rig.engine.sessions.progress.next_step[slot]))
     close = rig.control(slots[0], rig.engine.residents.close)
@@ -70,9 +70,9 @@ def test_a_control_ends_the_wait_and_keeps_its_place(holding):
     assert rig.loop.num_delays == 1
 
 
-def test_a_step_behind_a_held_one_is_not_held_again(holding):
-    """Work left over by an iteration goes on at once, also where holding pays."""
-    rig, slots = holding
+def test_a_step_behind_a_held_one_is_not_held_again(about_to_hold):
+    """Work left over by an iteration runs at once, also while about_to_hold pays."""
+    rig, slots = about_to_hold
     first, *others = [
         *held(rig, slots[:1]),
         *(rig.step(slot, [1, 1], may_be_held=True) for slot in slots[1:]),
@@ -90,9 +90,9 @@ def test_a_step_behind_a_held_one_is_not_held_again(holding):
     assert rig.done[-1] is held_again
 
 
-def test_an_engine_that_holds_is_not_idle(holding):
-    """So that a drain waits for it, and no session with a held step expires."""
-    rig, slots = holding
+def test_an_engine_that_holds_is_not_idle(about_to_hold):
+    """A drain waits for a held step, and its session does not expire."""
+    rig, slots = about_to_hold
     (step,) = held(rig, slots[:1])
     assert not rig.engine.is_idle
     rig.clock.now_ns += 1000
@@ -104,8 +104,8 @@ def test_an_engine_that_holds_is_not_idle(holding):
     assert rig.engine.is_idle
 
 
-def test_what_is_held_counts_in_the_queue():
-    """A full queue says so at once, held or not."""
+def test_held_steps_count_in_the_queue():
+    """Held steps fill the queue: more steps are refused at once, whether they may be held or not."""
     rig = Rig(max_hold_seconds=0.003, max_queue_steps=2)
     slots = rig.open(*"abc")
     for _ in range(511):

@@ -10,10 +10,10 @@ from tests.fakes import FAULT, FAULT_TEXT, HUGE, Alone, Rig, bits, random_x
 
 
 class TestWithdrawing:
-    """A caller may take back work at any moment."""
+    """A caller may withdraw work at any moment without harm to others."""
 
     def test_a_cancelled_step_leaves_its_batchmates_served(self, rig):
-        """A step withdrawn before its batch is not applied nor answered; all others of the batch are."""
+        """A step withdrawn before its batch is neither applied nor answered; the others of the batch are."""
         slots = rig.open(*"abcd")
         steps = [rig.step(slot, [1, 1]) for slot in slots]
         assert rig.engine.withdraw(steps[1])
@@ -24,7 +24,7 @@ class TestWithdrawing:
         assert rig.engine.is_idle
 
     def test_a_step_cancelled_too_late_is_applied_and_answered_to_the_retry(self, rig):
-        """Once its batch has run a step cannot be taken back; sent again it gets the reply it had."""
+        """A step whose batch has run cannot be withdrawn; the same step sent again gets the same reply."""
         (slot,) = rig.open("a")
         step = rig.step(slot, [1, 1], index=0)
         rig.run()
@@ -33,16 +33,18 @@ class TestWithdrawing:
         rig.run()
         assert (again.is_repeat, again.y) == (True, step.y)
 
-    def test_a_caller_that_goes_while_its_batch_runs_disturbs_nobody(self, rig):
-        """A caller told of one step may withdraw others of the same batch, blocks too; the rest are answered."""
+    def test_a_caller_may_withdraw_other_work_when_answered(self, rig):
+        """In `on_done` a caller may withdraw other work of the batch; the rest is answered."""
         a, b, c = rig.open(*"abc")
         block = rig.block([b], [random_x(20)])
         other = rig.step(c, [1, 1])
         first = rig.step(a, [1, 1])
-        told = []
-        first.on_done = lambda work: told.append((rig.engine.withdraw(block), rig.engine.withdraw(other)))
+        withdrawn = []
+        first.on_done = lambda work: withdrawn.append(
+            (rig.engine.withdraw(block), rig.engine.withdraw(other))
+        )
         rig.run()
-        assert told == [(True, False)]
+        assert withdrawn == [(True, False)]
         assert rig.done == [other]
         assert rig.engine.sessions.progress.next_step[b] == rig.settings.max_piece_steps
         assert rig.engine.is_idle
@@ -50,10 +52,10 @@ class TestWithdrawing:
 
 
 class TestFaults:
-    """An exception fails the work that it concerns, and no other."""
+    """An exception fails the work that it concerns, and no other work."""
 
     def test_a_fault_in_the_cell_call_fails_that_batch_alone(self, rig, caplog):
-        """Its steps are told an id, the log has the rest, no state moves, later steps go on with exact bits."""
+        """The answers have an error id, the log has the rest; no state moves, and later bits are exact."""
         a, b, c = rig.open(*"abc")
         rig.step(a, [1, 1])
         rig.step(b, [2, 2])
@@ -81,7 +83,7 @@ class TestFaults:
             assert bits(step.y) == alone.step([5, 5] if first == [1, 1] else [3, 3])
 
     def test_a_fault_midway_ends_a_long_input_there(self, rig):
-        """What was applied before stays applied and is told; the rest is not run."""
+        """Rows applied before a fault stay applied and are counted; the rows after it do not run."""
         (slot,) = rig.open("a")
         x = random_x(20)
         x[9, 0] = FAULT
@@ -96,8 +98,8 @@ class TestFaults:
         alone.fold(x[:8])
         assert bits(after.y) == alone.step([1, 1])
 
-    def test_a_failing_caller_disturbs_nobody(self, rig, caplog):
-        """An exception in one caller's on_done is logged; the others hear of theirs, the engine goes on."""
+    def test_a_failing_caller_leaves_the_others_served(self, rig, caplog):
+        """An exception in one caller's `on_done` is logged; the other callers are answered."""
         a, b = rig.open("a", "b")
         first, second = rig.step(a, [1, 1]), rig.step(b, [1, 1])
 
@@ -114,13 +116,13 @@ class TestFaults:
         assert again.step_index == 1
 
     def test_a_fault_while_committing_ends_the_sessions(self, rig, monkeypatch, caplog):
-        """Where states have moved and counters have not, the sessions end rather than go on wrong."""
+        """Sessions end when their states have moved and their progress has not."""
         a, b, other = rig.open("a", "b", "other")
         steps = [rig.step(a, [1, 1]), rig.step(b, [1, 1])]
         behind = rig.step(a, [2, 2])
 
         def fail(*_):
-            raise MemoryError("no room to write down where they stand")
+            raise MemoryError("no room to record the progress")
 
         with monkeypatch.context() as patch:
             patch.setattr(rig.engine.sessions, "apply", fail)
@@ -141,7 +143,7 @@ class TestOverflow:
     """A step without a finite prediction is refused and not applied."""
 
     def test_overflow_in_one_session_never_reaches_another(self, rig):
-        """A step without a finite prediction is refused and not applied; its batchmates' bits are theirs."""
+        """A step that overflows is refused and not applied; the other steps of the batch keep their bits."""
         good, bad, framed = rig.open("good", "bad", "framed")
         found = []
         for _ in range(4):
@@ -161,7 +163,7 @@ class TestOverflow:
         assert bits(on.y) == alone.step([0, 0])
 
     def test_overflow_midway_ends_an_entry_and_leaves_the_others(self, rig):
-        """The entry's piece is not applied, its earlier pieces are; other entries run to their ends."""
+        """The piece that overflows is not applied, the pieces before are; other entries run to their ends."""
         bad, good = rig.open("bad", "good")
         x = random_x(10)
         worse = x.copy()
@@ -174,8 +176,8 @@ class TestOverflow:
         assert rig.engine.sessions.progress.next_step[[bad, good]].tolist() == [4, 10]
 
 
-def test_what_is_left_of_a_long_input_moves_nobody_elses_session():
-    """Its session was fenced in the middle of it, and another one has the slot now."""
+def test_the_rest_of_a_fenced_long_input_moves_no_other_session():
+    """A long input whose session is fenced midway does not run on the next session of the slot."""
     rig = Rig()
     rig.engine.sessions.durability.is_enabled = True
     (slot,) = rig.open("s")
@@ -191,9 +193,9 @@ def test_what_is_left_of_a_long_input_moves_nobody_elses_session():
     assert bits(step.y) == Alone(rig.model).step([1, 2])
 
 
-def test_no_two_pieces_of_work_share_a_thing():
-    """What work begins with stands in its class: whatever becomes of one, another begins as the first did."""
-    begins = {kind: {**vars(Work), **vars(kind)} for kind in (Step, Block, Control)}
+def test_work_shares_no_values_with_other_work():
+    """First values are attributes of the class; running work changes them for no other work."""
+    first_values = {kind: {**vars(Work), **vars(kind)} for kind in (Step, Block, Control)}
     rig = Rig(replies_kept=2)
     a, b, c = rig.open(*"abc")
     untouched = Step(c, 0, b"", time=0, index=INDEX_NEXT, arrived_ns=0, on_done=rig.done.append)
@@ -205,7 +207,7 @@ def test_no_two_pieces_of_work_share_a_thing():
     rig.control(b, lambda _: 1 / 0)
     rig.engine.withdraw(rig.step(a, [1, 1]))
     rig.run()
-    assert {kind: {**vars(Work), **vars(kind)} for kind in begins} == begins
+    assert {kind: {**vars(Work), **vars(kind)} for kind in first_values} == first_values
     assert vars(untouched).keys() == {"slot", "generation", "x", "time", "index", "arrived_ns", "on_done"}
     found = (untouched.error, untouched.phase, untouched.y, untouched.is_repeat, untouched.may_be_held)
     assert found == (None, Phase.QUEUED, (), False, False)

@@ -8,13 +8,13 @@ from tests import fakes
 from tests.fakes import Rig, random_x
 
 
-class Watched(Runner):
-    """Tells the slots of each cell call, and how many steps of them it applies."""
+class RecordingRunner(Runner):
+    """A runner that records the slots of each cell call, and how many steps the call applies."""
 
     def __init__(self):
         super().__init__(fakes.recurrence(), 64)
         self.calls = []
-        self.computed = []  # by each scan: rows times the time steps of the longest
+        self.computed = []  # steps computed by each scan: its rows times the time steps of the longest
 
     def step(self, slots, *columns):
         """Runs one step of each session."""
@@ -32,7 +32,7 @@ class TestOneIteration:
     """What an iteration runs, and when it is asked for."""
 
     def test_one_iteration_serves_all_that_is_ready(self, rig):
-        """However much is submitted, the engine asks for one turn; it asks for none when nothing is left."""
+        """The engine asks the loop for one turn for all submitted work, and for none when no work is left."""
         slots = rig.open(*"abcdef")
         for slot in slots:
             rig.step(slot, [1, 1])
@@ -41,7 +41,7 @@ class TestOneIteration:
         assert len(rig.done) == 6
 
     def test_callers_may_submit_from_on_done(self, rig):
-        """A caller told of a step may ask for the next one there and then."""
+        """A caller may submit the next step when the one before is answered."""
         (slot,) = rig.open("a")
 
         def again(work):
@@ -69,8 +69,8 @@ class TestCellCalls:
         assert rig.done == [step, long]
 
     def test_no_session_is_twice_in_an_iteration(self):
-        """However much of a session waits, and in whichever forms, the calls of an iteration have it once."""
-        rig = Rig(runner=Watched(), max_batch_steps=8)
+        """An iteration steps each session at most once, however much work of all kinds is queued."""
+        rig = Rig(runner=RecordingRunner(), max_batch_steps=8)
         slots = rig.open(*"abcdef")
         for first in range(4):
             for slot in slots:
@@ -90,8 +90,8 @@ class TestCellCalls:
         assert len(rig.done) == 4 * 9
 
     def test_single_steps_get_in_between_long_inputs_in_any_number(self):
-        """Each iteration applies max_batch_steps steps of theirs at most, and a step asked for meanwhile."""
-        rig = Rig(runner=Watched(), max_batch_steps=16, max_piece_steps=4)
+        """An iteration runs max_batch_steps steps of long inputs at most, and a single step beside them."""
+        rig = Rig(runner=RecordingRunner(), max_batch_steps=16, max_piece_steps=4)
         *slots, own = rig.open(*(f"s{number}" for number in range(41)))
         for first in range(0, 40, 10):
             rig.block(slots[first : first + 10], [random_x(2 + 7 * at) for at in range(10)])
@@ -110,8 +110,8 @@ class TestCellCalls:
         assert all(work.error is None for work in rig.done)
 
     def test_a_short_input_is_not_scanned_at_the_length_of_a_long_one(self):
-        """A call computes max_batch_steps steps at most, counting those that pad its shorter rows."""
-        rig = Rig(runner=Watched(), max_batch_steps=16, max_piece_steps=4)
+        """A call computes max_batch_steps steps at most, including the padding of shorter rows."""
+        rig = Rig(runner=RecordingRunner(), max_batch_steps=16, max_piece_steps=4)
         slots = rig.open(*(f"s{number}" for number in range(11)))
         rig.block(slots[:1], [random_x(9)])
         rig.block(slots[1:], [random_x(2)] * 10)
@@ -125,7 +125,7 @@ class TestMetrics:
     """What the engine counts and measures."""
 
     def test_latency_is_queue_plus_compute(self):
-        """A step's seconds are split when its batch begins; every step of a batch has the call's time."""
+        """Latency splits at the start of the batch; all steps of a batch have the same compute time."""
 
         class Slow(Runner):
             def step(self, *columns):
@@ -144,8 +144,8 @@ class TestMetrics:
         assert rig.sample("streamcell_step_seconds_sum") == pytest.approx(0.011)
         assert rig.sample("streamcell_step_seconds_count") == 2
 
-    def test_what_is_counted(self, rig):
-        """Steps applied, repeated and batched are counted once each; errors and primes are no replies."""
+    def test_each_step_is_counted_once(self, rig):
+        """Applied, repeated and batched steps count once; errors and primes do not count as replies."""
         a, b = rig.open("a", "b")
         rig.step(a, [1, 1], index=0)
         rig.step(a, [1, 1], index=0)

@@ -9,7 +9,7 @@ class TestControls:
     """Controls run in their place among a session's work."""
 
     def test_controls_keep_their_place_in_the_lane(self, rig):
-        """A control sees every step asked before it and none asked after."""
+        """A control sees the steps submitted before it, and none submitted after."""
         a, b = rig.open("a", "b")
         seen = []
         look = lambda slot: seen.append((slot, int(rig.engine.sessions.progress.next_step[slot])))  # noqa: E731
@@ -21,8 +21,8 @@ class TestControls:
         rig.run()
         assert seen == [(b, 0), (a, 10), (a, 11)]
 
-    def test_a_controls_result_is_its_actions(self, rig):
-        """What the action returns is the result; a StreamcellError of it is told, any other is a fault."""
+    def test_a_control_has_the_result_or_the_error_of_its_action(self, rig):
+        """A StreamcellError of the action is the control's error; any other exception is INTERNAL."""
         (slot,) = rig.open("a")
 
         def refuse(_):
@@ -40,7 +40,7 @@ class TestControls:
         assert rig.done == works
 
     def test_work_behind_a_close_finds_no_session(self, rig):
-        """Whatever is queued behind a close is refused; the next owner of the slot is untouched."""
+        """Work queued behind a close is refused and does not reach the slot's next session."""
         (slot,) = rig.open("a")
         rig.step(slot, [1, 1])
         closing = rig.control(slot, rig.engine.residents.close)
@@ -61,7 +61,7 @@ class TestControls:
 
 
 def test_replies_of_a_session_come_in_the_order_of_its_requests(rig):
-    """Whatever kinds of work a session is asked for, their ends come in order."""
+    """Work of all kinds on one session is answered in the order it was submitted."""
     (slot,) = rig.open("a")
     works = [
         rig.step(slot, [1, 1]), rig.block([slot], [random_x(9)]), rig.control(slot, lambda _: 0),

@@ -27,7 +27,7 @@ class TestBits:
             assert rig.engine.sessions.progress.next_step[slot] == 6
 
     def test_steps_frames_and_primes_give_the_same_bits(self, rig):
-        """However a series is cut into steps and blocks, its predictions are those of single steps alone."""
+        """A series has the same predictions however it is cut into steps, frames and primes."""
         one, other, primed = rig.open("one", "other", "primed")
         x = random_x(30)
         wanted = Alone(rig.model).fold(x)
@@ -46,7 +46,7 @@ class TestCleanStart:
     """A session starts from zero, whatever its slot held before."""
 
     def test_a_reused_slot_starts_clean(self, rig):
-        """A session in the slot of an earlier one predicts as if it were the first there ever was."""
+        """A session in the slot of an earlier one predicts like the first session of that slot."""
         (slot,) = rig.open("old")
         rig.block([slot], [random_x(9)])
         rig.control(slot, rig.engine.residents.close)
@@ -60,7 +60,7 @@ class TestCleanStart:
         assert [step.step_index for step in steps] == [0, 1, 2]
 
     def test_a_reset_session_starts_clean(self, rig):
-        """After a reset the session predicts as a new one, under the same slot."""
+        """After a reset a session predicts like a new one."""
         (slot,) = rig.open("a")
         rig.block([slot], [random_x(9)])
         rig.control(slot, rig.engine.residents.reset)
@@ -71,7 +71,7 @@ class TestCleanStart:
 
 
 def test_times_go_on_from_step_to_step():
-    """A step without a time gets the one before plus the interval, also behind a block of the same batch."""
+    """A step without a time follows the one before by the interval, also behind a block of the same batch."""
     rig = Rig(fakes.recurrence(uses_time=True))
     (slot,) = rig.open("a")
     rig.step(slot, [1, 1], time=100 * INTERVAL_NS)
@@ -83,7 +83,7 @@ def test_times_go_on_from_step_to_step():
 
 
 def test_forecasts_leave_the_session_as_it_was(rig):
-    """A forecast is refused before the first step, and after it moves nothing."""
+    """A forecast is refused before the first step; a forecast after it changes no later prediction."""
     (slot,) = rig.open("a")
     none = np.zeros((3, 0), np.float32)
     early = rig.control(slot, lambda slot: rig.engine.forecast(slot, 3, none))
