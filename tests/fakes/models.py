@@ -93,6 +93,15 @@ class Other(Recurrence):
         return state[:, :1].unsqueeze(1).repeat(1, horizon, self.num_outputs)  # (B, H, O)
 
 
+class Counter(Recurrence):
+    """A Recurrence that counts its steps in the state, whatever the input."""
+
+    @torch.jit.export
+    def step(self, x: Tensor, time: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds one to every value."""
+        return state[:, :2] + 1.0, state + 1.0
+
+
 def manifest_of(**changes: Any) -> dict[str, Any]:
     """Returns the Recurrence's manifest, with some of its entries changed."""
     variable = {"name": "level", "target": "flow", "role": "mean", "quantile": None, "unit": "l/s"}

@@ -120,6 +120,33 @@ class TestCellCalls:
         assert sorted(work.num_steps for work in rig.done) == [9, 20]
         assert max(rig.runner.computed) <= 16
 
+    def test_blocks_are_served_though_single_steps_fill_every_batch(self):
+        """A block runs even if max_batch_steps single steps are ready in every iteration."""
+        rig = Rig(max_batch_steps=4)
+        slots = rig.open(*"abcde")
+
+        def again(work):
+            rig.step(work.slot, [0, 0]).on_done = again
+
+        for slot in slots[:4]:
+            rig.step(slot, [0, 0]).on_done = again
+        block = rig.block([slots[4]], [[[1, 1]]])
+        for _ in range(100):
+            rig.loop.turn()
+        assert block.phase is Phase.DONE
+
+    def test_a_cell_call_has_max_batch_steps_at_most(self):
+        """A group that was formed in an empty batch has a call of its own beside single steps."""
+        rig = Rig(max_batch_steps=4)
+        slots = rig.open(*"abcdefgh")
+        rig.block(slots[:4], [[[1, 1]] * 3] * 4)
+        rig.loop.turn()
+        for slot in slots[4:7]:
+            rig.step(slot, [0, 0])
+        batch = rig.engine._scheduler.schedule()
+        rows = len(batch.steps) + sum(len(piece.entries) for piece in batch.pieces if not piece.block.is_long)
+        assert rows <= 4
+
 
 class TestMetrics:
     """What the engine counts and measures."""

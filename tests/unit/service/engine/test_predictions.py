@@ -1,4 +1,4 @@
-"""What the engine predicts: the bits of each session alone, however its steps are grouped."""
+"""The engine's predictions: the bits of each session alone, however its steps are grouped."""
 
 import numpy as np
 
@@ -70,16 +70,40 @@ class TestCleanStart:
         assert not step.is_repeat
 
 
-def test_times_go_on_from_step_to_step():
-    """A step without a time follows the one before by the interval, also behind a block of the same batch."""
-    rig = Rig(fakes.recurrence(uses_time=True))
-    (slot,) = rig.open("a")
-    rig.step(slot, [1, 1], time=100 * INTERVAL_NS)
-    rig.block([slot], [random_x(6)])
-    rig.step(slot, [1, 1])
-    rig.run()
-    assert rig.engine.sessions.progress.last_time[slot] == 107 * INTERVAL_NS
-    assert [work.error for work in rig.done] == [None] * 3
+class TestTimes:
+    """Times that steps do not give follow by the interval."""
+
+    def test_times_go_on_from_step_to_step(self):
+        """A step without a time follows the one before by the interval, also behind a block."""
+        rig = Rig(fakes.recurrence(uses_time=True))
+        (slot,) = rig.open("a")
+        rig.step(slot, [1, 1], time=100 * INTERVAL_NS)
+        rig.block([slot], [random_x(6)])
+        rig.step(slot, [1, 1])
+        rig.run()
+        assert rig.engine.sessions.progress.last_time[slot] == 107 * INTERVAL_NS
+        assert [work.error for work in rig.done] == [None] * 3
+
+    def test_a_time_beyond_the_largest_is_refused_alone(self):
+        """A step whose time would pass the largest is refused; the other steps of the batch are served."""
+        rig = Rig(fakes.recurrence(uses_time=True))
+        a, b = rig.open("a", "b")
+        rig.step(a, [1, 2], time=2**62)
+        rig.step(b, [1, 2], time=5)
+        rig.run()
+        bad, good = rig.step(a, [1, 2]), rig.step(b, [1, 2])
+        rig.run()
+        assert good.error is None
+        assert bad.error.metadata["field"] == "time_ns"
+
+    def test_times_do_not_wrap_round_within_a_block(self):
+        """A block whose times would wrap round to negative ones is refused."""
+        rig = Rig(fakes.recurrence(uses_time=True))
+        (a,) = rig.open("a")
+        rig.step(a, [1, 2], time=2**62)
+        block = rig.block([a], [[[1, 2]] * 3])
+        rig.run()
+        assert block.errors[0].metadata["field"] == "time_raw"
 
 
 def test_forecasts_leave_the_session_as_it_was(rig):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from tests.fakes import Alone, Rig, bits, recurrence
+from tests.fakes import FAULT, HUGE, Alone, Rig, bits, recurrence
 
 X = np.random.default_rng(2).standard_normal((20, 2)).astype(np.float32)
-HUGE = np.full((9, 2), 3e38, np.float32)  # two in a row, and the prediction is not finite
+OVERFLOWING = np.full((9, 2), HUGE, np.float32)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def submit(rig, x, restarts):
 @pytest.mark.parametrize("restarts", [True, False])
 def test_a_block_that_fails_late_is_rolled_back(rig, restarts):
     """The pieces that were applied, and the replies that were overwritten, are rolled back."""
-    block = submit(rig, np.concatenate([X[:5], HUGE]), restarts)
+    block = submit(rig, np.concatenate([X[:5], OVERFLOWING]), restarts)
     assert "no finite prediction" in block.errors[0].message
     assert block.num_applied[0] == 0
     check_unchanged(rig)
@@ -57,7 +57,7 @@ def test_a_block_that_fails_late_is_rolled_back(rig, restarts):
 
 def test_a_restart_that_fails_is_rolled_back(rig):
     """A failed step that was to restart the session leaves it after its sixth step."""
-    assert submit(rig, np.float32([[31337.0, 0]]), restarts=True).error is not None
+    assert submit(rig, np.float32([[FAULT, 0]]), restarts=True).error is not None
     check_unchanged(rig)
 
 
