@@ -11,6 +11,8 @@ from streamcell.v1 import streamcell_pb2 as pb
 from service.rpc.router import Stream
 from service.rpc.statuses import Status
 
+_HANG_SECONDS = 60.0  # a stream that is silent for so long is stuck, also on a busy machine
+
 
 @dataclasses.dataclass
 class Refusal:
@@ -66,14 +68,14 @@ async def room(stream: Stream) -> None:
 
 async def answer(stream: Stream) -> pb.StreamResponse:
     """Returns a stream's next response."""
-    raw = await asyncio.wait_for(next_message(stream), 10)
+    raw = await asyncio.wait_for(next_message(stream), _HANG_SECONDS)
     assert raw is not None, f"the stream ended: {stream.status}"
     return pb.StreamResponse.FromString(raw)
 
 
 async def ending(stream: Stream) -> "Refusal | None":
     """Reads a stream to its end, and returns its error; None for OK."""
-    while await asyncio.wait_for(next_message(stream), 10) is not None:
+    while await asyncio.wait_for(next_message(stream), _HANG_SECONDS) is not None:
         pass
     return None if stream.status is None else Refusal.of(stream.status)
 

@@ -1,4 +1,4 @@
-"""HoldingEngine iterations among any other work: no work waits for long, and nothing else changes."""
+"""Held iterations among any other work: no work waits for long, and nothing else changes."""
 
 import pytest
 from hypothesis import given, settings
@@ -31,7 +31,7 @@ def always_tried():
 
 
 class HoldingEngine:
-    """An engine whose unary steps are holding, and the work of each session, in order."""
+    """An engine whose unary steps may be held, and the work of each session, in order."""
 
     def __init__(self):
         self.rig = Rig(MODEL, RUNNER, max_hold_seconds=MAX_TICKS / 1000)
