@@ -24,6 +24,7 @@ class Admission:
         self._sessions = sessions
         self._progress = sessions.progress
         self._durability = sessions.durability
+        self._generation, self._next_step = sessions.generation, sessions.progress.next_step
         self.uses_time = manifest.uses_time
         self._interval_ns = manifest.step_interval_ns
 
@@ -33,12 +34,12 @@ class Admission:
         Raises:
             StreamcellError: the step is refused.
         """
-        sessions, durability, slot = self._sessions, self._durability, step.slot
-        if sessions.generation.item(slot) != step.generation:
-            raise errors.session_ended(sessions.endings.in_slot(slot))
+        durability, slot = self._durability, step.slot
+        if self._generation.item(slot) != step.generation:
+            raise errors.session_ended(self._sessions.endings.in_slot(slot))
         if durability.trouble and (durability.is_durable.item(slot) or step.restarts):
             raise errors.refusal(Reason.STORE_UNAVAILABLE, problem=durability.trouble)
-        expected = self._progress.next_step.item(slot)
+        expected = self._next_step.item(slot)
         if not self.uses_time:
             step.time = 0
         if step.index != expected and step.index != INDEX_NEXT:
@@ -58,8 +59,8 @@ class Admission:
         """
         block, entries = piece.block, piece.entries
         slots = block.slots[entries]
-        ended = self._sessions.generation[slots] != block.generations[entries]
-        expected = self._progress.next_step[slots]
+        ended = self._generation[slots] != block.generations[entries]
+        expected = self._next_step[slots]
         asked = np.where(block.indexes[entries] == INDEX_NEXT, expected, block.indexes[entries])
         block.step_indexes[entries] = asked
         unusual = ended | (asked != expected)
@@ -86,7 +87,7 @@ class Admission:
         The slots of these sessions may belong to other sessions by now.
         """
         block, slots = piece.block, piece.block.slots[piece.entries]
-        ended = self._sessions.generation[slots] != block.generations[piece.entries]
+        ended = self._generation[slots] != block.generations[piece.entries]
         for entry, slot in zip(piece.entries[ended].tolist(), slots[ended].tolist(), strict=True):
             block.fail(entry, errors.session_ended(self._sessions.endings.in_slot(slot)))
 
@@ -108,7 +109,7 @@ class Admission:
 
     def _time_after(self, slot: int, num_steps: int, field: str) -> int:
         """Returns the time of a session after `num_steps` more steps that give no time."""
-        if not self._progress.next_step[slot]:
+        if not self._next_step[slot]:
             raise first_time_missing(field)
         time = int(self._progress.last_time[slot]) + num_steps * self._interval_ns
         if time > MAX_TIME_NS:

@@ -34,11 +34,12 @@ class Answers:
 
     def answer_steps(self, steps: list[Step]) -> None:
         """Answers single steps, each at once or when the store has the step."""
+        when_stored, answer = self.when_stored, self.answer  # looked up once, not for each step
         for step in steps:
-            if self.when_stored is not None and self._waits_for_store(step):
-                self._answer_once_stored(self.when_stored, [step.slot], step)
+            if when_stored is not None and self._waits_for_store(step):
+                self._answer_once_stored(when_stored, [step.slot], step)
             else:
-                self.answer(step)
+                answer(step)
 
     def answer_block(self, block: Block) -> None:
         """Answers a block, at once or when the store has the steps of the block's durable sessions."""

@@ -135,7 +135,7 @@ class Engine:
         return len(places)
 
     def unload(self) -> None:
-        """Frees the memory of an engine without sessions and work. Only `sessions` may be read afterwards."""
+        """Frees the model and states of an idle engine. `sessions` and `succession` may still be read."""
         self.succession.unload()
         self.residents.unload()
         self.answers.when_stored = None
@@ -291,16 +291,17 @@ class Engine:
 
     def _commit(self, columns: Columns, y: Float32s, applied: Flags) -> None:
         """Moves the sessions' progress on to match their states, and gives the work its predictions."""
-        rows = slice(None) if applied.all() else applied
-        self.last_applied_ns = self._clock()
         steps = AppliedSteps(
-            slots=columns.slots[rows],
-            lengths=columns.lengths[rows],
-            x=columns.x[rows],
-            given_times=columns.given_times[rows],
-            times=columns.times[rows],
-            y=y[rows],
+            columns.slots,
+            columns.lengths,
+            columns.x,
+            given_times=columns.given_times,
+            times=columns.times,
+            y=y,
         )
+        if not applied.all():
+            steps = steps.of(applied)
+        self.last_applied_ns = self._clock()
         self.sessions.apply(steps, self.last_applied_ns)
         columns_of.scatter(columns, y, applied)
 
@@ -311,7 +312,8 @@ class Engine:
         self._rollback.finish_steps()
         self._scheduler.finish_steps(steps)
         self._latency.observe_steps(steps, started_ns, compute_ns)
-        self._metrics.repeated_steps.inc(sum([step.is_repeat for step in steps]))
+        if num_repeats := sum([step.is_repeat for step in steps]):
+            self._metrics.repeated_steps.inc(num_repeats)
         self.answers.answer_steps(steps)
 
     def _finish_blocks(self, pieces: list[Piece]) -> None:

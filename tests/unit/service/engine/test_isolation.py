@@ -179,7 +179,7 @@ class TestOverflow:
 def test_the_rest_of_a_fenced_long_input_moves_no_other_session():
     """A long input whose session is fenced midway does not run on the next session of the slot."""
     rig = Rig()
-    rig.engine.sessions.durability.is_enabled = True
+    rig.engine.sessions.durability.enable()
     (slot,) = rig.open("s")
     block = rig.block([slot], [np.ones((12, 2))])
     rig.loop.turn()  # its first piece
