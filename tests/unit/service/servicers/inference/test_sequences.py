@@ -308,8 +308,8 @@ class TestOrder:
                 slot,
                 int(engine.sessions.generation[slot]),
                 lambda slot: seen.append(int(engine.sessions.progress.next_step[slot])),
-                0,
-                lambda _: None,
+                arrived_ns=0,
+                on_done=lambda _: None,
             )
         )
         await task
@@ -359,7 +359,7 @@ class TestTimeOuts:
         """A long request runs to its end, however long that takes."""
         sequences = ManualSequences()
         done = sequences.submit(infer(X[None, :9], sequence_id=7, sequence_start=True, timeout=1))
-        sequences.rig.turns.due.popleft()()  # its first piece
+        sequences.rig.loop.turn()  # its first piece
         passed = asyncio.Event()
         asyncio.get_running_loop().call_at(sequences.submitted[-1].timer.when(), passed.set)
         await passed.wait()
@@ -441,7 +441,7 @@ class TestWithdrawal:
         sequences = ManualSequences()
         for flags, num_left in (({}, 0), ({"sequence_id": 7, "sequence_start": True}, 1)):
             sequences.submit(infer(X[None, :9], **flags))
-            sequences.rig.turns.due.popleft()()  # its first piece
+            sequences.rig.loop.turn()  # its first piece
             sequences.withdraw_last()
             sequences.rig.run()
             assert len(sequences.rig.engine.sessions) == num_left
