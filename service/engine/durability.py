@@ -34,7 +34,7 @@ class Durability:
         """Which sessions are answered only once their steps are in the store."""
         self.is_tracked: Flags = np.zeros(capacity, np.bool_)
         """Which sessions are written to the store at all; ephemeral ones are not."""
-        self.last_written: Int64s = np.zeros(capacity, np.int64)
+        self._last_written: Int64s = np.zeros(capacity, np.int64)
         """When each session was last written, monotonic ns."""
         self.num_restarts: Int64s = np.zeros(capacity, np.int64)
         """How often each slot's sessions were restarted; a write from before a restart does not count."""
@@ -58,7 +58,7 @@ class Durability:
             self.is_changed[slot] = False
             self.num_durable[slot] = 0
             self.epoch[slot] = epoch
-            self.last_written[slot] = now_ns
+            self._last_written[slot] = now_ns
 
     def close(self, slot: int) -> None:
         """Stops tracking the session in a slot."""
@@ -102,11 +102,11 @@ class Durability:
 
     def set_last_written(self, slot: int, instant_ns: int) -> None:
         """Records when a session was last written, monotonic ns."""
-        self.last_written[slot] = instant_ns
+        self._last_written[slot] = instant_ns
 
     def record_write(self, written: Written, now_ns: int) -> None:
         """Records a finished write of sessions that are still in their slots."""
-        self.last_written[written.slots] = now_ns
+        self._last_written[written.slots] = now_ns
         same = self.num_restarts[written.slots] == written.num_restarts
         self.num_durable[written.slots[same]] = written.next_steps[same]
 
@@ -126,7 +126,7 @@ class Durability:
 
     def written_before(self, slots: Int64s, instant_ns: int) -> Int64s:
         """Returns the slots among `slots` whose sessions were last written before an instant."""
-        stale: Int64s = slots[self.last_written[slots] < instant_ns]
+        stale: Int64s = slots[self._last_written[slots] < instant_ns]
         return stale
 
     def copy_from(self, source: "Durability", source_slots: Int64s, slots: Int64s) -> None:
@@ -138,7 +138,7 @@ class Durability:
             return
         self.num_durable[slots] = source.num_durable[source_slots]
         self.epoch[slots] = source.epoch[source_slots]
-        self.last_written[slots] = source.last_written[source_slots]
+        self._last_written[slots] = source._last_written[source_slots]
         self.num_restarts[slots] = source.num_restarts[source_slots]
         self.is_tracked[slots] = source.is_tracked[source_slots]
         self.is_durable[slots] = source.is_durable[source_slots]

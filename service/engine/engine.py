@@ -116,11 +116,11 @@ class Engine:
     # -- Another version of the model leads --------------------------------------------------------
 
     def supersede(self, successor: "Engine | None") -> None:
-        """Lets another version lead from now on; sessions move to the `successor`, if there is one."""
+        """Begins the retirement of this version; sessions move to the `successor`, if there is one."""
         self.succession.begin(successor)
 
     def resume(self) -> None:
-        """Lets this version lead again."""
+        """Ends the retirement: this version leads again."""
         self.residents.free(self.succession.end())
 
     def move(self, slots: list[int]) -> int:
