@@ -58,7 +58,7 @@ class Bench:
         runner = Runner(model, capacity)
         runner.warm_up(min(settings.max_batch_steps, capacity), settings.max_piece_steps)
         metrics = Metrics().of_model(model.name, model.version)
-        self.engine = Engine(runner, settings, metrics, self._loop, time.monotonic_ns)
+        self.engine = Engine(runner, settings, metrics, loop=self._loop, clock=time.monotonic_ns)
         self.state_bytes = 4 * model.manifest.state_size
         self._x = np.random.default_rng(0).random((_SWEEP_BATCH, NUM_INPUTS), np.float32)
         self._num_done = 0

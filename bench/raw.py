@@ -150,9 +150,14 @@ def sessions(target: str, ids: list[str], model: str = "") -> Iterator[None]:
         except grpc.RpcError as error:
             raise LoadtestError(f"{target}: {error.details()}") from None
         finally:
-            with contextlib.suppress(grpc.RpcError):  # a server that is gone has no session left
-                for each in ids:
-                    stub.CloseSession(pb.CloseSessionRequest(session_id=each), timeout=_PREPARE_SECONDS)
+            _close(stub, ids)
+
+
+def _close(stub: pb_grpc.StreamcellServiceStub, ids: list[str]) -> None:
+    """Closes sessions, if the server is still there: one that is gone has none left."""
+    with contextlib.suppress(grpc.RpcError):
+        for each in ids:
+            stub.CloseSession(pb.CloseSessionRequest(session_id=each), timeout=_PREPARE_SECONDS)
 
 
 def run(options: Options) -> Result:

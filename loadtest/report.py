@@ -92,9 +92,10 @@ def _rows(result: Result) -> list[tuple[str, str]]:
     if options.rate:
         rows.append(("sent", f"{tally.sent_steps_per_second:,.0f} {what}s/s"))
     rows.append(("errors", _errors(result)))
+    latencies = [(f"latency {name}", milliseconds(value)) for name, value in _latencies(result).items()]
+    (first_name, first), *others = latencies
     meaning = "scheduled time to reply" if options.rate else "of a message"
-    rows += [(f"latency {name}", milliseconds(value)) for name, value in _latencies(result).items()]
-    rows[-5] = (rows[-5][0], f"{rows[-5][1]}   ({meaning})")
+    rows += [(first_name, f"{first}   ({meaning})"), *others]
     rows.append(("generator", f"{tally.busiest_core:.0%} of a core" + _several(options.processes)))
     if result.server is not None:
         rows.append(("server CPU", f"{result.server.cpu_us_per_step:,.1f} µs a {what}"))

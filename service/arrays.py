@@ -1,4 +1,4 @@
-"""The types of the arrays that pass between rooms. Knows no meaning of their values."""
+"""The types of the arrays that pass between the service's modules. Does not know what their values mean."""
 
 import numpy as np
 import numpy.typing as npt

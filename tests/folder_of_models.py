@@ -11,6 +11,7 @@ from streamcell.v1 import streamcell_pb2 as pb
 from service.catalog.folder import Folder
 from service.catalog.loader import Loader
 from service.catalog.watcher import ModelWatcher
+from service.runtime import artifact
 from tests import fakes
 from tests.fakes import CPU, Alone, Served, bits
 
@@ -95,7 +96,7 @@ class FolderServer:
     def alone(self, version, file=""):
         """Returns a session of a version that is computed alone, without a server."""
         path = self.files[file or version]
-        return Alone(fakes.artifact.load(NAME, version, path, CPU))
+        return Alone(artifact.load(NAME, version, path, CPU))
 
     def retire(self):
         """Moves sessions of retiring versions, and unloads versions that are unused."""

@@ -1,10 +1,13 @@
-"""Requests of the Open Inference Protocol as a client makes them, and its responses as one reads them."""
+"""A client of the Open Inference Protocol: its requests, and its responses on a stream and as arrays."""
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from streamcell.inference import open_inference_pb2 as pb
+
+from service.rpc.stream import Stream
+from tests.fakes import next_message
 
 SERVICE = "/inference.GRPCInferenceService"
 
@@ -50,3 +53,17 @@ def y_of(response: pb.ModelInferResponse) -> npt.NDArray[np.float32]:
     (output,) = response.outputs
     assert (output.name, output.datatype) == ("y", "FP32")
     return np.frombuffer(response.raw_output_contents[0], "<f4").reshape(list(output.shape))
+
+
+async def next_response(stream: Stream) -> pb.ModelStreamInferResponse:
+    """Returns a stream's next response."""
+    raw = await next_message(stream)
+    assert raw is not None, f"the stream ended: {stream.status}"
+    return pb.ModelStreamInferResponse.FromString(raw)
+
+
+async def talk(stream: Stream, *requests: pb.ModelInferRequest) -> list[pb.ModelStreamInferResponse]:
+    """Sends requests and returns the responses, one each."""
+    for request in requests:
+        stream.receive(request.SerializeToString())
+    return [await next_response(stream) for _ in requests]

@@ -113,8 +113,8 @@ class Loader:
             warm.runner,
             self._settings,
             self._metrics.of_model(model.name, model.version),
-            asyncio.get_running_loop(),
-            time.monotonic_ns,
+            loop=asyncio.get_running_loop(),
+            clock=time.monotonic_ns,
         )
         self._metrics.models.labels(*self._labels(engine)).set(1)
         log.info(

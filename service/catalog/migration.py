@@ -45,7 +45,7 @@ async def migrate_when_idle(session: SessionRef) -> None:
         if not done.done():
             done.set_result(None)
 
-    engine.submit(Control(session.slot, session.generation, move, engine.now(), on_done))
+    engine.submit(Control(session.slot, session.generation, move, arrived_ns=engine.now(), on_done=on_done))
     await done
 
 

@@ -73,5 +73,5 @@ class Retirement:
         self._versions.remove(engine)
         self._catalog.persistence.detach(engine)
         self._on_unload(engine)
-        engine.leave()
+        engine.unload()
         log.info("model_left", model=str(engine.model))

@@ -1,8 +1,8 @@
-"""The step protocol: whether a step is the next, a repeat, or neither.
+"""The step protocol: whether a step is the next one, a repeat, or neither.
 
-A session's steps apply in index order, each once. One applied before gets its earlier reply again and moves
-nothing; another input under its index is refused, as is a step ahead of the next. Knows sessions and
-manifest; does not know states, batches or tensors.
+A session's steps apply in index order, each once. A repeat of an applied step gets the earlier reply and
+moves nothing. Refused are another input under an applied index, and an index past the next one. Does not know
+states, batches or tensors.
 """
 
 import numpy as np
@@ -18,27 +18,28 @@ from service.runtime.manifest import Manifest
 
 
 class Admission:
-    """Checks work against the sessions of one model, at the moment its turn has come."""
+    """Checks work against the sessions of one model, in the iteration that is to run the work."""
 
     def __init__(self, sessions: SessionTable, manifest: Manifest) -> None:
         self._sessions = sessions
         self._progress = sessions.progress
         self._durability = sessions.durability
+        self._generation, self._next_step = sessions.generation, sessions.progress.next_step
         self.uses_time = manifest.uses_time
         self._interval_ns = manifest.step_interval_ns
 
     def admit_step(self, step: Step) -> bool:
-        """Tells whether a step is to run; if not, it is a repeat and its earlier reply is set.
+        """Returns whether a step is to run; if not, it is a repeat, and the earlier reply is set.
 
         Raises:
             StreamcellError: the step is refused.
         """
-        sessions, durability, slot = self._sessions, self._durability, step.slot
-        if sessions.generation.item(slot) != step.generation:
-            raise errors.session_ended(sessions.endings.in_slot(slot))
+        durability, slot = self._durability, step.slot
+        if self._generation.item(slot) != step.generation:
+            raise errors.session_ended(self._sessions.endings.in_slot(slot))
         if durability.trouble and (durability.is_durable.item(slot) or step.restarts):
             raise errors.refusal(Reason.STORE_UNAVAILABLE, problem=durability.trouble)
-        expected = self._progress.next_step.item(slot)
+        expected = self._next_step.item(slot)
         if not self.uses_time:
             step.time = 0
         if step.index != expected and step.index != INDEX_NEXT:
@@ -51,17 +52,18 @@ class Admission:
         return True
 
     def admit_group(self, piece: Piece) -> None:
-        """Checks the entries of a block's group before its first piece runs.
+        """Checks the entries of a group before the first piece of the group runs.
 
-        Entries refused are failed in the block; rows applied before are answered and taken off the front.
+        Fails the refused entries in the block. Rows that were applied before are answered and taken off the
+        front of their entry.
         """
         block, entries = piece.block, piece.entries
         slots = block.slots[entries]
-        gone = self._sessions.generation[slots] != block.generations[entries]
-        expected = self._progress.next_step[slots]
+        ended = self._generation[slots] != block.generations[entries]
+        expected = self._next_step[slots]
         asked = np.where(block.indexes[entries] == INDEX_NEXT, expected, block.indexes[entries])
         block.step_indexes[entries] = asked
-        unusual = gone | (asked != expected)
+        unusual = ended | (asked != expected)
         needs_store = self._durability.is_durable[slots] | block.restarts
         if self._durability.trouble:
             unusual |= needs_store
@@ -71,22 +73,22 @@ class Admission:
         for at in np.flatnonzero(unusual).tolist():
             entry = int(entries[at])
             try:
-                if gone[at]:
+                if ended[at]:
                     raise errors.session_ended(self._sessions.endings.in_slot(int(slots[at])))
                 if self._durability.trouble and needs_store[at]:
                     raise errors.refusal(Reason.STORE_UNAVAILABLE, problem=self._durability.trouble)
-                self._recognise(block, entry, int(asked[at]), int(expected[at]))
+                self._answer_applied_rows(block, entry, int(asked[at]), int(expected[at]))
             except StreamcellError as error:
                 block.fail(entry, error)
 
-    def drop_gone(self, piece: Piece) -> None:
-        """Fails the entries whose sessions another server has taken since their group began.
+    def refuse_ended(self, piece: Piece) -> None:
+        """Fails the entries whose sessions another server has taken over since the group began.
 
-        Others may have their slots by now.
+        The slots of these sessions may belong to other sessions by now.
         """
         block, slots = piece.block, piece.block.slots[piece.entries]
-        gone = self._sessions.generation[slots] != block.generations[piece.entries]
-        for entry, slot in zip(piece.entries[gone].tolist(), slots[gone].tolist(), strict=True):
+        ended = self._generation[slots] != block.generations[piece.entries]
+        for entry, slot in zip(piece.entries[ended].tolist(), slots[ended].tolist(), strict=True):
             block.fail(entry, errors.session_ended(self._sessions.endings.in_slot(slot)))
 
     def given_times(self, block: Block, rows: Int64s) -> Int64s:
@@ -96,7 +98,7 @@ class Admission:
         return np.full(rows.shape, TIME_ABSENT, np.int64) if block.times is None else block.times[rows]
 
     def run_times(self, block: Block, entries: Int64s, rows: Int64s) -> Int64s:
-        """Returns the times that the model gets for rows [B, T] of entries [B] that run next."""
+        """Returns the times that the model gets for the next rows [B, T] of entries [B]."""
         if not self.uses_time:
             return np.zeros(rows.shape, np.int64)
         if block.times is not None:
@@ -106,8 +108,8 @@ class Admission:
         return times
 
     def _time_after(self, slot: int, num_steps: int, field: str) -> int:
-        """Returns the time that so many steps without one lead to."""
-        if not self._progress.next_step[slot]:
+        """Returns the time of a session after `num_steps` more steps that give no time."""
+        if not self._next_step[slot]:
             raise first_time_missing(field)
         time = int(self._progress.last_time[slot]) + num_steps * self._interval_ns
         if time > MAX_TIME_NS:
@@ -125,7 +127,7 @@ class Admission:
         step.y = known.tolist()
 
     def _known_reply(self, slot: int, index: int, expected: int, fingerprint: np.uint64) -> Float32s | None:
-        """Returns the earlier reply to a repeated step, None when it is no longer kept."""
+        """Returns the earlier reply to a repeated step; None if it is no longer remembered."""
         if index > expected:
             raise errors.refusal(Reason.STEP_GAP, expected_step_index=expected, got=index)
         remembered = self._progress.remembered(slot, index)
@@ -135,14 +137,17 @@ class Admission:
             raise errors.refusal(Reason.STEP_CONFLICT, step_index=index)
         return remembered[1]
 
-    def _recognise(self, block: Block, entry: int, asked: int, expected: int) -> None:
-        """Answers the rows of an entry that were applied before, and takes them off its front."""
+    def _answer_applied_rows(self, block: Block, entry: int, asked: int, expected: int) -> None:
+        """Answers the rows of an entry that were applied before, and takes them off the front of the entry.
+
+        `asked` is the index of the entry's first row, `expected` that of the session's next step.
+        """
         slot, start = int(block.slots[entry]), int(block.starts[entry])
         if asked > expected:
             raise errors.refusal(Reason.STEP_GAP, expected_step_index=expected, got=asked)
-        num_known = min(expected - asked, int(block.totals[entry]))
-        prints = self._prints(block, start, num_known)
-        for row in range(num_known):
+        num_applied = min(expected - asked, int(block.totals[entry]))
+        prints = self._prints(block, start, num_applied)
+        for row in range(num_applied):
             reply = self._known_reply(slot, asked + row, expected, prints[row])
             is_wanted = block.wants_replies or row == block.totals[entry] - 1
             if reply is None and is_wanted:
@@ -151,8 +156,8 @@ class Admission:
                 )
             if reply is not None:
                 block.y[start + row] = reply
-        block.starts[entry] += num_known
-        block.totals[entry] -= num_known
+        block.starts[entry] += num_applied
+        block.totals[entry] -= num_applied
         if self.uses_time and block.times is None:
             self._time_after(slot, int(block.totals[entry]), "time_raw")
 

@@ -1,9 +1,10 @@
-"""The columns of one cell call: gathered from steps and pieces of blocks, and handed back to them.
+"""The columns of one cell call: gathered from steps and pieces of blocks, and their results scattered back.
 
 Row b of the columns is one session's next `lengths[b]` steps. Does not know sessions' bookkeeping or tensors.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,80 +17,79 @@ from service.errors import StreamcellError, invalid_argument
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PieceRows:
-    """Where a piece lies in the columns: its entries [n] and the rows of its block [n, T]."""
+    """The rows of a piece in a cell call: of its n entries that have steps left, at most T steps each."""
 
     piece: Piece
-    entries: Int64s
-    lengths: Int64s
-    rows: Int64s
+    entries: Int64s  # (n,), indexes into the block's columns
+    lengths: Int64s  # (n,), steps of each
+    rows: Int64s  # (n, T), rows of the block; past an entry's length its last row again
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Columns:
-    """One call's input: the single steps first, then the parts in order."""
+class Columns(NamedTuple):  # one for every cell call: a frozen dataclass takes twice as long to make
+    """One call's input: the single steps first, then the rows of the pieces in order."""
 
     steps: list[Step]
-    parts: list[PieceRows]
+    pieces: list[PieceRows]
     slots: Int64s  # (B,)
     lengths: Int64s  # (B,)
     x: Float32s  # (B, T, F)
-    times: Int64s  # (B, T), what the model gets
-    given_times: Int64s  # (B, T), what the requests said
+    times: Int64s  # (B, T), as the model gets them
+    given_times: Int64s  # (B, T), as the requests gave them
 
 
 def gather(steps: list[Step], pieces: list[Piece], admission: Admission, num_inputs: int) -> Columns | None:
-    """Returns the columns of admitted steps and pieces; None where no row is left to run."""
+    """Returns the columns of admitted steps and pieces; None if no row is left to run."""
     if not pieces:
-        return _of_steps(steps, num_inputs, admission.uses_time) if steps else None
-    parts = [part for piece in pieces if (part := _rows_of(piece)) is not None]
-    longest = max((part.rows.shape[1] for part in parts), default=1)
-    every = [_of_piece(part, longest, admission) for part in parts]
-    if steps:  # where they are, no part is longer than one step
-        every.insert(0, _of_steps(steps, num_inputs, admission.uses_time))
-    if len(every) < 2:
-        return every[0] if every else None
+        return _columns_of_steps(steps, num_inputs, admission.uses_time) if steps else None
+    left = [rows for piece in pieces if (rows := _rows_left(piece)) is not None]
+    longest = max((each.rows.shape[1] for each in left), default=1)
+    parts = [_columns_of_piece(each, longest, admission) for each in left]
+    if steps:  # then every piece is of a frame, so `longest` is 1
+        parts.insert(0, _columns_of_steps(steps, num_inputs, admission.uses_time))
+    if len(parts) < 2:
+        return parts[0] if parts else None
     return Columns(
         steps,
-        parts,
-        slots=np.concatenate([each.slots for each in every]),
-        lengths=np.concatenate([each.lengths for each in every]),
-        x=np.concatenate([each.x for each in every]),
-        times=np.concatenate([each.times for each in every]),
-        given_times=np.concatenate([each.given_times for each in every]),
+        left,
+        slots=np.concatenate([part.slots for part in parts]),
+        lengths=np.concatenate([part.lengths for part in parts]),
+        x=np.concatenate([part.x for part in parts]),
+        times=np.concatenate([part.times for part in parts]),
+        given_times=np.concatenate([part.given_times for part in parts]),
     )
 
 
-def hand_back(columns: Columns, y: Float32s, applied: Flags) -> None:
+def scatter(columns: Columns, y: Float32s, applied: Flags) -> None:
     """Gives each step and block its predictions, or the error of a row that was not applied.
 
     Args:
         y: [B, T, O].
         applied: [B].
     """
-    count = len(columns.steps)
+    num_steps = len(columns.steps)
     # As Python floats, which hold exactly the float32 values.
-    for step, values in zip(columns.steps, y[:count, 0].tolist(), strict=True):
+    for step, values in zip(columns.steps, y[:num_steps, 0].tolist(), strict=True):
         step.y = values
-    for at in np.flatnonzero(~applied[:count]).tolist():
-        columns.steps[at].y = []
-        columns.steps[at].error = out_of_range("x")
-    at = count
-    for part in columns.parts:
-        until = at + len(part.entries)
-        _hand_back_piece(part, y[at:until], applied[at:until])
-        at = until
+    for row in np.flatnonzero(~applied[:num_steps]).tolist():
+        columns.steps[row].y = []
+        columns.steps[row].error = out_of_range("x")
+    start = num_steps
+    for each in columns.pieces:
+        stop = start + len(each.entries)
+        _scatter_piece(each, y[start:stop], applied[start:stop])
+        start = stop
 
 
 def out_of_range(field: str) -> StreamcellError:
-    """Returns the error for an input that the model has no finite answer to."""
+    """Returns the error for an input for which the model has no finite prediction."""
     return invalid_argument(
         field,
         "the model has no finite prediction for it; it was not applied and the session stands as it was",
     )
 
 
-def _of_steps(steps: list[Step], num_inputs: int, uses_time: bool) -> Columns:
-    """Returns the columns of single steps alone: on the way of nearly every message, so in few operations."""
+def _columns_of_steps(steps: list[Step], num_inputs: int, uses_time: bool) -> Columns:
+    """Returns the columns of single steps alone, in few operations: nearly every message comes this way."""
     count = len(steps)
     # A bytearray, because torch wants memory that could be written.
     x = np.frombuffer(bytearray().join([step.x for step in steps]), np.float32)
@@ -108,23 +108,24 @@ def _of_steps(steps: list[Step], num_inputs: int, uses_time: bool) -> Columns:
     )
 
 
-def _of_piece(part: PieceRows, longest: int, admission: Admission) -> Columns:
-    """Returns the columns of one part alone, `longest` time steps wide."""
-    block, rows = part.piece.block, part.rows
+def _columns_of_piece(left: PieceRows, longest: int, admission: Admission) -> Columns:
+    """Returns the columns of one piece alone, `longest` time steps wide."""
+    block, rows = left.piece.block, left.rows
     if rows.shape[1] < longest:
         rows = np.pad(rows, ((0, 0), (0, longest - rows.shape[1])), mode="edge")
     return Columns(
         [],
-        [part],
-        slots=block.slots[part.entries],
-        lengths=part.lengths,
+        [left],
+        slots=block.slots[left.entries],
+        lengths=left.lengths,
         x=block.x[rows],
-        times=admission.run_times(block, part.entries, rows),
+        times=admission.run_times(block, left.entries, rows),
         given_times=admission.given_times(block, rows),
     )
 
 
-def _rows_of(piece: Piece) -> PieceRows | None:
+def _rows_left(piece: Piece) -> PieceRows | None:
+    """Returns the rows of a piece that are still to run; None if there are none."""
     block = piece.block
     if not block.is_long:
         entries = piece.entries[block.totals[piece.entries] > 0]
@@ -135,20 +136,21 @@ def _rows_of(piece: Piece) -> PieceRows | None:
     if not len(entries):
         return None
     lengths = np.minimum(left, piece.length)
-    # Past an entry's length its last row stands again: of no effect, and finite.
+    # Past an entry's length its last row is repeated: of no effect, and finite.
     ahead = np.minimum(np.arange(int(lengths.max())), lengths[:, None] - 1)  # (n, T)
     rows = block.starts[entries][:, None] + piece.offset + ahead  # (n, T)
     return PieceRows(piece, entries, lengths, rows)
 
 
-def _hand_back_piece(part: PieceRows, y: Float32s, applied: Flags) -> None:
-    block = part.piece.block
+def _scatter_piece(ran: PieceRows, y: Float32s, applied: Flags) -> None:
+    """Writes the predictions y [n, T, O] of a piece into its block, and fails the entries not applied."""
+    block = ran.piece.block
     if not block.is_long and applied.all():
-        block.y[part.rows[:, 0]] = y[:, 0]
-        block.num_applied[part.entries] += 1
+        block.y[ran.rows[:, 0]] = y[:, 0]
+        block.num_applied[ran.entries] += 1
         return
-    filled = (np.arange(part.rows.shape[1]) < part.lengths[:, None]) & applied[:, None]  # (n, T)
-    block.y[part.rows[filled]] = y[:, : part.rows.shape[1]][filled]
-    block.num_applied[part.entries[applied]] += part.lengths[applied]
-    for entry in part.entries[~applied].tolist():
+    filled = (np.arange(ran.rows.shape[1]) < ran.lengths[:, None]) & applied[:, None]  # (n, T)
+    block.y[ran.rows[filled]] = y[:, : ran.rows.shape[1]][filled]
+    block.num_applied[ran.entries[applied]] += ran.lengths[applied]
+    for entry in ran.entries[~applied].tolist():
         block.fail(entry, out_of_range("x_raw"))

@@ -1,4 +1,4 @@
-"""What of each session is in the store: its durable steps, its epoch, what has changed since the last write.
+"""What the store has of each session: how many steps, at which epoch, and whether the session changed since.
 
 Without a store nothing is recorded, and the columns take no memory. Does not know the store, nor when it is
 written to: slots and times are passed in.
@@ -12,18 +12,15 @@ from service.arrays import Flags, Int64s
 
 
 class Written(NamedTuple):
-    """N sessions of which a write to the store has arrived, as they were when the write was put together."""
+    """N sessions that a finished write to the store holds, as they were when the write was put together."""
 
     slots: Int64s
-    restarts: Int64s
+    num_restarts: Int64s
     next_steps: Int64s
 
 
 class Durability:
-    """Columns for up to `capacity` sessions, indexed by slot.
-
-    Others read them and change them by the verbs.
-    """
+    """Columns for up to `capacity` sessions, indexed by slot. All may read them; this class alone writes."""
 
     def __init__(self, capacity: int) -> None:
         # np.zeros takes address space, not memory: pages come with the first write.
@@ -36,50 +33,50 @@ class Durability:
         self.is_durable: Flags = np.zeros(capacity, np.bool_)
         """Which sessions are answered only once their steps are in the store."""
         self.is_tracked: Flags = np.zeros(capacity, np.bool_)
-        """Which sessions go to the store at all; ephemeral ones do not."""
-        self.written: Int64s = np.zeros(capacity, np.int64)
+        """Which sessions are written to the store at all; ephemeral ones are not."""
+        self._last_written: Int64s = np.zeros(capacity, np.int64)
         """When each session was last written, monotonic ns."""
-        self.restarts: Int64s = np.zeros(capacity, np.int64)
-        """How often each slot's session was restarted; a write from before a restart does not count."""
+        self.num_restarts: Int64s = np.zeros(capacity, np.int64)
+        """How often each slot's sessions were restarted; a write from before a restart does not count."""
         self.is_enabled = False
         """Whether there is a store."""
         self.trouble = ""
         """Why the store cannot be used now; empty while it can."""
 
     def enable(self) -> None:
-        """Begins to record: there is a store."""
+        """Starts recording, because there is a store."""
         self.is_enabled = True
 
     def set_trouble(self, why: str) -> None:
-        """Records why the store cannot be used now; an empty text that it can."""
+        """Records why the store cannot be used now; an empty text means that it can."""
         self.trouble = why
 
     def open(self, slot: int, epoch: int, now_ns: int) -> None:
-        """Begins to track a session that the store has as it stands."""
+        """Starts tracking a session that the store has in its present state."""
         if self.is_enabled:
             self.is_tracked[slot] = True
             self.is_changed[slot] = False
             self.num_durable[slot] = 0
             self.epoch[slot] = epoch
-            self.written[slot] = now_ns
+            self._last_written[slot] = now_ns
 
     def close(self, slot: int) -> None:
-        """Ends tracking the session in a slot."""
+        """Stops tracking the session in a slot."""
         if self.is_enabled:
             self.is_tracked[slot] = self.is_changed[slot] = self.is_durable[slot] = False
 
     def set_stored(self, slot: int, num_steps: int, *, is_durable: bool, is_changed: bool) -> None:
-        """Records what the store has of a session that was just opened from a row."""
+        """Records what the store has of a session that was just opened from the store."""
         self.num_durable[slot] = num_steps
         self.is_durable[slot] = is_durable
         self.is_changed[slot] = is_changed
 
     def make_durable(self, slot: int) -> None:
-        """From now on the session's steps are answered once they are in the store."""
+        """Makes a session durable: from now on its steps are answered once they are in the store."""
         self.is_durable[slot] = True
 
     def set_epoch(self, slot: int, epoch: int) -> None:
-        """Records the epoch at which this server owns a session's row; the session is to be written anew."""
+        """Records the epoch at which this server owns a session's row, and marks the session for a write."""
         self.epoch[slot] = epoch
         self.is_changed[slot] = True
 
@@ -88,34 +85,34 @@ class Durability:
         self.is_changed[slots] = True
 
     def mark_stepped(self, slots: Int64s) -> None:
-        """Marks those of the sessions [N] that go to the store for the next write; each has moved on."""
+        """Marks sessions [N] that have taken steps for the next write, except the ephemeral ones."""
         if self.is_enabled:
             self.is_changed[slots] = self.is_tracked[slots]
 
-    def mark_taken(self, slots: Int64s) -> None:
-        """Marks sessions [N] as unchanged: a write holds them as they are now."""
+    def mark_unchanged(self, slots: Int64s) -> None:
+        """Marks sessions [N] as unchanged, because a write that is under way holds their present states."""
         self.is_changed[slots] = False
 
     def mark_restarted(self, slot: int) -> None:
-        """Records that what the store has of a session, or is being given, is from before a restart."""
+        """Records that a session restarted, so that what the store has, or is being sent, is out of date."""
         if self.is_enabled:
             self.num_durable[slot] = 0
-            self.restarts[slot] += 1
+            self.num_restarts[slot] += 1
             self.is_changed[slot] = True
 
-    def set_written(self, slot: int, instant_ns: int) -> None:
+    def set_last_written(self, slot: int, instant_ns: int) -> None:
         """Records when a session was last written, monotonic ns."""
-        self.written[slot] = instant_ns
+        self._last_written[slot] = instant_ns
 
-    def record(self, written: Written, now_ns: int) -> None:
-        """Records that a write has arrived in the store, of sessions that are still in their slots."""
-        self.written[written.slots] = now_ns
-        same = self.restarts[written.slots] == written.restarts
+    def record_write(self, written: Written, now_ns: int) -> None:
+        """Records a finished write of sessions that are still in their slots."""
+        self._last_written[written.slots] = now_ns
+        same = self.num_restarts[written.slots] == written.num_restarts
         self.num_durable[written.slots[same]] = written.next_steps[same]
 
-    def record_steps(self, slot: int, restarts: int, num_steps: int) -> None:
-        """Records a write that has arrived in the store, of a session that moved here meanwhile."""
-        if self.restarts[slot] == restarts:
+    def record_moved_write(self, slot: int, num_restarts: int, num_steps: int) -> None:
+        """Records a finished write of a session that moved into `slot` while the write was under way."""
+        if self.num_restarts[slot] == num_restarts:
             self.num_durable[slot] = num_steps
 
     @property
@@ -128,21 +125,21 @@ class Durability:
         return np.flatnonzero(self.is_changed)
 
     def written_before(self, slots: Int64s, instant_ns: int) -> Int64s:
-        """Returns those of the slots whose sessions were last written before an instant."""
-        stale: Int64s = slots[self.written[slots] < instant_ns]
+        """Returns the slots among `slots` whose sessions were last written before an instant."""
+        stale: Int64s = slots[self._last_written[slots] < instant_ns]
         return stale
 
-    def copy_from(self, others: "Durability", theirs: Int64s, slots: Int64s) -> None:
-        """Takes over what is recorded of sessions of another version: `theirs` [N] there, `slots` [N] here.
+    def copy_from(self, source: "Durability", source_slots: Int64s, slots: Int64s) -> None:
+        """Copies what another version recorded of N sessions, from its slots [N] to `slots` [N].
 
-        They are written anew, so that whoever takes them over next finds the version that they run on.
+        Marks the sessions for the next write, so that a later owner finds the version that they run on.
         """
         if not self.is_enabled:
             return
-        self.num_durable[slots] = others.num_durable[theirs]
-        self.epoch[slots] = others.epoch[theirs]
-        self.written[slots] = others.written[theirs]
-        self.restarts[slots] = others.restarts[theirs]
-        self.is_tracked[slots] = others.is_tracked[theirs]
-        self.is_durable[slots] = others.is_durable[theirs]
+        self.num_durable[slots] = source.num_durable[source_slots]
+        self.epoch[slots] = source.epoch[source_slots]
+        self._last_written[slots] = source._last_written[source_slots]
+        self.num_restarts[slots] = source.num_restarts[source_slots]
+        self.is_tracked[slots] = source.is_tracked[source_slots]
+        self.is_durable[slots] = source.is_durable[source_slots]
         self.is_changed[slots] = True

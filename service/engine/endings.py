@@ -1,4 +1,4 @@
-"""Why sessions ended, remembered for a while: the client that comes back is told. Knows no live sessions."""
+"""Why sessions ended, remembered for a while for clients that come back. Does not know live sessions."""
 
 from collections import OrderedDict
 from collections.abc import Container
@@ -9,14 +9,14 @@ _MAX_REMEMBERED = 10_000  # keys
 
 
 class Endings:
-    """The ends that no client asked for: by key of the last sessions, and by slot of each slot's last."""
+    """Ends that no client asked for: of the latest sessions by key, and of each slot's last session."""
 
     def __init__(self) -> None:
         self._by_key: OrderedDict[str, Reason] = OrderedDict()
         self._by_slot: dict[int, Reason] = {}
 
     def of(self, key: str) -> Reason | None:
-        """Returns why the last session of a key ended; None if its client closed it, or long ago."""
+        """Returns why the last session of a key ended; None if its client closed it, or it ended long ago."""
         return self._by_key.get(key)
 
     def in_slot(self, slot: int) -> Reason | None:
@@ -24,23 +24,23 @@ class Endings:
         return self._by_slot.get(slot)
 
     def remember(self, key: str, reason: Reason, slot: int | None = None) -> None:
-        """Remembers why the session of a key ended; `slot` is where the session was, if it was in memory."""
+        """Remembers why the session of a key ended, and that it was in `slot`, if it was in memory."""
         self._by_key[key] = reason
         if len(self._by_key) > _MAX_REMEMBERED:
             self._by_key.popitem(last=False)
         if slot is not None:
             self._by_slot[slot] = reason
 
-    def remember_all(self, others: "Endings", live: Container[str]) -> None:
-        """Remembers the ends of another version's sessions, too, except for keys of live sessions."""
-        for key, reason in others._by_key.items():
+    def remember_all(self, source: "Endings", live: Container[str]) -> None:
+        """Takes over the ends of another version's sessions, except for keys of live sessions."""
+        for key, reason in source._by_key.items():
             if key not in live:
                 self.remember(key, reason)
 
     def forget(self, key: str) -> None:
-        """Forgets the end of a key: a new session has it."""
+        """Forgets how the last session of a key ended, because the key has a new session."""
         self._by_key.pop(key, None)
 
     def forget_slot(self, slot: int) -> None:
-        """Forgets why the last session in a slot ended: another one has been there, and closed."""
+        """Forgets why the last session in a slot ended, because a later one was closed there."""
         self._by_slot.pop(slot, None)

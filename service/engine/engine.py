@@ -1,8 +1,8 @@
-"""One model's engine: the only owner of its sessions, states and queue, so nothing here needs a lock.
+"""One model's engine: the only owner of the model's sessions, states and queue, so it needs no lock.
 
 The engine runs in iterations, one at a time on one thread: schedule, run, commit, answer. Whatever is ready
-when an iteration begins is its batch; the pacer says when one is delayed so that more steps can join. Work
-comes in as Step, Block or Control; its `on_done` is the answer. Does not know protos or transports.
+when an iteration begins is its batch; the pacer may delay an iteration so that more steps join. Work comes in
+as Step, Block or Control and is answered by a call of its `on_done`. Does not know protos or transports.
 """
 
 import itertools
@@ -34,8 +34,8 @@ class Engine:
     """One model's sessions, and the iterations that move them.
 
     Args:
-        runner: the model.
-        settings: bounds.
+        runner: has the model.
+        settings: has the bounds.
         metrics: the model's instruments.
         loop: runs the iterations, all on one thread.
         clock: monotonic nanoseconds.
@@ -46,59 +46,63 @@ class Engine:
         runner: Runner,
         settings: Config,
         metrics: ModelMetrics,
+        *,
         loop: Loop,
         clock: Callable[[], int],
     ) -> None:
         self.manifest = runner.artifact.manifest
-        self.residents = Residents(runner, settings, metrics, clock)
+        self.residents = Residents(runner, settings, metrics, clock=clock)
         self.sessions = self.residents.sessions
         self.model = self.residents.model
         self.name, self.version = self.model.name, self.model.version
         self.succession: Succession[Engine] = Succession()
         self.answers = Answers(self.sessions)
         self.row = struct.Struct(f"<{len(self.manifest.inputs)}f")
-        """The bytes of one input row."""
+        """The layout of one input row as bytes."""
         self.last_applied_ns: int | None = None
-        """When steps were last applied, as `now` has it."""
+        """When steps were last applied, in the time of `now`; None if never."""
         self._runner = runner
         self._metrics = metrics
         self._clock = clock
         self._latency = Latency(metrics, clock)
         self._rollback = self.residents.rollback
         self._scheduler = Scheduler(
-            capacity=self.residents.max_sessions,
+            self.residents.max_sessions,
             max_queue_steps=settings.max_queue_steps,
             max_batch_steps=settings.max_batch_steps,
             max_piece_steps=settings.max_piece_steps,
         )
         self._admission = Admission(self.sessions, self.manifest)
         self._pacer = Pacer(
-            loop, max_hold_seconds=settings.max_hold_seconds, num_steps=self._num_queued, iterate=self.iterate
+            loop,
+            max_hold_seconds=settings.max_hold_seconds,
+            num_steps=self._num_queued,
+            iterate=self.iterate,
         )
         self._waiting_for_room: deque[tuple[int, Callable[[], None]]] = deque()
 
     # -- Sessions at rest --------------------------------------------------------------------------
 
     def is_busy(self, slot: int) -> bool:
-        """Returns whether a session has work under way."""
+        """Returns whether a session has work that is queued or running."""
         return self._scheduler.is_busy(slot)
 
     def at_rest(self, count: int) -> list[int]:
-        """Returns the slots of up to `count` sessions without work, the ones idle for longest first."""
+        """Returns the slots of up to `count` sessions without work, those idle for longest first."""
         oldest = self.sessions.least_recently_used(len(self.sessions)).tolist()
         return list(itertools.islice((slot for slot in oldest if not self.is_busy(slot)), count))
 
     def expire_idle(self, ttl_ns: int) -> None:
-        """Ends the sessions that nobody used for `ttl_ns`; a session with work under way is in use."""
+        """Ends the sessions that were idle for `ttl_ns`; a session with work under way is not idle."""
         for slot in self.sessions.idle_since(self._clock() - ttl_ns):
             if not self.is_busy(slot):
                 self.residents.expire(slot)
 
     def forecast(self, slot: int, horizon: int, future: Float32s) -> Float32s:
-        """Returns a session's forecast [H, O] for `future` [H, K]. Called from a control.
+        """Returns a session's forecast [H, O]; `future` is [H, K]. Called from a control.
 
         Raises:
-            StreamcellError: INVALID_ARGUMENT, the session has no step yet.
+            StreamcellError: INVALID_ARGUMENT; the session has no step yet.
         """
         progress = self.sessions.progress
         if not progress.next_step[slot]:
@@ -112,15 +116,15 @@ class Engine:
     # -- Another version of the model leads --------------------------------------------------------
 
     def supersede(self, successor: "Engine | None") -> None:
-        """Another version leads from now on; with a `successor`, sessions move there."""
+        """Begins the retirement of this version; sessions move to the `successor`, if there is one."""
         self.succession.begin(successor)
 
     def resume(self) -> None:
-        """This version leads again, after another did."""
-        self.residents.reuse(self.succession.end())
+        """Ends the retirement: this version leads again."""
+        self.residents.free(self.succession.end())
 
     def move(self, slots: list[int]) -> int:
-        """Moves sessions at rest to the successor, as far as there is room; returns how many had room."""
+        """Moves idle sessions to the successor, as far as it has room; returns how many moved."""
         to = self.succession.successor
         if to is None:
             return 0
@@ -130,13 +134,13 @@ class Engine:
             self.succession.record_move(slot, generation, (to, *place))
         return len(places)
 
-    def leave(self) -> None:
-        """Frees the memory of an engine that nobody uses. How its sessions ended may still be asked."""
-        self.succession.leave()
+    def unload(self) -> None:
+        """Frees the model and states of an idle engine. `sessions` and `succession` may still be read."""
+        self.succession.unload()
         self.residents.unload()
         self.answers.when_stored = None
-        self._pacer.end()
-        # Streams that bound a session may refer to the rest for as long as their clients like.
+        self._pacer.stop()
+        # Streams may refer to this object for as long as their clients like.
         del self._runner, self._rollback
 
     # -- Work --------------------------------------------------------------------------------------
@@ -147,11 +151,11 @@ class Engine:
         return self._scheduler.num_queued_steps == 0
 
     def now(self) -> int:
-        """Returns the engine's time, monotonic ns; work says when it arrived by it."""
+        """Returns the engine's time, monotonic ns, for the `arrived_ns` of work."""
         return self._clock()
 
     def check_room(self, num_steps: int) -> None:
-        """Checks that so many steps may be queued, before work is made of a message.
+        """Checks that so many steps may be queued, before a message is made into work.
 
         Raises:
             StreamcellError: OVERLOADED.
@@ -159,15 +163,15 @@ class Engine:
         self._scheduler.check_room(num_steps)
 
     def has_room(self, num_steps: int) -> bool:
-        """Returns whether the queue has room for so many steps that nobody waits for."""
+        """Returns whether the queue has room for so many steps, and no caller of `when_room` waits."""
         return not self._waiting_for_room and self._scheduler.has_room(num_steps)
 
     def when_room(self, num_steps: int, function: Callable[[], None]) -> None:
-        """Calls a function once the queue has room for so many steps; callers are served in order."""
+        """Calls a function once the queue has room for so many steps; the functions are called in order."""
         self._waiting_for_room.append((num_steps, function))
 
     def submit(self, work: AnyWork) -> None:
-        """Queues work for an iteration soon. `work.on_done` is called when it is done, unless withdrawn.
+        """Queues work for an iteration soon. Calls `work.on_done` when the work is done, unless withdrawn.
 
         Raises:
             StreamcellError: OVERLOADED, and nothing is queued.
@@ -179,7 +183,7 @@ class Engine:
         """Takes back work that has not begun, and returns whether it could. Withdrawn work moves nothing."""
         is_withdrawn = self._scheduler.withdraw(work)
         if is_withdrawn and isinstance(work, Block):
-            self._rollback.finish_block(work)  # what ran of it stays
+            self._rollback.finish_block(work)  # rows that ran stay applied
         return is_withdrawn
 
     def _num_queued(self) -> int:
@@ -188,7 +192,7 @@ class Engine:
     # -- An iteration ------------------------------------------------------------------------------
 
     def iterate(self) -> None:
-        """Schedules a batch, runs it, commits it and answers; asks for the next iteration if work is left."""
+        """Schedules a batch, runs, commits and answers it; asks for another iteration if work is left."""
         batch = self._scheduler.schedule()
         now = self._clock()
         self._run_controls(batch.controls)
@@ -200,10 +204,10 @@ class Engine:
         self._finish_blocks(batch.pieces)
         self._metrics.queued_steps.set(self._scheduler.num_queued_steps)
         if self._waiting_for_room:
-            self._call_those_with_room()
+            self._call_waiting_for_room()
         if self._scheduler.has_ready:
             if long_inputs:
-                self._pacer.go_on()
+                self._pacer.wake_after_long_inputs()
             else:
                 self._pacer.wake()
 
@@ -223,7 +227,7 @@ class Engine:
             self.answers.answer(control)
 
     def _admit_steps(self, steps: list[Step]) -> list[Step]:
-        """Returns the steps that are to run; the others are repeats or have their errors."""
+        """Returns the steps that are to run; the others are repeats or have errors."""
         admitted, admit = [], self._admission.admit_step
         for step in steps:
             try:
@@ -236,22 +240,22 @@ class Engine:
         return admitted
 
     def _admit_pieces(self, pieces: list[Piece], now: int) -> tuple[list[Piece], list[Piece]]:
-        """Checks the groups that begin; returns the pieces of frames, and those of long inputs."""
+        """Checks the groups that begin; returns the pieces of frames, and the pieces of long inputs."""
         frames: list[Piece] = []
         long_inputs: list[Piece] = []
         for piece in pieces:
-            if piece.is_first:
+            if piece.begins_group:
                 piece.block.started_ns = piece.block.started_ns or now
                 if piece.block.is_whole:
                     self._rollback.begin_block(piece.block)
                 self._admission.admit_group(piece)
             elif self.sessions.durability.is_enabled:
-                self._admission.drop_gone(piece)
+                self._admission.refuse_ended(piece)
             (long_inputs if piece.block.is_long else frames).append(piece)
         return frames, long_inputs
 
     def _run_call(self, steps: list[Step], pieces: list[Piece]) -> int:
-        """Runs one cell call over steps and pieces, and returns its ns. A fault fails these alone."""
+        """Runs one cell call over steps and pieces; returns its duration in ns. A fault fails these alone."""
         if not steps and not pieces:
             return 0
         started = self._clock()
@@ -266,39 +270,40 @@ class Engine:
         try:
             self._commit(columns, y, applied)
         except Exception as exception:
-            # States have moved and counters have not: rather no session than a wrong one.
+            # States have moved and counters have not: end the sessions rather than go on wrong.
             _fail(steps, pieces, faults.report(exception))
             for slot in columns.slots.tolist():
                 self.residents.close(slot)
             return 0
         elapsed_ns = self._clock() - started
-        for part in columns.parts:
-            part.piece.block.compute_ns += elapsed_ns
+        for ran in columns.pieces:
+            ran.piece.block.compute_ns += elapsed_ns
         self._metrics.batch_steps.observe(int(columns.lengths.sum()))
         self._metrics.steps.inc(int(columns.lengths @ applied))
         return elapsed_ns
 
     def _compute(self, columns: Columns) -> tuple[Float32s, Flags]:
-        """Returns y [B, T, O] and which rows were applied [B]."""
+        """Runs the model; returns y [B, T, O] and which rows were applied [B]."""
         if columns.x.shape[1] > 1:
             return self._runner.scan(columns.slots, columns.x, columns.times, columns.lengths)
         y, applied = self._runner.step(columns.slots, columns.x[:, 0], columns.times[:, 0])
         return y[:, None], applied
 
     def _commit(self, columns: Columns, y: Float32s, applied: Flags) -> None:
-        """Moves the sessions to where their states now are, and hands out the predictions."""
-        rows = slice(None) if applied.all() else applied
-        self.last_applied_ns = self._clock()
+        """Moves the sessions' progress on to match their states, and gives the work its predictions."""
         steps = AppliedSteps(
-            slots=columns.slots[rows],
-            lengths=columns.lengths[rows],
-            x=columns.x[rows],
-            given_times=columns.given_times[rows],
-            times=columns.times[rows],
-            y=y[rows],
+            columns.slots,
+            columns.lengths,
+            columns.x,
+            given_times=columns.given_times,
+            times=columns.times,
+            y=y,
         )
+        if not applied.all():
+            steps = steps.of(applied)
+        self.last_applied_ns = self._clock()
         self.sessions.apply(steps, self.last_applied_ns)
-        columns_of.hand_back(columns, y, applied)
+        columns_of.scatter(columns, y, applied)
 
     def _finish_steps(self, steps: list[Step], started_ns: int, compute_ns: int) -> None:
         """Ends and answers single steps; those that ran share one cell call."""
@@ -307,11 +312,12 @@ class Engine:
         self._rollback.finish_steps()
         self._scheduler.finish_steps(steps)
         self._latency.observe_steps(steps, started_ns, compute_ns)
-        self._metrics.repeated_steps.inc(sum([step.is_repeat for step in steps]))
+        if num_repeats := sum([step.is_repeat for step in steps]):
+            self._metrics.repeated_steps.inc(num_repeats)
         self.answers.answer_steps(steps)
 
     def _finish_blocks(self, pieces: list[Piece]) -> None:
-        """Ends and answers the blocks of which nothing is left."""
+        """Ends and answers the blocks that have no rows left to run; the others queue again."""
         for piece in pieces:
             block = piece.block
             if self._scheduler.advance(block):
@@ -324,8 +330,8 @@ class Engine:
                 self._latency.observe_block(block)
             self.answers.answer_block(block)
 
-    def _call_those_with_room(self) -> None:
-        """Calls those for whom there is room now; each takes its share at once."""
+    def _call_waiting_for_room(self) -> None:
+        """Calls the functions that waited for room, while there is; each fills its room at once."""
         while self._waiting_for_room and self._scheduler.has_room(self._waiting_for_room[0][0]):
             self._waiting_for_room.popleft()[1]()
 

@@ -1,6 +1,6 @@
-"""What one engine measures of its steps' latency: the whole, the queue delay, and the compute.
+"""The latency of one engine's steps: in the whole, in the queue, and in the cell call.
 
-Knows no sessions.
+Does not know sessions.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Latency:
         self._clock = clock
 
     def observe_steps(self, steps: list[Step], started_ns: int, compute_ns: int) -> None:
-        """Observes the single steps of a batch that started at an instant and shared one cell call."""
+        """Observes the single steps of a batch that began at `started_ns` and shared one cell call."""
         metrics, now = self._metrics, self._clock()
         seconds = sorted(
             [(now - step.arrived_ns) * 1e-9 for step in steps if step.error is None and not step.is_repeat]
@@ -32,7 +32,7 @@ class Latency:
         metrics.compute_seconds.observe(compute_ns * 1e-9, len(seconds))
 
     def observe_block(self, block: Block) -> None:
-        """Observes a block's steps, which are answered together."""
+        """Observes the steps of a block, which are answered together."""
         metrics, count = self._metrics, int(block.num_applied.sum())
         metrics.step_seconds.observe((self._clock() - block.arrived_ns) * 1e-9, count)
         metrics.queue_seconds.observe((block.started_ns - block.arrived_ns) * 1e-9, count)

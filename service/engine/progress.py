@@ -1,24 +1,25 @@
 """How far sessions have come: their next steps, their last times, and the replies remembered for repeats.
 
-Does not know who the sessions are, their state rows, nor what of them a store has. Slots and times are passed
+Does not know the sessions' keys, their state rows, nor what a store has of them. Slots and times are passed
 in.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
-from service.arrays import Float32s, Int64s, Prints
+from service.arrays import Flags, Float32s, Int64s, Prints
 
 TIME_ABSENT = -(1 << 63)  # in a column of times: the request gave none
-MAX_TIME_NS = 1 << 62  # the year 2116; and as far before 1970
+MAX_TIME_NS = 1 << 62  # in the year 2116; the least time is as far before 1970
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Progress:
     """Copies of the progress of N sessions, with rings of R remembered replies.
 
-    The reply to the step of index i is at `i % R`; replies to steps before `reply_start` are not there.
+    The reply to the step of index i is at `i % R`. There are no replies to steps before `reply_start`.
     """
 
     next_step: Int64s  # (N,)
@@ -36,32 +37,35 @@ class Progress:
         self.reply_prints[at] = other.reply_prints[0]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class AppliedSteps:
-    """Steps that B sessions have taken in one cell call, each session once; T is the longest run of steps."""
+class AppliedSteps(NamedTuple):  # one for every cell call: a frozen dataclass takes twice as long to make
+    """Steps that B sessions took in one cell call, each session once; T is the most steps of one session."""
 
     slots: Int64s  # (B,)
     lengths: Int64s  # (B,), how many steps each took, at least one
-    x: Float32s  # (B, T, F), of no meaning past lengths
+    x: Float32s  # (B, T, F), without meaning past lengths
     given_times: Int64s  # (B, T), as the requests gave them
     times: Int64s  # (B, T), as the model got them
-    y: Float32s  # (B, T, O), of no meaning past lengths
+    y: Float32s  # (B, T, O), without meaning past lengths
+
+    def of(self, applied: Flags) -> "AppliedSteps":
+        """Returns the steps of the rows that were applied [B]."""
+        return AppliedSteps._make(column[applied] for column in self)
 
 
 class ProgressTable:
     """The progress of up to `capacity` sessions, in columns indexed by slot.
 
     Args:
-        num_inputs, num_outputs: values of a step and of its prediction.
-        replies_kept: replies remembered for each session.
+        num_inputs, num_outputs: how many values a step and a prediction have.
+        replies_kept: how many replies are remembered for each session.
     """
 
     def __init__(self, capacity: int, num_inputs: int, num_outputs: int, replies_kept: int) -> None:
         # np.zeros takes address space, not memory: pages come with the first write.
         self.next_step: Int64s = np.zeros(capacity, np.int64)
-        """The index of each session's next step. Read only outside this class."""
+        """The index of each session's next step. Written by this class alone."""
         self.last_time: Int64s = np.zeros(capacity, np.int64)
-        """The time of each session's last step, Unix ns. Read only outside this class."""
+        """The time of each session's last step, Unix ns. Written by this class alone."""
         self.replies_kept = replies_kept
         self._reply_start: Int64s = np.zeros(capacity, np.int64)
         self._reply_y: Float32s = np.zeros((capacity, replies_kept, num_outputs), np.float32)
@@ -75,17 +79,17 @@ class ProgressTable:
         self._set_reply_start(slot, 0)
 
     def read(self, slots: Int64s) -> Progress:
-        """Returns the progress of sessions, as copies."""
+        """Returns copies of the progress of sessions."""
         return Progress(
-            self.next_step[slots],
-            self.last_time[slots],
-            self._reply_start[slots],
-            self._reply_y[slots],
-            self._reply_prints[slots],
+            next_step=self.next_step[slots],
+            last_time=self.last_time[slots],
+            reply_start=self._reply_start[slots],
+            reply_y=self._reply_y[slots],
+            reply_prints=self._reply_prints[slots],
         )
 
     def put(self, slot: int, progress: Progress) -> None:
-        """Gives a session the progress of another, which may have remembered another number of replies."""
+        """Overwrites a session's progress with that of one session, whose ring may have another size."""
         next_step = int(progress.next_step[0])
         self.next_step[slot] = next_step
         self.last_time[slot] = progress.last_time[0]
@@ -97,9 +101,9 @@ class ProgressTable:
             self._reply_prints[slot, here] = progress.reply_prints[0, there]
             self._reply_y[slot, here] = progress.reply_y[0, there]
 
-    def copy_from(self, others: "ProgressTable", theirs: Int64s, slots: Int64s) -> None:
-        """Copies the progress of another version's sessions: from slots `theirs` [N] there to `slots` [N]."""
-        progress = others.read(theirs)
+    def copy_from(self, source: "ProgressTable", source_slots: Int64s, slots: Int64s) -> None:
+        """Copies the progress of N sessions of another version, from its slots [N] to `slots` [N]."""
+        progress = source.read(source_slots)
         self.next_step[slots] = progress.next_step
         self.last_time[slots] = progress.last_time
         self._reply_start[slots] = progress.reply_start
@@ -107,7 +111,7 @@ class ProgressTable:
         self._reply_prints[slots] = progress.reply_prints
 
     def apply(self, steps: AppliedSteps) -> None:
-        """Moves sessions on by the steps that their states have taken, and remembers the replies."""
+        """Moves sessions on by the steps that were applied to their states, and remembers the replies."""
         slots, lengths, x = steps.slots, steps.lengths, steps.x
         first = self.next_step[slots]  # (B,)
         self.next_step[slots] = first + lengths
@@ -116,26 +120,26 @@ class ProgressTable:
             self._remember(slots, first, x[:, 0], steps.given_times[:, 0], steps.y[:, 0])
             return
         self.last_time[slots] = steps.times[np.arange(len(slots)), lengths - 1]
-        left = lengths[:, None] - np.arange(x.shape[1])  # (B, T), steps from here to the last
+        left = lengths[:, None] - np.arange(x.shape[1])  # (B, T), steps from this one to the last
         row, step = np.nonzero((left > 0) & (left <= self.replies_kept))
         at = row, step
         self._remember(slots[row], first[row] + step, x[at], steps.given_times[at], steps.y[at])
 
     def remembered(self, slot: int, index: int) -> tuple[int, Float32s] | None:
-        """Returns fingerprint and prediction of an applied step; None when they are remembered no longer."""
+        """Returns fingerprint and prediction of an applied step; None if they are no longer remembered."""
         if index < max(int(self.next_step[slot]) - self.replies_kept, int(self._reply_start[slot])):
             return None
         ring = index % self.replies_kept
         return int(self._reply_prints[slot, ring]), self._reply_y[slot, ring].copy()
 
     def fingerprints(self, x: Float32s, times: Int64s) -> Prints:
-        """Returns a 64-bit fingerprint [N] of each input row, by which a repeat is told from another step.
+        """Returns a 64-bit fingerprint [N] of each input row, to distinguish a repeat from another step.
 
         Multilinear hashing with fixed weights: the same on every machine, one pass for a whole batch.
 
         Args:
             x: [N, F].
-            times: [N], as the request gave them, TIME_ABSENT included; zeros for models without time.
+            times: [N], as the request gave them, or TIME_ABSENT; zeros for models without time.
         """
         words = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)  # (N, F)
         prints: Prints = words @ self._weights[:-1]  # (N,), modulo 2**64
@@ -143,13 +147,13 @@ class ProgressTable:
         return prints
 
     def _remember(self, slots: Int64s, indexes: Int64s, x: Float32s, times: Int64s, y: Float32s) -> None:
-        """Remembers the replies y [N, O] to steps: inputs x [N, F], times [N] as given."""
+        """Remembers the replies y [N, O] to steps with inputs x [N, F] and times [N] as given."""
         rings = indexes % self.replies_kept
         self._reply_prints[slots, rings] = self.fingerprints(x, times)
         self._reply_y[slots, rings] = y
 
     def _set_reply_start(self, slot: int, index: int) -> None:
-        if self._reply_start[slot] != index:  # a column that nobody writes takes no memory
+        if self._reply_start[slot] != index:  # a column that is not written takes no memory
             self._reply_start[slot] = index
 
 

@@ -1,7 +1,8 @@
-"""One model's sessions in memory, with their states: from opening, or from the store, until they leave.
+"""One model's sessions in memory, with their states: opening, adopting from the store, ending, evicting.
 
-A session leaves when its client closes it, when it ends by itself, or for the store, from where it can come
-back. Does not know queues, batches, nor how the store works.
+A session leaves memory when its client closes it, when it expires, is fenced or moves to another version, and
+when it is evicted; an evicted session can come back from the store. Does not know queues, batches, nor how
+the store works.
 """
 
 from collections.abc import Callable
@@ -28,14 +29,14 @@ class Residents:
     """The sessions of one model that are in memory.
 
     Args:
-        runner: the model, and the states.
-        settings: bounds.
+        runner: has the model and the states.
+        settings: has the bounds.
         metrics: the model's instruments.
         clock: monotonic nanoseconds.
     """
 
     def __init__(
-        self, runner: Runner, settings: Config, metrics: ModelMetrics, clock: Callable[[], int]
+        self, runner: Runner, settings: Config, metrics: ModelMetrics, *, clock: Callable[[], int]
     ) -> None:
         about, capacity = runner.artifact.manifest, settings.max_resident_sessions
         self.model = Model(
@@ -50,7 +51,7 @@ class Residents:
         self.sessions = SessionTable(capacity, progress)
         self.rollback = Rollback(self.sessions, runner)
         self.on_end: OnEnd | None = None
-        """Called with key and epoch when a session ends for good."""
+        """Called with key and epoch when a session that the store may have ends for good."""
         self._slots = Slots(capacity)
         self._runner = runner
         self._metrics = metrics
@@ -58,12 +59,12 @@ class Residents:
 
     @property
     def has_free_slot(self) -> bool:
-        """Whether another session has room in memory."""
+        """Whether there is room in memory for another session."""
         return self._slots.num_taken < self._slots.capacity
 
     @property
     def max_sessions(self) -> int:
-        """How many sessions have room in memory."""
+        """How many sessions memory has room for."""
         return self._slots.capacity
 
     # -- Sessions come and go --------------------------------------------------------------------------
@@ -80,7 +81,7 @@ class Residents:
         return slot
 
     def open_ephemeral(self) -> int:
-        """Opens a session for one piece of work, which nobody else finds, and returns its slot.
+        """Opens a session for one piece of work, which no key finds, and returns its slot.
 
         Raises:
             StreamcellError: SESSIONS_FULL.
@@ -91,7 +92,7 @@ class Residents:
         return slot
 
     def adopt(self, key: str, epoch: int, session: Snapshot, *, is_new: bool) -> int:
-        """Takes in a session that the store has, and returns its slot; `is_new`: it was not open before.
+        """Adds a session that the store has, and returns its slot; `is_new` if the session was just opened.
 
         Raises:
             StreamcellError: SESSIONS_FULL.
@@ -102,19 +103,19 @@ class Residents:
             slot,
             int(session.progress.next_step[0]),
             is_durable=session.is_durable,
-            # On another model than before it is written anew, so that whoever takes it over next finds that.
+            # On another model than before: the next owner must find that in the store.
             is_changed=session.model != self.model,
         )
         (self._metrics.sessions_opened if is_new else self._metrics.sessions_restored).inc()
         return slot
 
     def install(self, slot: int, session: Snapshot) -> None:
-        """Gives a session the state and the progress that a snapshot holds."""
+        """Overwrites a session's state and progress with those of a snapshot."""
         self._runner.put(np.array([slot]), session.state[None])
         self.sessions.progress.put(slot, session.progress)
 
     def close(self, slot: int) -> int:
-        """Ends a session and returns how many steps it had. Called from a control."""
+        """Closes a session and returns how many steps it had. Called from a control."""
         num_steps = self.sessions.progress.next_step.item(slot)
         self._report_end(slot)
         self.sessions.close(slot)
@@ -122,20 +123,20 @@ class Residents:
         return num_steps
 
     def expire(self, slot: int) -> None:
-        """Ends a session that nobody used for too long."""
+        """Ends a session that was idle for too long."""
         self._report_end(slot)
         self._metrics.sessions_expired.inc()
         self.sessions.end(slot, Reason.SESSION_EXPIRED)
         self._release(slot)
 
     def fence(self, slot: int) -> None:
-        """Drops a session that another server has taken over."""
+        """Ends a session here that another server has taken over."""
         self._metrics.sessions_fenced.inc()
         self.sessions.end(slot, Reason.SESSION_FENCED)
         self._release(slot)
 
     def evict(self, slot: int) -> None:
-        """Removes a session from memory that the store has as it stands."""
+        """Removes a session from memory whose present state the store has."""
         self._metrics.sessions_evicted.inc()
         self.sessions.close(slot)
         self._release(slot)
@@ -149,42 +150,42 @@ class Residents:
     # -- Between versions of the model -----------------------------------------------------------------
 
     def move_to(self, other: "Residents", slots: list[int]) -> list[tuple[int, int]]:
-        """Moves sessions at rest, as far as there is room, to the residents of another version.
+        """Moves idle sessions to the residents of another version, as far as there is room.
 
-        Their slots here are not used again until `reuse`: whoever looks at one sees the session as it left.
+        The slots here are not used again until `free`, so that their columns still show the moved sessions.
 
         Returns:
-            Slot and generation there of each of the first sessions in `slots`, as many as had room.
+            The new slot and generation of each session that moved, the first ones of `slots`.
         """
         taken = [other._slots.take() for _ in slots]
-        there = np.array([slot for slot in taken if slot is not None], np.int64)
-        here = np.array(slots[: len(there)], np.int64)
-        if not len(here):
+        new_slots = np.array([slot for slot in taken if slot is not None], np.int64)
+        old_slots = np.array(slots[: len(new_slots)], np.int64)
+        if not len(new_slots):
             return []
-        other._runner.put(there, self._runner.read(here))
-        other.sessions.move_from(self.sessions, here, there)
-        other._metrics.sessions_migrated.inc(len(here))
+        other._runner.put(new_slots, self._runner.read(old_slots))
+        other.sessions.move_from(self.sessions, old_slots, new_slots)
+        other._metrics.sessions_migrated.inc(len(new_slots))
         for each in (self, other):
             each._metrics.sessions.set(len(each.sessions))
-        return list(zip(there.tolist(), other.sessions.generation[there].tolist(), strict=True))
+        return list(zip(new_slots.tolist(), other.sessions.generation[new_slots].tolist(), strict=True))
 
-    def reuse(self, slots: list[int]) -> None:
+    def free(self, slots: list[int]) -> None:
         """Frees slots whose sessions have moved to another version."""
         for slot in slots:
             self._slots.give_back(slot)
 
     def unload(self) -> None:
-        """Frees model and states. How sessions ended may still be asked, nothing else."""
+        """Frees the model and the states. Only `sessions` may be read afterwards."""
         self.on_end = None
-        # Streams that bound a session may refer to the rest for as long as their clients like.
+        # Streams may refer to this object for as long as their clients like.
         del self._runner, self.rollback
 
     # -- Sessions as bytes -----------------------------------------------------------------------------
 
     def export(self, slots: Int64s) -> tuple[list[bytes], Int64s]:
-        """Returns sessions as bytes, and how many steps are in each.
+        """Returns sessions [N] as bytes, and how many steps each of them holds.
 
-        A session in the middle of a block that may yet fail is exported as it stood before the block.
+        A session in the middle of a whole block, which may yet fail, is exported as it was before the block.
         """
         sessions = self.sessions
         progress, states = sessions.progress.read(slots), self._runner.read(slots)
@@ -209,7 +210,7 @@ class Residents:
             reply_prints=np.zeros((1, ring), np.uint64),
         )
         state: Float32s = np.zeros(self.model.state_size, np.float32)
-        return Snapshot(session_id, self.model, is_durable, progress, state)
+        return Snapshot(session_id, self.model, is_durable, progress=progress, state=state)
 
     def _enter(self, key: str, epoch: int) -> int:
         slot = self._take_slot()

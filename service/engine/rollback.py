@@ -1,8 +1,8 @@
-"""Puts a session back to where it stood when work fails that would otherwise leave it elsewhere.
+"""Rolls a session back when work on it fails.
 
-A step that is not applied leaves its session unchanged by itself. Two kinds of work need more: a step or a
-block that first restarts its session, and a block that is applied as a whole or not at all. Does not know why
-work fails, nor what a store is told.
+A step that is not applied leaves its session unchanged anyway. Two kinds of work need more: a step or block
+that restarts its session first, and a block that is applied as a whole or not at all. Does not know why work
+fails, nor the store.
 """
 
 from typing import NamedTuple
@@ -17,29 +17,29 @@ from service.runtime.runner import Runner
 
 
 class Before(NamedTuple):
-    """A session as it stood before the work."""
+    """A session as it was before the work."""
 
     progress: Progress  # of one session
     states: Float32s  # (1, S)
 
 
 class Rollback:
-    """Remembers where sessions stand before such work, and restores those whose work failed."""
+    """Copies sessions before work that may need a rollback, and restores the sessions whose work failed."""
 
     def __init__(self, sessions: SessionTable, runner: Runner) -> None:
         self._sessions = sessions
         self._runner = runner
-        self._steps: list[tuple[Step, Before]] = []  # of the iteration
-        self._blocks: dict[Block, Before] = {}  # a block goes on over iterations
+        self._steps: list[tuple[Step, Before]] = []  # of this iteration
+        self._blocks: dict[Block, Before] = {}  # a block runs over several iterations
 
     def begin_step(self, step: Step) -> None:
         """Restarts the session of a step that asks for it. Called before the step is admitted."""
-        if self._sessions.is_live(step.slot, step.generation):  # else the step will be refused
+        if self._sessions.is_live(step.slot, step.generation):  # otherwise the step will be refused
             self._steps.append((step, self._read(step.slot)))
             self._restart(step.slot)
 
     def begin_block(self, block: Block) -> None:
-        """Restarts the session of a whole block that asks for it. Called before the block's first piece."""
+        """Copies a whole block's session, and restarts it if the block asks. Called before the block runs."""
         slot = int(block.slots[0])
         if self._sessions.is_live(slot, int(block.generations[0])):
             self._blocks[block] = self._read(slot)
@@ -53,7 +53,7 @@ class Rollback:
         self._steps = []
 
     def finish_block(self, block: Block) -> None:
-        """Restores the session of a block that failed. Called once nothing of the block is left to run."""
+        """Restores the session of a block that failed. Called once the block has no rows left to run."""
         before = self._blocks.pop(block, None)
         if before is not None:
             is_failed = bool(block.errors)
@@ -63,9 +63,9 @@ class Rollback:
                 block.num_applied[0] = 0
 
     def restore_copies(self, slots: Int64s, progress: Progress, states: Float32s) -> None:
-        """Puts back, in copies of the sessions at `slots`, those in the middle of a block that may yet fail.
+        """Rolls back copies of the sessions at `slots` [N] that are in the middle of a whole block.
 
-        Without this a store could get half of what is applied as a whole or not at all.
+        Without this a store could get half of a block that is applied as a whole or not at all.
         """
         for block, before in self._blocks.items():
             for at in np.flatnonzero(slots == block.slots[0]).tolist():
@@ -85,7 +85,7 @@ class Rollback:
         self, work: Step | Block, slot: int, generation: int, before: Before, *, is_failed: bool
     ) -> None:
         if not self._sessions.is_live(slot, generation):
-            return  # a fault ended it, or another server took it over
+            return  # a fault ended the session, or another server took it over
         if is_failed:
             self._sessions.progress.put(slot, before.progress)
             self._runner.put(np.array([slot]), before.states)

@@ -1,8 +1,8 @@
-"""Decides which steps run next: pure policy over the work that waits.
+"""Decides which work runs next: pure policy over the queue.
 
-Work on one session runs in the order it came, one piece at a time; across sessions whatever is ready goes
-into the next batch, and no step waits for a timer. Long inputs go in bounded pieces, so that single steps
-get in between. Does not know time, tensors, nor what becomes of the work.
+Work on one session runs in the order it was submitted, one piece at a time. Across sessions whatever is ready
+goes into the next batch; no step waits for a timer. Long inputs run in bounded pieces, so that single steps
+run in between. Does not know time, tensors, nor the results of the work.
 """
 
 import dataclasses
@@ -22,19 +22,19 @@ _Started = TypeVar("_Started", Control, Step)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows of a block that run together: of `entries`, the time steps offset .. offset + length - 1."""
+    """Rows of a block that run in one call: the time steps offset .. offset + length - 1 of `entries`."""
 
     block: Block
     entries: Int64s
     offset: int
     length: int
-    is_first: bool
-    """Whether it opens its group of entries: the moment to check their step indexes."""
+    begins_group: bool
+    """Whether the piece is the first of its group of entries: the moment to check their step indexes."""
 
 
 @dataclasses.dataclass(slots=True)
 class Batch:
-    """What one iteration runs. No session is in it twice."""
+    """The work of one iteration. No session is in a batch twice."""
 
     controls: list[Control]
     steps: list[Step]
@@ -42,7 +42,10 @@ class Batch:
 
 
 class Lanes:
-    """The order of work on each session: only the first in every lane it is in may run."""
+    """A lane, that is a queue, for each session: work runs once it is first in each of its lanes.
+
+    The first work of a lane is not in the queue: the lane is merely taken.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._taken = bytearray(capacity)
@@ -50,33 +53,27 @@ class Lanes:
         self._waiting: dict[int, deque[AnyWork]] = {}
 
     def is_taken(self, slot: int) -> bool:
-        """Tells whether any work is in a slot's lane."""
+        """Returns whether any work is in a slot's lane."""
         return self._taken[slot] != 0
 
     def enter(self, work: AnyWork) -> bool:
-        """Puts work at the end of its lanes; tells whether it is first in all of them."""
+        """Puts work at the end of its lanes; returns whether the work is first in all of them."""
         if not isinstance(work, Block):
-            if self._taken[work.slot]:
-                return self._enter_one(work.slot, work)
-            self._taken[work.slot] = 1
-            return True
+            if not self._taken[work.slot]:
+                self._taken[work.slot] = 1
+                return True
+            self._waiting.setdefault(work.slot, deque()).append(work)
+            work.num_blockers = 1
+            return False
         behind = work.slots[self._taken_column[work.slots] != 0]
         for slot in behind.tolist():
-            self._enter_one(slot, work)
+            self._waiting.setdefault(slot, deque()).append(work)
         self._taken_column[work.slots] = 1
         work.num_blockers = len(behind)
         return not len(behind)
 
-    def _enter_one(self, slot: int, work: AnyWork) -> bool:
-        if not self._taken[slot]:
-            self._taken[slot] = 1
-            return True
-        self._waiting.setdefault(slot, deque()).append(work)
-        work.num_blockers = 1
-        return False
-
     def leave(self, work: AnyWork) -> list[AnyWork]:
-        """Takes finished work out of its lanes; returns the work that became first everywhere by it."""
+        """Takes finished work out of its lanes; returns the work that is now first in all of its lanes."""
         if not isinstance(work, Block):
             return self._leave_one(work.slot)
         if not self._waiting:
@@ -85,7 +82,7 @@ class Lanes:
         return [ready for slot in work.slots.tolist() for ready in self._leave_one(slot)]
 
     def leave_all(self, steps: list[Step]) -> list[AnyWork]:
-        """Takes finished steps out of their lanes; returns the work that became first everywhere by it."""
+        """Takes finished steps out of their lanes; returns the work that is now first in all of its lanes."""
         if self._waiting:
             return [ready for step in steps for ready in self._leave_one(step.slot)]
         taken = self._taken
@@ -106,17 +103,18 @@ class Lanes:
 
 
 class Scheduler:
-    """The work that waits, and the choice of what runs next.
+    """The queue of one engine, and the choice of what runs next.
 
     Args:
-        capacity: slots there are.
-        max_queue_steps: steps that may wait; more are refused.
-        max_batch_steps: steps in one cell call; single steps and frames share one, long inputs have another.
-        max_piece_steps: time steps of a long input in one iteration.
+        capacity: the number of slots.
+        max_queue_steps: the most steps in the queue; more are refused.
+        max_batch_steps: the most steps in one cell call; single steps and frames share one call, long inputs
+            have another.
+        max_piece_steps: the most time steps of a long input in one iteration.
     """
 
     def __init__(
-        self, capacity: int, max_queue_steps: int, max_batch_steps: int, max_piece_steps: int
+        self, capacity: int, *, max_queue_steps: int, max_batch_steps: int, max_piece_steps: int
     ) -> None:
         self._lanes = Lanes(capacity)
         self._max_queue_steps = max_queue_steps
@@ -129,16 +127,16 @@ class Scheduler:
 
     @property
     def has_ready(self) -> bool:
-        """Whether an iteration would have something to do."""
+        """Whether an iteration would have work to run."""
         return bool(self._steps or self._blocks or self._controls)
 
     def is_busy(self, slot: int) -> bool:
-        """Tells whether work of a session is queued or running."""
+        """Returns whether work of a session is queued or running."""
         return self._lanes.is_taken(slot)
 
     def has_room(self, num_steps: int) -> bool:
-        """Tells whether so many steps may be queued."""
-        # An empty queue takes anything that a message may hold, else that message could never be served.
+        """Returns whether so many steps may be queued."""
+        # An empty queue takes whatever one message may hold; otherwise that message could never be served.
         return self.num_queued_steps + num_steps <= self._max_queue_steps or not self.num_queued_steps
 
     def check_room(self, num_steps: int) -> None:
@@ -164,9 +162,9 @@ class Scheduler:
             self._make_ready(work)
 
     def withdraw(self, work: AnyWork) -> bool:
-        """Takes back work whose running has not begun; tells whether it could.
+        """Takes back work that has not begun, and returns whether it could.
 
-        Of a block that has begun, the rows not scheduled yet are taken back.
+        A block that has begun is taken back, too: its rows that are not scheduled yet do not run.
         """
         if work.phase is Phase.QUEUED or (work.phase is Phase.STARTED and isinstance(work, Block)):
             work.phase = Phase.WITHDRAWN
@@ -176,35 +174,35 @@ class Scheduler:
     def schedule(self) -> Batch:
         """Takes the next batch from the queue.
 
-        The caller runs it and then calls `finish` for each piece of work that is done: steps and controls
-        always, blocks when `advance` says that nothing is left. Until then nothing else of their sessions
-        is scheduled.
+        The caller runs the batch and then calls `finish` for all work that is done: steps and controls
+        always, a block when `advance` returns that no rows are left. Until then no other work of these
+        sessions is scheduled.
         """
         batch = Batch([], [], [])
         self._start(self._controls, batch.controls, len(self._controls))
-        # Neither single steps nor frames can keep the other out: whoever waits gets half at least.
+        # Neither single steps nor frames can keep the others out: both get half of the room at least.
         half = min(len(self._steps), self._max_batch_steps // 2)
         num_taken = self._schedule_blocks(batch, self._max_batch_steps - half) if self._blocks else 0
         self._start(self._steps, batch.steps, self._max_batch_steps - num_taken)
         return batch
 
     def finish(self, work: AnyWork) -> None:
-        """Ends work that ran, or was withdrawn; what waited behind it may become ready."""
+        """Ends work that ran or was withdrawn; the work behind may become ready."""
         self.num_queued_steps -= work.num_steps
         for ready in self._lanes.leave(work):
             self._make_ready(ready)
 
     def finish_steps(self, steps: list[Step]) -> None:
-        """Ends single steps that ran."""
+        """Ends single steps that ran; the work behind them may become ready."""
         self.num_queued_steps -= len(steps)
         for ready in self._lanes.leave_all(steps):
             self._make_ready(ready)
 
     def advance(self, block: Block) -> bool:
-        """Moves a block past the piece that ran; tells whether rows are left, for which it queues again."""
-        if block.rows_done >= block.totals[block.cursor : block.stop].max():
-            block.cursor = block.stop
-        if block.cursor == len(block.slots) or block.phase is Phase.WITHDRAWN:
+        """Moves a block past the piece that ran; queues it again, and returns True, if rows are left."""
+        if block.group_steps_done >= block.totals[block.group_start : block.group_stop].max():
+            block.group_start = block.group_stop
+        if block.group_start == len(block.slots) or block.phase is Phase.WITHDRAWN:
             return False
         self._blocks.append(block)
         return True
@@ -218,7 +216,7 @@ class Scheduler:
             self._controls.append(work)
 
     def _start(self, waiting: deque[_Started], into: list[_Started], room: int) -> None:
-        """Moves up to `room` pieces of work that is still wanted from a queue into a batch."""
+        """Moves work from a queue into a batch until that has `room` pieces; ends withdrawn work."""
         while waiting and len(into) < room:
             work = waiting.popleft()
             if work.phase is Phase.WITHDRAWN:
@@ -228,9 +226,9 @@ class Scheduler:
                 into.append(work)
 
     def _schedule_blocks(self, batch: Batch, frame_room: int) -> int:
-        """Takes pieces of blocks, in turn, while there is room; returns how many sessions step once."""
+        """Takes pieces of blocks, in turn, while there is room; returns how many rows of frames it took."""
         num_taken = 0
-        rows = length = 0  # of the long part, in which every row costs as much as the longest
+        rows = length = 0  # of the call for long inputs, in which every row costs as much as the longest
         for _ in range(len(self._blocks)):
             block = self._blocks.popleft()
             if block.phase is Phase.WITHDRAWN:
@@ -252,22 +250,22 @@ class Scheduler:
         return num_taken
 
     def _cut_frame(self, block: Block, room: int) -> Piece | None:
-        """Cuts as many entries of a frame as fit, None where none does."""
+        """Returns a piece of as many entries of a frame as fit; None if none does."""
         if room < 1:
             return None
-        return self._cut(block, min(block.cursor + room, len(block.slots)), 1)
+        return self._cut(block, min(block.group_start + room, len(block.slots)), 1)
 
     def _cut_long(self, block: Block, rows: int, length: int) -> Piece | None:
-        """Cuts the next piece of a long input, None where it does not fit beside so many rows and steps.
+        """Returns the next piece of a long input; None if it does not fit beside `rows` of `length` steps.
 
-        It goes in whole or waits, and is first in the next batch: cut to what is left, short inputs would be
-        scanned a few at a time at the length of a long one.
+        A piece that does not fit as a whole waits, and is first in the next batch. If it were cut to the
+        room left, short inputs would be scanned a few at a time at the length of a long one.
         """
         most = self._max_batch_steps
-        stop, done = block.stop, block.rows_done
-        if stop <= block.cursor:
-            stop, done = min(block.cursor + most, len(block.slots)), 0
-        totals = block.totals[block.cursor : stop]
+        stop, done = block.group_stop, block.group_steps_done
+        if stop <= block.group_start:
+            stop, done = min(block.group_start + most, len(block.slots)), 0
+        totals = block.totals[block.group_start : stop]
         num_entries = int(np.count_nonzero(totals > done))
         steps = min(int(totals.max()) - done, self._max_piece_steps, max(1, most // num_entries))
         if rows and (rows + num_entries) * max(length, steps) > most:
@@ -276,11 +274,11 @@ class Scheduler:
 
     @staticmethod
     def _cut(block: Block, stop: int, length: int) -> Piece:
-        """Cuts `length` time steps of the entries up to `stop`, which form a group until all are done."""
-        is_first = block.stop <= block.cursor
-        if is_first:
-            block.stop, block.rows_done = stop, 0
-        offset = block.rows_done
-        entries = block.cursor + np.flatnonzero(block.totals[block.cursor : stop] > offset)
-        block.rows_done += length
-        return Piece(block, entries, offset, length, is_first)
+        """Returns `length` time steps of the entries up to `stop`, which stay a group until all have run."""
+        begins_group = block.group_stop <= block.group_start
+        if begins_group:
+            block.group_stop, block.group_steps_done = stop, 0
+        offset = block.group_steps_done
+        entries = block.group_start + np.flatnonzero(block.totals[block.group_start : stop] > offset)
+        block.group_steps_done += length
+        return Piece(block, entries, offset, length, begins_group)

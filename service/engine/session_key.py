@@ -1,4 +1,4 @@
-"""The key of a session: who it belongs to and its id there, as one text. Knows no sessions."""
+"""The key of a session: its principal and its id as one text. Does not know sessions."""
 
 import re
 
@@ -8,15 +8,15 @@ ID_RULE = "must be 1 to 128 printable ASCII characters, no spaces"
 
 def key_of(principal: str, session_id: str) -> str:
     """Returns the key by which a principal's session is known in memory and in the store."""
-    # Unambiguous whatever the id holds: a principal has no NUL, so the first NUL ends it.
+    # Unambiguous for every id: a principal has no NUL, so the first NUL ends the principal.
     return f"{principal}\0{session_id}"
 
 
 def id_of(key: str) -> str:
-    """Returns the id by which the session's principal knows it."""
+    """Returns the session's id, as its principal gave it."""
     return key.split("\0", 1)[1]
 
 
 def is_session_id(text: str) -> bool:
-    """Returns whether a text may be a session's id; `ID_RULE` says what may."""
+    """Returns whether a text is valid as a session's id, by `ID_RULE`."""
     return _ID.fullmatch(text) is not None

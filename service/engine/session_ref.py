@@ -1,4 +1,4 @@
-"""A reference to one session in memory, and what is asked of a session. Moves and ends nothing."""
+"""A reference to one session in memory, and what callers ask about a session. Changes nothing."""
 
 from typing import NamedTuple
 
@@ -7,10 +7,10 @@ from service.engine.engine import Engine
 
 
 class SessionRef(NamedTuple):
-    """One session in memory: its engine, its slot there, and the slot's generation when the session had it.
+    """One session in memory: its engine, its slot, and the generation of the slot.
 
-    A reference outlives its session. `is_live` says whether the session is still there; a session that moved
-    to another version of its model is found by `current`.
+    A reference may outlive the session: `is_live` says whether the session is still in its slot, and
+    `current` finds a session that moved to another version of its model.
     """
 
     engine: Engine
@@ -29,9 +29,9 @@ class SessionRef(NamedTuple):
 
     @property
     def current(self) -> "SessionRef":
-        """The reference to where the session is now, which may be on another version of its model."""
+        """A reference to the session's present place, which may be on another version of its model."""
         ref = self
-        while ref.engine.succession.has_begun:  # false nearly always
+        while ref.engine.succession.has_begun:  # nearly always false
             moved = ref.engine.succession.next_place(ref.slot, ref.generation)
             if moved is None:
                 break
@@ -45,7 +45,7 @@ class SessionRef(NamedTuple):
 
     @property
     def session_id(self) -> str:
-        """The id by which the session's principal knows it."""
+        """The session's id, as its principal gave it."""
         return session_key.id_of(self.engine.sessions.key(self.slot))
 
     @property
@@ -60,7 +60,7 @@ class SessionRef(NamedTuple):
 
     @property
     def num_durable_steps(self) -> int:
-        """How many of the session's steps are in the store; 0 where there is none."""
+        """How many of the session's steps are in the store; 0 if there is no store."""
         durability = self.engine.sessions.durability
         return durability.num_durable.item(self.slot) if durability.is_enabled else 0
 
@@ -71,6 +71,6 @@ class SessionRef(NamedTuple):
 
     @property
     def epoch(self) -> int:
-        """How many owners the session has had; 1 where there is no store."""
+        """How many owners the session has had; 1 if there is no store."""
         durability = self.engine.sessions.durability
         return durability.epoch.item(self.slot) if durability.is_enabled else 1

@@ -1,7 +1,7 @@
 """Which sessions of one model are in memory: their keys, slots and generations, and when each was last used.
 
-Their progress, what of them is in the store and why earlier ones ended are parts of the table. Does not know
-state rows, the model, nor when anything happens: slots and times are passed in.
+Parts of the table are the sessions' progress, what the store has of them, and why earlier sessions ended.
+Does not know state rows, the model, nor what time it is: slots and times are passed in.
 """
 
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ from service.errors import Reason
 class SessionTable:
     """Up to `capacity` sessions, each in a slot of its own.
 
-    A slot's generation counts its sessions, so that a number that was kept from an earlier session is found
-    out. `generation` and `last_used` (monotonic ns) are read by others and written here alone.
+    The generation of a slot counts the slot's sessions: a reference to an earlier session has an older one.
+    All may read `generation` and `last_used` (monotonic ns); this class alone writes them.
     """
 
     def __init__(self, capacity: int, progress: ProgressTable) -> None:
@@ -35,7 +35,7 @@ class SessionTable:
         return len(self._slots)
 
     def find(self, key: str) -> int | None:
-        """Returns the slot of the session with this key, None when there is none."""
+        """Returns the slot of the session with this key; None if there is none."""
         return self._slots.get(key)
 
     def key(self, slot: int) -> str:
@@ -47,7 +47,7 @@ class SessionTable:
         return self.generation.item(slot) == generation
 
     def open(self, key: str, slot: int, now_ns: int, epoch: int = 1) -> None:
-        """Begins a session, at step 0, in a slot of its own."""
+        """Opens a session at step 0 in a free slot."""
         self._slots[key] = slot
         self._keys[slot] = key
         self.endings.forget(key)
@@ -56,7 +56,7 @@ class SessionTable:
         self.durability.open(slot, epoch, now_ns)
 
     def open_ephemeral(self, slot: int) -> None:
-        """Begins a session for one piece of work: it has no key, is not counted, and goes to no store."""
+        """Opens a session for one piece of work: without a key, not counted, and never stored."""
         self.progress.restart(slot)
 
     def touch(self, slot: int, now_ns: int) -> None:
@@ -64,7 +64,7 @@ class SessionTable:
         self.last_used[slot] = now_ns
 
     def apply(self, steps: AppliedSteps, now_ns: int) -> None:
-        """Moves sessions on by the steps that their states have taken."""
+        """Moves sessions on by the steps that were applied to their states."""
         self.progress.apply(steps)
         self.last_used[steps.slots] = now_ns
         self.durability.mark_stepped(steps.slots)
@@ -79,23 +79,23 @@ class SessionTable:
         self.durability.close(slot)
 
     def end(self, slot: int, reason: Reason) -> None:
-        """Ends a session that its client did not close, and remembers for a while why."""
+        """Ends a session that its client did not close, and remembers why for a while."""
         key = self._keys[slot]
         self.close(slot)
         self.endings.remember(key, reason, slot)
 
-    def remember_endings(self, others: "SessionTable") -> None:
-        """Remembers what became of another version's sessions, except of those that are live here."""
-        self.endings.remember_all(others.endings, live=self._slots)
+    def remember_endings(self, source: "SessionTable") -> None:
+        """Takes over why another version's sessions ended, except for keys that are live here."""
+        self.endings.remember_all(source.endings, live=self._slots)
 
     def is_stored_whole(self, slot: int) -> bool:
-        """Returns whether the store has a session as it stands: no write of it is due or under way."""
+        """Returns whether the store has a session in its present state: no write is due or under way."""
         if self.durability.is_changed.item(slot):
             return False
         return self.durability.num_durable.item(slot) == self.progress.next_step.item(slot)
 
     def slots(self) -> Iterator[int]:
-        """Yields the slots of all sessions; none may come or go meanwhile."""
+        """Yields the slots of all sessions; no session may open or end meanwhile."""
         return iter(self._keys)
 
     def all_slots(self) -> Int64s:
@@ -116,17 +116,13 @@ class SessionTable:
             slots, used = slots[first], used[first]
         return slots[np.argsort(used)]
 
-    def move_from(self, others: "SessionTable", theirs: Int64s, slots: Int64s) -> None:
-        """Takes over sessions of another version of the model where they stand; there they end.
-
-        Args:
-            theirs, slots: [N], where the sessions are there, and where they go here.
-        """
-        self.progress.copy_from(others.progress, theirs, slots)
-        self.last_used[slots] = others.last_used[theirs]
-        self.durability.copy_from(others.durability, theirs, slots)
-        for slot, there in zip(slots.tolist(), theirs.tolist(), strict=True):
-            key = others.key(there)
+    def move_from(self, source: "SessionTable", source_slots: Int64s, slots: Int64s) -> None:
+        """Moves N sessions here from another version's table, from its slots [N] to `slots` [N]."""
+        self.progress.copy_from(source.progress, source_slots, slots)
+        self.last_used[slots] = source.last_used[source_slots]
+        self.durability.copy_from(source.durability, source_slots, slots)
+        for slot, source_slot in zip(slots.tolist(), source_slots.tolist(), strict=True):
+            key = source.key(source_slot)
             self._slots[key], self._keys[slot] = slot, key
             self.endings.forget(key)
-            others.close(there)
+            source.close(source_slot)

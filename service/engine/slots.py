@@ -1,16 +1,16 @@
-"""Which rows of the state pool are free. Knows neither sessions nor tensors."""
+"""Which rows of the state pool are free. Does not know sessions or tensors."""
 
 
 class Slots:
-    """Hands out the numbers 0..capacity-1, the one given back last first.
+    """Allocates the numbers 0 .. capacity-1, first those given back, the latest of them first.
 
-    Low numbers go first and used ones come back soon, so that memory touched stays near what is in use.
+    Low numbers go first and used ones are used again, so that the memory touched stays near what is in use.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._returned: list[int] = []
-        self._fresh = 0  # slots from here on were never taken
+        self._fresh = 0  # slots from this one on were never taken
 
     @property
     def num_taken(self) -> int:
@@ -18,7 +18,7 @@ class Slots:
         return self._fresh - len(self._returned)
 
     def take(self) -> int | None:
-        """Returns a free slot, which is now taken; None when there is none."""
+        """Takes a free slot and returns it; None if there is none."""
         if self._returned:
             return self._returned.pop()
         if self._fresh == self.capacity:
@@ -27,5 +27,5 @@ class Slots:
         return self._fresh - 1
 
     def give_back(self, slot: int) -> None:
-        """Frees a slot that was taken."""
+        """Frees a taken slot."""
         self._returned.append(slot)

@@ -1,55 +1,56 @@
-"""Which version follows an engine's, and where the sessions went that have moved there.
+"""Which version succeeds an engine's version, and where the sessions that moved are now.
 
-Moves nothing itself.
+Does not move sessions, and does not know engines.
 """
 
 from typing import Generic, TypeVar
 
-_Owner = TypeVar("_Owner")  # an engine, which this module does not know
+_Engine = TypeVar("_Engine")
 
 
-class Succession(Generic[_Owner]):
-    """What becomes of an engine when another version of its model leads."""
+class Succession(Generic[_Engine]):
+    """One engine's place among the versions of its model, and the new places of sessions that left it."""
 
     def __init__(self) -> None:
         self.is_retiring = False
-        """Whether another version leads: the engine leaves memory after its last session."""
-        self.successor: _Owner | None = None
-        """The version that sessions move to, if they do."""
+        """Whether another version leads; the engine is then unloaded after its last session."""
+        self.successor: _Engine | None = None
+        """The engine that sessions move to; None if they stay."""
         self.has_begun = False
-        """Whether sessions have ever moved to another version: a remembered slot may be out of date."""
+        """Whether there ever was a successor, so that a remembered slot may be out of date."""
         self.num_arriving = 0
-        """Sessions that are about to enter; the engine stays in memory for them."""
-        self.has_left = False
-        """Whether the engine is out of memory: nothing may be asked of it."""
-        self._forwards: dict[tuple[int, int], tuple[_Owner, int, int]] = {}
+        """How many sessions are about to enter; the engine stays loaded for them."""
+        self.is_unloaded = False
+        """Whether the engine's model and states are freed; no work may be submitted then."""
+        self._places: dict[tuple[int, int], tuple[_Engine, int, int]] = {}
+        """By slot and generation here: the engine, slot and generation of a session that moved."""
         self._vacated: list[int] = []
 
-    def begin(self, successor: _Owner | None) -> None:
-        """Another version leads from now on; with a `successor`, sessions move there."""
+    def begin(self, successor: _Engine | None) -> None:
+        """Records that another version leads; sessions move to the `successor`, if there is one."""
         self.is_retiring = True
         self.successor = successor
         self.has_begun |= successor is not None
 
     def end(self) -> list[int]:
-        """The engine's own version leads again; returns the slots that are free for use again."""
+        """Records that the engine's version leads again; returns the slots that moved sessions had."""
         self.is_retiring, self.successor = False, None
         vacated, self._vacated = self._vacated, []
         return vacated
 
-    def leave(self) -> None:
-        """Records that the engine is out of memory."""
-        self.has_left = True
+    def unload(self) -> None:
+        """Records that the engine's model and states are freed."""
+        self.is_unloaded = True
 
     def arrive(self, change: int) -> None:
-        """Counts a session that is about to enter (1), or that has entered or given up (-1)."""
+        """Counts a session that is about to enter (1), or that has entered or failed to (-1)."""
         self.num_arriving += change
 
-    def record_move(self, slot: int, generation: int, to: tuple[_Owner, int, int]) -> None:
-        """Records where a session went: its engine, its slot there and the slot's generation."""
-        self._forwards[slot, generation] = to
+    def record_move(self, slot: int, generation: int, to: tuple[_Engine, int, int]) -> None:
+        """Records the engine, slot and generation that a session moved to."""
+        self._places[slot, generation] = to
         self._vacated.append(slot)
 
-    def next_place(self, slot: int, generation: int) -> tuple[_Owner, int, int] | None:
-        """Returns where a session went from here; None if it has not moved."""
-        return self._forwards.get((slot, generation))
+    def next_place(self, slot: int, generation: int) -> tuple[_Engine, int, int] | None:
+        """Returns the engine, slot and generation that a session moved to; None if it has not moved."""
+        return self._places.get((slot, generation))

@@ -1,7 +1,7 @@
-"""What callers ask of an engine: a step, a block of many, or a control. Values without policy.
+"""What callers ask of an engine: a step, a block of many steps, or a control. Values without policy.
 
-Whoever submits a piece of work sets `on_done`; the engine calls it once, with the result or `error` in place,
-unless the work was withdrawn.
+The caller sets `on_done`. The engine calls `on_done` once, when the result or `error` is set, unless the work
+was withdrawn.
 """
 
 import enum
@@ -13,11 +13,11 @@ import numpy as np
 from service.arrays import Float32s, Int64s
 from service.errors import StreamcellError
 
-INDEX_NEXT = -1  # as a step's index: the next one
+INDEX_NEXT = -1  # as a step's index: whichever is next
 
 
 class Phase(enum.IntEnum):
-    """Where a piece of work is in its life."""
+    """How far a piece of work has come."""
 
     QUEUED = 0
     STARTED = 1
@@ -28,20 +28,20 @@ class Phase(enum.IntEnum):
 class Work:
     """What steps, blocks and controls have in common; `arrived_ns` is monotonic.
 
-    What work begins with stands in its class: a step is made for every message, so each attribute set in
-    `__init__` is paid for by every message.
+    First values are attributes of the class: a step is made for every message, so every message would pay for
+    each attribute that `__init__` sets.
     """
 
     num_steps = 1
-    """Steps it counts for in the queue; controls count for one, so that they are bounded too."""
+    """How many steps the work counts for in the queue; a control counts for one, to be bounded too."""
     error: StreamcellError | None = None
     phase = Phase.QUEUED
     num_blockers = 0
-    """Lanes in which earlier work stands before it."""
+    """The number of lanes in which earlier work comes first."""
     restarts = False
-    """Whether it first puts its session back to its start."""
+    """Whether the session is put back to its start first."""
     may_be_held = False
-    """Whether it may wait a moment for others to join: a unary call, of which fronts bring few at a time."""
+    """Whether its iteration may be held: true for unary calls, which come in few at a time."""
 
     arrived_ns: int
     on_done: "Callable[[Any], None]"
@@ -56,15 +56,16 @@ class Step(Work):
         time: Unix ns, or TIME_ABSENT.
         index: the index asked for, or INDEX_NEXT.
 
-    Results: `step_index`, `y` (O floats), `is_repeat` (answered from the replies kept).
+    Results: `step_index`, `y` (O floats), `is_repeat` (whether `y` is a remembered reply).
     """
 
     run_time = 0
-    """What the model gets: the time given, or the one that follows."""
+    """The time that the model gets: the time given, or the one that follows the last step's."""
     step_index = -1
     is_repeat = False
     y: Sequence[float] = ()
 
+    # Calls on the way of every message are positional: keywords would add 170 ns, as much again.
     def __init__(
         self,
         slot: int,
@@ -93,23 +94,24 @@ class Block(Work):
         x: float32 [rows, F].
         times: [rows], or None when the request gave none.
         indexes: [n], each entry's first index or INDEX_NEXT.
-        wants_replies: whether y is wanted of every row, or (priming) of each entry's last one alone.
+        wants_replies: whether y is wanted of every row, or (priming) of each entry's last row alone.
 
     Results: `y` [rows, O] (NaN where there is none), `step_indexes` [n] (of each entry's first row),
     `num_applied` [n] (rows that moved the state), `errors` by entry.
     """
 
     is_whole = False
-    """Whether a failure puts its one session back to where it stood before; else what ran stays applied."""
+    """Whether a failure rolls the block's one session back; if not, the rows that ran stay applied."""
     started_ns = 0
-    """When it was first in a batch."""
+    """When the block was first in a batch, monotonic."""
     compute_ns = 0
-    """What its cell calls took."""
+    """How long the block's cell calls took."""
 
     def __init__(
         self,
         slots: Int64s,
         generations: Int64s,
+        *,
         counts: Int64s,
         x: Float32s,
         times: Int64s | None,
@@ -124,39 +126,40 @@ class Block(Work):
         self.num_steps = len(x)
         self.slots = slots
         self.generations = generations
-        # Rows still to run of each entry. Both columns shrink from the front by rows applied before.
+        # Each entry's steps to run, and its first row. Rows that were applied before are taken off the front:
+        # `totals` shrinks and `starts` moves on by as many.
         self.totals = counts.copy()
         self.starts = np.cumsum(counts) - counts
         self.x = x
         self.times = times
         self.indexes = indexes
-        self.is_long = bool(counts.max() > 1)  # several steps of a session: runs in a cell call of its own
+        self.is_long = bool(counts.max() > 1)  # several steps of a session: a long input, not a frame
         self.wants_replies = wants_replies
         self.y = np.full((len(x), num_outputs), np.nan, np.float32)
         self.step_indexes = np.zeros_like(slots)
         self.num_applied = np.zeros_like(slots)
         self.errors: dict[int, StreamcellError] = {}
         # Entries run in groups that fit a batch, each group to its last row before the next begins.
-        self.cursor = 0  # first entry of the group
-        self.stop = 0  # entry after the group's last; the group is formed when it is past the cursor
-        self.rows_done = 0  # time steps of the group that were scheduled
+        self.group_start = 0  # the group's first entry
+        self.group_stop = 0  # the entry after the group's last; not past `group_start` until there is a group
+        self.group_steps_done = 0  # time steps of the group that were scheduled
 
     def fail(self, entry: int, error: StreamcellError) -> None:
-        """Gives up the rest of an entry."""
+        """Fails an entry: its remaining rows do not run."""
         self.errors[entry] = error
         self.totals[entry] = 0
         self.step_indexes[entry] = 0
 
     @property
     def num_outputs(self) -> int:
-        """Values of a prediction."""
+        """The number of values in a prediction."""
         return int(self.y.shape[1])
 
 
 class Control(Work):
-    """Something to do with one session after the work that came before: close, reset, forecast ...
+    """An action on one session, in its place among the session's other work: close, reset, forecast ...
 
-    `action` runs in the engine between two batches; its return value becomes `result`.
+    `action` is called with the slot, in an iteration before its cell calls; what it returns is `result`.
     """
 
     def __init__(
@@ -164,6 +167,7 @@ class Control(Work):
         slot: int,
         generation: int,
         action: "Callable[[int], Any]",
+        *,
         arrived_ns: int,
         on_done: "Callable[[Control], None]",
     ) -> None:

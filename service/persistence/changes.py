@@ -42,7 +42,7 @@ class _EngineSessions:
         are_live = self.are_live()
         chosen = is_stored & are_live
         written = Written(self.slots[chosen], self.restarts[chosen], self.next_steps[chosen])
-        self.engine.sessions.durability.record(written, now_ns)
+        self.engine.sessions.durability.record_write(written, now_ns)
         if self.engine.succession.has_begun:
             self._record_moved(is_stored & ~are_live)
 
@@ -53,7 +53,7 @@ class _EngineSessions:
         for slot, generation, restarts, next_step in rows:
             session = SessionRef(self.engine, slot, generation).current
             if session.is_live:
-                session.engine.sessions.durability.record_steps(session.slot, restarts, next_step)
+                session.engine.sessions.durability.record_moved_write(session.slot, restarts, next_step)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -239,7 +239,7 @@ class Changes:
                 engine=engine,
                 slots=slots,
                 generations=sessions.generation[slots],
-                restarts=durability.restarts[slots],
+                restarts=durability.num_restarts[slots],
                 next_steps=next_steps,
                 waiting=self._take_waiting(engine, slots),
             )
@@ -250,7 +250,7 @@ class Changes:
             Write(kind, sessions.key(slot), epoch, record, self._clock.unix_seconds(now) - seconds)
             for slot, epoch, record, seconds in rows
         )
-        durability.mark_taken(slots)
+        durability.mark_unchanged(slots)
 
 
 def _ended(session: SessionRef) -> StreamcellError:

@@ -134,7 +134,7 @@ class StoredSessions:
         # The row's own instant: a row that was idle for long is written again soon, before it seems idle too
         # long.
         written_ns = self._write_behind.wall_clock.instant_ns(claimed.used_at)
-        engine.sessions.durability.set_written(slot, written_ns)
+        engine.sessions.durability.set_last_written(slot, written_ns)
 
     def _delete_row(self, key: str, epoch: int) -> None:
         self._changes.delete(key, epoch)

@@ -14,10 +14,10 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from service.telemetry.metrics import BACKGROUND_FAULTS
 from service.telemetry.metrics_page import joined
 
 _PAGE_SECONDS = 5.0  # the longest wait for the workers' pages
-_FAULTS = "streamcell_background_faults"  # the workers count theirs under the same name
 
 
 class Paged(Protocol):
@@ -28,7 +28,7 @@ class Paged(Protocol):
 
 
 class WorkerPages(Collector):
-    """Collects the pages of all workers; the page of an only worker stays as it is.
+    """Collects the pages of all workers; the samples of an only worker get no label.
 
     Args:
         workers: the current worker of each number.
@@ -55,8 +55,10 @@ class WorkerPages(Collector):
         with contextlib.suppress(concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
             pages = fetching.result(2 * _PAGE_SECONDS)
         if self._is_single:
-            return [family for page in pages.values() for family in text_string_to_metric_families(page)]
-        return self._with_faults(joined(pages))
+            families = [family for page in pages.values() for family in text_string_to_metric_families(page)]
+        else:
+            families = list(joined(pages))
+        return self._with_faults(families)
 
     def describe(self) -> Iterable[Metric]:
         """Returns nothing: the workers' registries have checked the names."""
@@ -77,6 +79,8 @@ class WorkerPages(Collector):
     def _with_faults(self, families: Iterable[Metric]) -> Iterable[Metric]:
         by_name = {family.name: family for family in families}
         for task, count in list(self._num_faults.items()):
-            family = by_name.setdefault(_FAULTS, Metric(_FAULTS, "Faults in background tasks.", "counter"))
-            family.add_sample(f"{_FAULTS}_total", {"task": task, "worker": "supervisor"}, count)
+            family = by_name.setdefault(
+                BACKGROUND_FAULTS, Metric(BACKGROUND_FAULTS, "Faults in background tasks.", "counter")
+            )
+            family.add_sample(f"{BACKGROUND_FAULTS}_total", {"task": task, "worker": "supervisor"}, count)
         return by_name.values()

@@ -1,6 +1,7 @@
 """An artifact: a TorchScript file with its manifest, loaded onto a device and tried out.
 
-Owns reading the file and the shapes of its three methods. Does not know sessions or the pool.
+Owns the reading of the file and the checks of the script's three methods. Does not know sessions or
+the pool.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from service.errors import ConfigError
 from service.runtime import manifest
+from service.runtime.manifest import Manifest, ManifestError
 
 FILE_NAME = "model.pt"
 _MANIFEST_FILE = "manifest.json"
@@ -20,23 +22,28 @@ DIGEST_BYTES = 16
 _METHODS = ("step", "scan", "forecast")
 
 
+class _ArtifactError(ValueError):
+    """A file is not a usable artifact; the message says why, without the path."""
+
+
 class Artifact:
     """A loaded model: its names, its manifest and its scripted methods.
 
     Args:
-        name, version: what it is served as, from the folder it lies in.
-        digest: of the file, by which a session's bytes tell the model that they are of.
+        name, version: the names that the model is served under, from the file's folder.
+        digest: of the file; a snapshot names its session's model by this digest.
 
-    The methods take and give tensors on `device`; F inputs, O outputs, S state values, K future values.
+    The methods take and return tensors on `device`; F inputs, O outputs, S state values, K future values.
     """
 
     def __init__(
         self,
         name: str,
         version: str,
-        about: manifest.Manifest,
+        about: Manifest,
         script: torch.jit.ScriptModule,
         device: torch.device,
+        *,
         digest: bytes = bytes(DIGEST_BYTES),
     ) -> None:
         self.name = name
@@ -66,7 +73,7 @@ def discover(folder: pathlib.Path) -> Iterator[tuple[str, str, pathlib.Path]]:
     """Yields name, version and path of every NAME/VERSION/model.pt below a folder, sorted.
 
     Raises:
-        ConfigError: there is no such folder, or none in it.
+        ConfigError: there is no such folder, or no such file below the folder.
     """
     if not folder.is_dir():
         raise ConfigError(f"--models: {folder} is not a folder")
@@ -78,48 +85,58 @@ def discover(folder: pathlib.Path) -> Iterator[tuple[str, str, pathlib.Path]]:
 
 
 def load(name: str, version: str, path: pathlib.Path, device: torch.device) -> Artifact:
-    """Returns the artifact in a file, on a device, its methods tried and found of the manifest's shapes.
+    """Returns the artifact in a file, on a device, after a trial of its methods on the manifest's shapes.
 
     Raises:
         ConfigError: the file is damaged, of another format version, or does not do what its manifest says.
     """
+    try:
+        script, about = _read(path, device)
+        artifact = Artifact(name, version, about, script, device, digest=digest_of(path))
+        _try_out(artifact)
+    except (ManifestError, _ArtifactError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return artifact
+
+
+def digest_of(path: pathlib.Path) -> bytes:
+    """Returns the digest that identifies a file."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=DIGEST_BYTES).digest()
+
+
+def _read(path: pathlib.Path, device: torch.device) -> tuple[torch.jit.ScriptModule, Manifest]:
+    """Returns the script and the manifest in a file."""
     files = {_MANIFEST_FILE: b""}
     try:
         script = torch.jit.load(path, map_location=device, _extra_files=files)  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{path}: not a readable TorchScript file ({first_line})") from None
-    try:
-        about = manifest.parse(_text(files[_MANIFEST_FILE]))
-    except manifest.ManifestError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise _ArtifactError(f"not a readable TorchScript file ({first_line})") from None
+    about = manifest.parse(_text(files[_MANIFEST_FILE]))
     missing = [method for method in _METHODS if not hasattr(script, method)]
     if missing:
-        raise ConfigError(f"{path}: the script has no method {', '.join(missing)}")
-    artifact = Artifact(name, version, about, script.eval(), device, digest_of(path))
-    _try_out(artifact, path)
-    return artifact
-
-
-def digest_of(path: pathlib.Path) -> bytes:
-    """Returns the digest by which a file is known."""
-    return hashlib.blake2b(path.read_bytes(), digest_size=DIGEST_BYTES).digest()
+        raise _ArtifactError(f"the script has no method {', '.join(missing)}")
+    return script.eval(), about
 
 
 def _text(content: bytes | str) -> str:
-    # torch gives back text where the file had one, and what went in where it had none.
+    # torch replaces the entry by the file's content, as text; without such a file the entry stays as it was.
     if not content:
-        raise manifest.ManifestError(f"no {_MANIFEST_FILE} inside: it was not exported as an artifact")
+        raise ManifestError(f"no {_MANIFEST_FILE} inside: it was not exported as an artifact")
     if isinstance(content, str):
         return content
     try:
         return content.decode()
     except UnicodeDecodeError:
-        raise manifest.ManifestError(f"{_MANIFEST_FILE} inside is not UTF-8") from None
+        raise ManifestError(f"{_MANIFEST_FILE} inside is not UTF-8") from None
 
 
-def _try_out(artifact: Artifact, path: pathlib.Path) -> None:
-    """Runs each method once on zeros: wrong shapes show here, not at the first client's step."""
+def _try_out(artifact: Artifact) -> None:
+    """Runs each method once on zeros: wrong shapes show here, not at the first client's step.
+
+    Raises:
+        _ArtifactError: a method fails, or its results have other types or shapes than the manifest says.
+    """
     about, device = artifact.manifest, artifact.device
     b, t, h = 2, 3, 2
     num_inputs, num_outputs, size = len(about.inputs), len(about.outputs), about.state_size
@@ -133,17 +150,14 @@ def _try_out(artifact: Artifact, path: pathlib.Path) -> None:
             y, after = artifact.step(x[:, 0], time[:, 0], state)
             ys, scanned = artifact.scan(x, time, lengths, state)
             ahead = artifact.forecast(after, time[:, 0], h, future)
-    except Exception as error:  # a script may raise whatever it likes
+    except Exception as error:  # a script may raise anything
         last_line = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise ConfigError(
-            f"{path}: the script fails on an input of its manifest's shape ({last_line})"
-        ) from None
+        raise _ArtifactError(f"the script fails on an input of its manifest's shape ({last_line})") from None
     results = (y, after, ys, scanned, ahead)
     if any(tensor.dtype != torch.float32 for tensor in results):
-        raise ConfigError(
-            f"{path}: the script gives {', '.join(str(t.dtype) for t in results)}; all must be float32"
-        )
+        dtypes = ", ".join(str(tensor.dtype) for tensor in results)
+        raise _ArtifactError(f"the script gives {dtypes}; all must be float32")
     found = [tuple(tensor.shape) for tensor in results]
     wanted = [(b, num_outputs), (b, size), (b, t, num_outputs), (b, size), (b, h, num_outputs)]
     if found != wanted:
-        raise ConfigError(f"{path}: the script gives shapes {found} where its manifest says {wanted}")
+        raise _ArtifactError(f"the script gives shapes {found} where its manifest says {wanted}")

@@ -1,6 +1,6 @@
-"""What only CUDA has: being there or not, graphs, waiting. Kept apart and small: to try it takes a GPU.
+"""What only CUDA has: availability, graphs, waiting. Small, because only a machine with a GPU can test this.
 
-Does not know models or batches: a call is a function of nothing that works on tensors in their places.
+Does not know models or batches: a call is a function without arguments that works on tensors in fixed memory.
 """
 
 from collections.abc import Callable
@@ -10,16 +10,15 @@ from torch import Tensor
 
 Call = Callable[[], tuple[Tensor, Tensor]]
 
-_NUM_WARM_UP_CALLS = (
-    5  # TorchScript profiles the first of each size, compiles on the second; some more to settle
-)
+# TorchScript profiles the first call of each size and compiles in the second; some more to be sure.
+_NUM_WARM_UP_CALLS = 5
 
 
 def pick_device(wanted: str) -> torch.device:
     """Returns the device that `auto`, `cpu` or `cuda` means on this machine.
 
     Raises:
-        RuntimeError: CUDA is asked for and not there.
+        RuntimeError: CUDA is asked for and not available.
     """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
@@ -31,25 +30,25 @@ def pick_device(wanted: str) -> torch.device:
 def reason_of(error: BaseException) -> str:
     """Returns in one line why something failed on CUDA.
 
-    That is what failed first: a capture that is broken off fails once more as it ends. A script's error is
-    a traceback, CUDA's has advice after it; one line of either tells what it is about.
+    The line is of the first error: an aborted capture fails once more when it ends. A script's error is a
+    traceback, and CUDA's error has advice after it; one line of either names the cause.
     """
     while error.__context__ is not None:
         error = error.__context__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "error: " in line.lower()]
-    return next(iter(telling + lines), type(error).__name__)
+    naming_error = [line for line in lines if "error: " in line.lower()]
+    return next(iter(naming_error + lines), type(error).__name__)
 
 
-class Graphs:
-    """Records calls as CUDA graphs, which replay with one launch each.
+class CudaGraphs:
+    """Records calls as CUDA graphs, each of which replays with one launch.
 
-    All share one pool of memory: a replay may overwrite the results of the others, so replay one, take its
-    results, then replay the next.
+    All graphs share one pool of memory, and a replay may overwrite the results of other graphs: replay one
+    graph, take the results, then replay the next.
     """
 
-    pins = True
-    """Host memory is to be pinned: a copy from there does not go by way of another."""
+    pins_memory = True
+    """Host memory must be pinned, so that the device copies from it directly."""
 
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -57,21 +56,22 @@ class Graphs:
         self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def record(self, call: Call) -> Call:
-        """Returns the call as a graph, whose results lie in the same places each time.
+        """Returns a replay of the call's graph, with results in the same memory each time.
 
-        Calls it a few times first: what it does only once, like compiling, cannot be recorded.
+        Runs the call a few times first, because work that is done only once, such as compiling, cannot be
+        recorded.
 
         Raises:
-            RuntimeError: it cannot be recorded, as where it waits for the device; or it fails by itself.
+            RuntimeError: the call fails, or cannot be recorded, for example because it waits for the device.
         """
         graph = torch.cuda.CUDAGraph()
-        self._graphs.append(graph)  # even where it fails: torch's allocator goes on asking it
+        self._graphs.append(graph)  # even if recording fails: torch's allocator goes on using the graph
         self._stream.wait_stream(torch.cuda.current_stream())
-        # Around all, because torch.cuda.graph leaves its stream the current one where a recording fails.
+        # Around everything, because torch.cuda.graph leaves its own stream current when a recording fails.
         with torch.cuda.stream(self._stream):
             for _ in range(_NUM_WARM_UP_CALLS):
                 call()
-            # Other threads may serve meanwhile: what they ask of CUDA is no fault of this recording.
+            # Other threads may use CUDA at the same time; their calls must not break this recording.
             with torch.cuda.graph(
                 graph, pool=self._memory, stream=self._stream, capture_error_mode="thread_local"
             ):
@@ -84,5 +84,5 @@ class Graphs:
         return replay
 
     def wait(self) -> None:
-        """Returns when the device has done all that it was told."""
+        """Returns when the device has finished all that was asked of it."""
         torch.cuda.current_stream().synchronize()

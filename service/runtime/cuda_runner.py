@@ -1,7 +1,7 @@
-"""Runs batches on a GPU: the pool lies there, a batch goes there in one copy, a step is one graph's replay.
+"""Runs batches on a GPU, where the states stay: a batch is sent in one copy, a step is a replay of a graph.
 
-A graph works on the memory that it was recorded on, so steps have fixed places: a bucket for each power of
-two, in which a batch is padded to the bucket's size. Does not know sessions or callers, nor how CUDA records.
+A graph works on the memory on which it was recorded, so batches have fixed memory: a bucket for each power of
+two, to which a batch is padded. Does not know sessions or callers, nor how CUDA records.
 """
 
 from bisect import bisect_left
@@ -16,69 +16,67 @@ from torch import Tensor
 
 from service.arrays import Flags, Float32s, Int64s
 from service.runtime.artifact import Artifact
-from service.runtime.cuda import Call, Graphs, reason_of
+from service.runtime.cuda import Call, CudaGraphs, reason_of
 from service.runtime.runner import Column, Runner
 from service.telemetry import log
 
 _Described = tuple[tuple[int, ...], npt.DTypeLike]
 
-_LEAST_BUCKET = 4  # the shipped models compute in rows by four anyway
-_ALIGNMENT = 16  # bytes; the widest that a kernel reads at once
+_LEAST_BUCKET = 4  # the shipped models compute rows in fours anyway
+_ALIGNMENT = 16  # bytes; the most that a kernel reads at once
 
 _DTYPES = {np.dtype(np.int64): torch.int64, np.dtype(np.float32): torch.float32}
 
 
-class Recorder(Protocol):
-    """What a runner needs of CUDA beyond its tensors; see `cuda.Graphs`."""
+class GraphRecorder(Protocol):
+    """What a runner needs of CUDA apart from tensors; see `cuda.CudaGraphs`."""
 
-    pins: bool
+    pins_memory: bool
 
     def record(self, call: Call) -> Call:
-        """Returns a call that does the same on the same places, its results in the same places each time."""
+        """Returns a call that does the same on the same memory, with results in the same memory each time."""
 
     def wait(self) -> None:
-        """Returns when the device has done all that it was told."""
+        """Returns when the device has finished all that was asked of it."""
 
 
 def runner_for(artifact: Artifact, capacity: int) -> Runner:
-    """Returns the runner for the device that an artifact is on."""
+    """Returns a runner for the device that an artifact is on."""
     if artifact.device.type == "cuda":
-        return StagedRunner(artifact, capacity, Graphs())
+        return CudaRunner(artifact, capacity, CudaGraphs())
     return Runner(artifact, capacity)
 
 
-class Parcel:
-    """Columns side by side in one run of bytes, on the host and on the device: one copy moves all.
+class TransferBuffer:
+    """Columns side by side in one range of bytes, on the host and on the device: one copy sends all of them.
 
     Args:
-        columns: the shape and type of each, int64 or float32.
-        pins: whether the host's memory is to be pinned.
+        columns: the shape and type of each column, int64 or float32.
+        pins_memory: whether to pin the host's memory.
     """
 
-    def __init__(self, columns: Sequence[_Described], device: torch.device, pins: bool) -> None:
+    def __init__(self, columns: Sequence[_Described], device: torch.device, *, pins_memory: bool) -> None:
         sizes = [int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in columns]
-        room = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
-        runs = [
-            slice(end - each, end - each + size)
-            for end, each, size in zip(accumulate(room), room, sizes, strict=True)
-        ]
-        self._host = torch.empty(sum(room), dtype=torch.uint8, pin_memory=pins)
-        self._device = torch.empty(sum(room), dtype=torch.uint8, device=device)
-        self.here: list[npt.NDArray[Any]] = []
+        aligned = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
+        starts = [end - size for end, size in zip(accumulate(aligned), aligned, strict=True)]
+        self._host_bytes = torch.empty(sum(aligned), dtype=torch.uint8, pin_memory=pins_memory)
+        self._device_bytes = torch.empty(sum(aligned), dtype=torch.uint8, device=device)
+        self.host: list[npt.NDArray[Any]] = []
         """The columns on the host, to be written."""
-        self.there: list[Tensor] = []
+        self.device: list[Tensor] = []
         """The columns on the device."""
-        for run, (shape, kind) in zip(runs, columns, strict=True):
-            self.here.append(self._host.numpy()[run].view(kind).reshape(shape))
-            self.there.append(self._device[run].view(_DTYPES[np.dtype(kind)]).view(shape))
+        for start, size, (shape, kind) in zip(starts, sizes, columns, strict=True):
+            place = slice(start, start + size)
+            self.host.append(self._host_bytes.numpy()[place].view(kind).reshape(shape))
+            self.device.append(self._device_bytes[place].view(_DTYPES[np.dtype(kind)]).view(shape))
 
     def send(self) -> None:
-        """Copies the columns to the device; they may be written again when it has been waited for."""
-        self._device.copy_(self._host, non_blocking=True)
+        """Starts copying the columns to the device; wait before writing them again."""
+        self._device_bytes.copy_(self._host_bytes, non_blocking=True)
 
 
 class _Bucket:
-    """The places of batches of up to `size` steps, and the call over them.
+    """The fixed memory of batches of up to `size` steps, and the call that runs on that memory.
 
     Args:
         spare: the row of the pool that padding steps.
@@ -86,50 +84,50 @@ class _Bucket:
 
     call: Call
 
-    def __init__(self, size: int, model: Artifact, spare: int, pins: bool) -> None:
+    def __init__(self, size: int, model: Artifact, spare: int, *, pins_memory: bool) -> None:
         about = model.manifest
         columns = [((size,), np.int64), ((size,), np.int64), ((size, len(about.inputs)), np.float32)]
-        self._parcel = Parcel(columns, model.device, pins)
+        self._buffer = TransferBuffer(columns, model.device, pins_memory=pins_memory)
         self._spare = spare
-        self._y = torch.empty((size, len(about.outputs)), pin_memory=pins)
-        self._found: Float32s = self._y.numpy()
+        self._y = torch.empty((size, len(about.outputs)), pin_memory=pins_memory)
+        self._y_values: Float32s = self._y.numpy()  # the same memory
         self.size = size
-        self.slots, self.times, self.x = self._parcel.there
+        self.slots, self.times, self.x = self._buffer.device
 
     def send(self, slots: Int64s, times: Int64s, x: Float32s) -> None:
-        """Sends a batch to the device, padded with steps that the model was tried out on: of zeros."""
+        """Sends a batch to the device, padded with steps of zeros, on which the model was tried out."""
         count = len(slots)
         for column, given, padding in zip(
-            self._parcel.here, (slots, times, x), (self._spare, 0, 0), strict=True
+            self._buffer.host, (slots, times, x), (self._spare, 0, 0), strict=True
         ):
             column[:count] = given
             column[count:] = padding
-        self._parcel.send()
+        self._buffer.send()
 
     def fetch(self, y: Tensor) -> Float32s:
-        """Begins to copy the predictions back; returns the memory that holds them once waited for."""
+        """Starts copying the predictions to the host, and returns the memory; wait before reading it."""
         self._y.copy_(y, non_blocking=True)
-        return self._found
+        return self._y_values
 
 
-class StagedRunner(Runner):
-    """The artifact over its pool on a GPU; what Runner says holds but for the last bits of a prediction.
+class CudaRunner(Runner):
+    """The artifact over its pool on a GPU; as Runner, except for the last bits of a prediction.
 
-    The pool has one row more than its capacity, which nobody owns: padding steps it, and it is put back to
-    zeros each time. Without a warm-up there are no buckets, and every batch is run as it comes.
+    The pool has one row more than its capacity. No session owns this spare row: padding steps it, and it is
+    zeroed each time. Without a warm-up there are no buckets, and batches run without padding and graphs.
 
     Args:
         recorder: makes the graphs.
     """
 
-    def __init__(self, artifact: Artifact, capacity: int, recorder: Recorder) -> None:
+    def __init__(self, artifact: Artifact, capacity: int, recorder: GraphRecorder) -> None:
         super().__init__(artifact, capacity + 1)
         self._spare = capacity
         self._recorder = recorder
         self._buckets: list[_Bucket] = []  # by size
         self._sizes: list[int] = []
         self.num_graphs = 0
-        """Of how many sizes batches run as graphs."""
+        """How many buckets run as graphs."""
 
     @torch.inference_mode()
     def step(self, slots: Int64s, x: Float32s, times: Int64s) -> tuple[Float32s, Flags]:
@@ -137,27 +135,27 @@ class StagedRunner(Runner):
         count = len(slots)
         at = bisect_left(self._sizes, count)
         if at == len(self._sizes):
-            rows, xs, when = self._tensors(slots, x, times)
+            rows, xs, when = self._to_device(slots, x, times)
             y, before = self._step(self._pool.rows, rows, xs, when)
-            return self._settle(rows, before, self._values(y))
+            return self._restore_not_finite(rows, before, self._to_host(y))
         bucket = self._buckets[at]
         bucket.send(slots, times, x)
         y, before = bucket.call()
         found = bucket.fetch(y)
         self._recorder.wait()
-        return self._settle(bucket.slots[:count], before[:count], found[:count].copy())
+        return self._restore_not_finite(bucket.slots[:count], before[:count], found[:count].copy())
 
     @torch.inference_mode()
     def warm_up(self, max_batch: int, max_piece: int) -> None:
-        """Makes the buckets for up to `max_batch` steps and records each; then as Runner."""
+        """Makes and records the buckets for up to `max_batch` steps; then runs batches as Runner does."""
         self._buckets = [self._bucket(size) for size in _sizes(max_batch)]
         self._sizes = [bucket.size for bucket in self._buckets]
         self._record()
         super().warm_up(max_batch, max_piece)
 
     def _bucket(self, size: int) -> _Bucket:
-        """Returns a bucket that holds padding alone."""
-        bucket = _Bucket(size, self.artifact, self._spare, self._recorder.pins)
+        """Returns a new bucket that holds padding alone."""
+        bucket = _Bucket(size, self.artifact, self._spare, pins_memory=self._recorder.pins_memory)
         none = np.zeros(0, np.int64)
         bucket.send(none, none, np.zeros((0, bucket.x.shape[1]), np.float32))
         self._recorder.wait()
@@ -165,17 +163,17 @@ class StagedRunner(Runner):
         def call() -> tuple[Tensor, Tensor]:
             y, before = self._step(self._pool.rows, bucket.slots, bucket.x, bucket.times)
             self._pool.clear(self._spare)
-            return y.contiguous(), before  # so that to fetch y is one plain copy
+            return y.contiguous(), before  # contiguous, so that `fetch` is one plain copy
 
         bucket.call = call
         return bucket
 
     def _record(self) -> None:
-        """Makes a graph of every bucket's call, or of none; over padding alone, so that no state moves."""
-        largest_first = self._buckets[::-1]  # so that the smaller find room in its memory
+        """Makes a graph of every bucket's call, or of none. Buckets hold padding, so that no state moves."""
+        largest_first = self._buckets[::-1]  # so that the smaller graphs fit into the largest one's memory
         try:
             graphs = [self._recorder.record(bucket.call) for bucket in largest_first]
-        except Exception as error:  # a script may raise whatever it likes
+        except Exception as error:  # a script may raise anything
             log.warning(
                 "cuda_graphs_unused",
                 model=str(self.artifact),
@@ -187,16 +185,15 @@ class StagedRunner(Runner):
             bucket.call = graph
         self.num_graphs = len(graphs)
 
-    def _tensors(self, *columns: Column) -> Sequence[Tensor]:
-        parcel = Parcel(
-            [(each.shape, each.dtype) for each in columns], self.artifact.device, self._recorder.pins
-        )
-        for place, column in zip(parcel.here, columns, strict=True):
+    def _to_device(self, *columns: Column) -> Sequence[Tensor]:
+        described = [(column.shape, column.dtype) for column in columns]
+        buffer = TransferBuffer(described, self.artifact.device, pins_memory=self._recorder.pins_memory)
+        for place, column in zip(buffer.host, columns, strict=True):
             place[...] = column
-        parcel.send()
-        return parcel.there
+        buffer.send()
+        return buffer.device
 
-    def _values(self, tensor: Tensor) -> Float32s:
+    def _to_host(self, tensor: Tensor) -> Float32s:
         values: Float32s = tensor.cpu().numpy()
         return values
 

@@ -1,6 +1,6 @@
-"""The manifest of an artifact, read and checked: what a row of input, output and state means.
+"""The manifest of an artifact, read and checked: what the rows of input, output and state mean.
 
-Owns the format's meaning on the service's side. Does not know TorchScript, nor who wrote the file.
+Owns the format on the service's side. Does not know TorchScript, nor the exporter.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class StateField:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an artifact says of itself; `text` is the JSON it came from."""
+    """What an artifact says about itself; `text` is the manifest's JSON."""
 
     name: str
     version: str
@@ -53,7 +53,7 @@ class Manifest:
 
     @property
     def step_interval_ns(self) -> int:
-        """The step interval in nanoseconds; 0 where the series has none."""
+        """The step interval in nanoseconds; 0 if the series has none."""
         return round(self.step_interval_seconds * 1e9)
 
 
@@ -61,7 +61,7 @@ def parse(text: str) -> Manifest:
     """Returns the manifest that `text` (JSON) holds.
 
     Raises:
-        ManifestError: it is not JSON, of another format version, or a part is missing or contradicts another.
+        ManifestError: not JSON, another format version, or a part is missing or contradicts another.
     """
     try:
         raw = json.loads(text)
@@ -137,7 +137,7 @@ def _check(manifest: Manifest) -> None:
         raise ManifestError("the manifest has no inputs or no outputs")
     if manifest.step_interval_seconds < 0:
         raise ManifestError("step_interval_seconds is negative")
-    if not manifest.step_interval_seconds <= _MAX_INTERVAL_SECONDS:  # NaN is not
+    if not manifest.step_interval_seconds <= _MAX_INTERVAL_SECONDS:  # also refuses NaN
         raise ManifestError(f"step_interval_seconds is {manifest.step_interval_seconds}, more than a year")
     offset = 0
     for part in manifest.state_layout:

@@ -1,6 +1,6 @@
 """The pool of state rows: one row of float32 per slot, on the device where the model runs.
 
-Knows rows alone: not whose they are, nor what their values mean.
+Does not know sessions, nor what the values mean.
 """
 
 import numpy as np
@@ -13,15 +13,10 @@ class StatePool:
 
     def __init__(self, capacity: int, size: int, device: torch.device) -> None:
         if device.type == "cpu":
-            # From np.zeros, because that takes memory only as rows are written; torch.zeros takes it all.
+            # np.zeros takes memory only as rows are written; torch.zeros would take all of it at once.
             self.rows = torch.from_numpy(np.zeros((capacity, size), np.float32))
         else:
             self.rows = torch.zeros((capacity, size), dtype=torch.float32, device=device)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the rows are."""
-        return self.rows.device
 
     def clear(self, slot: int) -> None:
         """Puts a row back to zeros."""
@@ -32,5 +27,5 @@ class StatePool:
         return self.rows.index_select(0, slots)
 
     def scatter(self, slots: Tensor, rows: Tensor) -> None:
-        """Writes rows [B, S] to `slots` (int64 [B]), each named once."""
+        """Writes rows [B, S] to `slots` (int64 [B]), each slot once."""
         self.rows.index_copy_(0, slots, rows)

@@ -26,6 +26,7 @@ SECONDS = (
     50e-6, 100e-6, 150e-6, 200e-6, 300e-6, 400e-6, 600e-6, 800e-6, 1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3, 6e-3, 8e-3,
     10e-3, 15e-3, 20e-3, 30e-3, 50e-3, 75e-3, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
+BACKGROUND_FAULTS = "streamcell_background_faults"
 STEPS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
@@ -197,7 +198,7 @@ class Metrics:
             "streamcell_errors", "Errors answered, by code and reason.", ["method", "code", "reason"]
         )
         self.background_faults = self._counter(
-            "streamcell_background_faults",
+            BACKGROUND_FAULTS,
             "Faults in tasks that last as long as the server. Each task goes on after a fault.",
             ["task"],
         )

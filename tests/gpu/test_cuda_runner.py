@@ -1,13 +1,13 @@
-"""The runner on CUDA against the one on the CPU; skipped where there is no GPU. `make test ARGS='-m gpu'`.
+"""The runner on CUDA beside the runner on the CPU; skipped without a GPU. `make test ARGS='-m gpu'`.
 
-Predictions are compared in scaled units, the model's own: |difference| <= 1e-5 + 1e-5 |prediction|, from the
+Predictions are compared in the model's own scaled units: |difference| <= 1e-5 + 1e-5 |prediction|, from the
 first step to the thousandth; a prediction is 2 to 4 on average. Sums in another order and another sigmoid
-cannot agree to the bit. What that may come to was measured on the CPU with the shipped models:
+cannot agree to the bit. The possible differences were measured on the CPU with the shipped models:
 
 * float32 stays within 7e-7 of float64 over 1,000 steps;
-* with the state shaken by 2e-6 of itself, some sixteen roundings, at every step, it stays within 9e-6, over
-  1,000 steps as over 300; a forecast of 60 steps from there within 2e-5;
-* with weights rounded as TensorFloat-32 does, which must not happen unasked, it is off by 6e-4 and more.
+* with the state changed by 2e-6 of itself, some sixteen roundings, at every step, the difference stays within
+  9e-6, over 1,000 steps as over 300; a forecast of 60 steps from there within 2e-5;
+* with weights rounded as in TensorFloat-32, which must not happen unasked, the difference is 6e-4 and more.
 """
 
 import logging
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from service.config import Address, Config
 from service.runtime import artifact
-from service.runtime.cuda import Graphs
-from service.runtime.cuda_runner import StagedRunner, runner_for
+from service.runtime.cuda import CudaGraphs
+from service.runtime.cuda_runner import CudaRunner, runner_for
 from service.server import Server
 from tests.fakes import CPU, FAULT, Recurrence, bits, save
 
@@ -39,7 +39,7 @@ INTERVAL_NS = 300 * 10**9
 
 
 class Pair:
-    """One shipped model on the CPU and on CUDA, both warm, and a series for each session."""
+    """One shipped model on the CPU and on CUDA, both warmed up, and a series for each session."""
 
     def __init__(self, name):
         path = ARTIFACTS / name / "1" / "model.pt"
@@ -89,7 +89,7 @@ def rows(runner):
 
 
 def test_steps_agree_with_the_cpu(pair):
-    """In batches of one, at the buckets' edges and beyond the largest; those within buckets run as graphs."""
+    """Batches of one, at the edges of buckets and beyond them agree; those in buckets run as graphs."""
     assert pair.cuda.num_graphs == NUM_BUCKETS
     for count in BATCHES:
         pair.step(pair.some(count))
@@ -103,7 +103,7 @@ def test_a_thousand_steps_do_not_drift(pair):
 
 
 def test_long_inputs_and_forecasts_agree_with_the_cpu(pair):
-    """Among steps, on the same states; a forecast is as near, and goes past what the head says directly."""
+    """Scans among steps agree, and forecasts farther than the head predicts directly."""
     slots, lengths = np.array([70, 3, 20]), np.array([40, 1, 17])
     for length in (40, 9):
         pair.step(slots)
@@ -120,8 +120,8 @@ def test_long_inputs_and_forecasts_agree_with_the_cpu(pair):
 
 
 @pytest.mark.parametrize("count", [3, 8, 40])
-def test_what_is_not_finite_stays_with_its_session(pair, count):
-    """Its row is put back to the bit; its neighbours' go on, and so does it with the next step."""
+def test_a_row_without_a_finite_prediction_is_restored(pair, count):
+    """The row is restored to the bit; all rows move with the next step."""
     slots = pair.some(count)
     pair.step(slots)
     before = rows(pair.cuda)[slots[1]]
@@ -136,7 +136,7 @@ def test_what_is_not_finite_stays_with_its_session(pair, count):
 
 
 def test_a_batch_moves_its_own_rows_alone(pair):
-    """Not those of other sessions, and not the row that padding steps."""
+    """The rows of other sessions, and the spare row that padding steps, do not move."""
     assert not rows(pair.cuda).any(), "after the warm-up"
     pair.step(np.arange(CAPACITY))
     before = rows(pair.cuda)
@@ -147,8 +147,8 @@ def test_a_batch_moves_its_own_rows_alone(pair):
 
 
 def test_a_graph_does_what_its_call_does(pair):
-    """A runner that was not warmed up has no graphs, and agrees."""
-    eager = StagedRunner(pair.cuda.artifact, CAPACITY, Graphs())
+    """A runner without a warm-up has no graphs, and agrees."""
+    eager = CudaRunner(pair.cuda.artifact, CAPACITY, CudaGraphs())
     for count in (1, 5, 17):
         slots = pair.some(count)
         x, times = pair.values(slots)
@@ -158,7 +158,7 @@ def test_a_graph_does_what_its_call_does(pair):
 
 
 def test_a_script_that_waits_for_the_device_runs_without_graphs(tmp_path, caplog):
-    """One line says so, its steps are right, its exceptions harm nothing; the next model has its graphs."""
+    """One line says so; steps and exceptions are right, and the next model has graphs."""
     path = save(tmp_path / "model.pt")
     runner, plain = (runner_for(artifact.load("recurrence", "1", path, at), 8) for at in (CUDA, CPU))
     with caplog.at_level(logging.WARNING):
@@ -178,8 +178,8 @@ def test_a_script_that_waits_for_the_device_runs_without_graphs(tmp_path, caplog
     assert Pair("mackey-glass").cuda.num_graphs == NUM_BUCKETS
 
 
-class Plain(Recurrence):
-    """A Recurrence that can be recorded: it does not look at its inputs."""
+class Recordable(Recurrence):
+    """A Recurrence that can be recorded, because it does not branch on its inputs."""
 
     @torch.jit.export
     def step(self, x: Tensor, time: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,9 +190,9 @@ class Plain(Recurrence):
         return torch.stack([level, seconds - state[:, 2]], dim=1), after  # (B, 2)
 
 
-def test_anyones_script_and_its_times(tmp_path):
-    """A graph takes each replay's own inputs and whole nanoseconds; a row that overflows is put back."""
-    path = save(tmp_path / "model.pt", Plain())
+def test_a_script_with_times(tmp_path):
+    """Each replay takes its own inputs and whole nanoseconds; a row that overflows is restored."""
+    path = save(tmp_path / "model.pt", Recordable())
     runner, plain = (runner_for(artifact.load("plain", "1", path, at), 8) for at in (CUDA, CPU))
     runner.warm_up(8, 2)
     assert runner.num_graphs == 2
@@ -205,8 +205,8 @@ def test_anyones_script_and_its_times(tmp_path):
         np.testing.assert_allclose(found[0][found[1]], wanted[0][wanted[1]], rtol=BOUND)
 
 
-async def test_a_server_takes_cuda_where_it_is(caplog):
-    """With --device auto every shipped model is on CUDA, with its graphs: no line warns."""
+async def test_a_server_takes_cuda_if_available(caplog):
+    """With --device auto every shipped model is on CUDA with graphs, and no line warns."""
     anywhere = Address("127.0.0.1", 0)
     with caplog.at_level(logging.INFO):
         server = Server(Config(models=ARTIFACTS, listen=anywhere, metrics_listen=anywhere, max_batch_steps=8))

@@ -1,6 +1,6 @@
 """Bit for bit: any mixture of steps, frames and primes over many sessions predicts as each session alone.
 
-On the fake model and on the shipped one, through the engine with small bounds so that every cut occurs.
+On the Recurrence and on a shipped model, through the engine, with small bounds so that every cut occurs.
 """
 
 import functools
@@ -40,7 +40,7 @@ def model_of(name):
 
 @functools.cache
 def series(name):
-    """Returns each session's inputs [sessions, steps, F] and what the artifact makes of them alone."""
+    """Returns each session's inputs [sessions, steps, F], and the artifact's predictions for each alone."""
     model = model_of(name)
     width = len(model.manifest.inputs)
     x = np.random.default_rng(1).uniform(0.2, 1.4, (NUM_SESSIONS, NUM_STEPS, width)).astype(np.float32)
@@ -56,7 +56,7 @@ MIXTURES = st.lists(
 
 
 def submit(rig, slots, x, at, mixture):
-    """Submits one piece of a mixture; returns (session, first step, replies) for each of its entries."""
+    """Submits one request of a mixture; returns (session, first step, last step, replies) of each entry."""
     kind, sessions, length, _ = mixture
     width = x.shape[2]
     spans = [(session, at[session], min(NUM_STEPS, at[session] + length)) for session in sessions]
@@ -86,7 +86,7 @@ def submit(rig, slots, x, at, mixture):
 
 
 def check_mixture(name, mixtures, max_batch, max_piece):
-    """Runs a mixture and holds every reply against the session's own series."""
+    """Runs a mixture and compares every reply with the session's own series."""
     model = model_of(name)
     x, wanted = series(name)
     rig = Rig(model, max_batch_steps=max_batch, max_piece_steps=max_piece, max_resident_sessions=NUM_SESSIONS)
@@ -95,9 +95,9 @@ def check_mixture(name, mixtures, max_batch, max_piece):
     replies = []
     for mixture in mixtures:
         replies += submit(rig, slots, x, at, mixture)
-        for _ in range(mixture[3]):  # so many iterations run before more comes
-            if rig.turns.due:
-                rig.turns.due.popleft()()
+        for _ in range(mixture[3]):  # so many iterations run before the next request
+            if rig.loop.due:
+                rig.loop.turn()
     rig.run()
     size = 4 * len(model.manifest.outputs)
     for session, first, last, found in replies:
@@ -108,7 +108,7 @@ def check_mixture(name, mixtures, max_batch, max_piece):
 @given(mixtures=MIXTURES, max_batch=st.sampled_from([1, 3, 5, 64]), max_piece=st.sampled_from([1, 2, 5, 32]))
 @settings(max_examples=60, deadline=None)
 def test_any_mixture_is_each_session_alone(mixtures, max_batch, max_piece):
-    """On the fake model, whose replies tell any confusion of sessions, steps or order."""
+    """The Recurrence's predictions show any confusion of sessions, steps or order."""
     check_mixture("fake", mixtures, max_batch, max_piece)
 
 
@@ -116,7 +116,7 @@ def test_any_mixture_is_each_session_alone(mixtures, max_batch, max_piece):
 @given(mixtures=MIXTURES, max_batch=st.sampled_from([1, 3, 5, 64]), max_piece=st.sampled_from([1, 2, 5, 32]))
 @settings(max_examples=40, deadline=None)
 def test_any_mixture_is_each_session_alone_on_the_shipped_model(mixtures, max_batch, max_piece):
-    """On the real LSTM, whose bits depend on how its matrix products are padded."""
+    """The bits of the real LSTM depend on the padding of its matrix products."""
     check_mixture("shipped", mixtures, max_batch, max_piece)
 
 
@@ -138,8 +138,8 @@ def test_a_batch_of_any_size_has_the_bits_of_one(size):
 @pytest.mark.parametrize("name", ["fake", "shipped"])
 @given(poison=st.integers(0, NUM_SESSIONS - 1), at=st.integers(0, 5))
 @settings(max_examples=15, deadline=None)
-def test_trouble_in_one_session_changes_no_other_bit(name, poison, at):
-    """A session that overflows, or is withdrawn, in any batch: all others predict as if it were not there."""
+def test_a_failing_session_changes_no_other_bit(name, poison, at):
+    """If one session of a batch overflows or is withdrawn, the others predict as without it."""
     if name == "shipped" and not SHIPPED.exists():
         pytest.skip(f"{SHIPPED.relative_to(ROOT)} is not there")
     model = model_of(name)

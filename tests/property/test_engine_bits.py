@@ -1,7 +1,7 @@
-"""Through the engine a prediction's bits are its session's own, whatever the batch, slot, company, threads.
+"""A prediction's bits are those of its session alone, whatever the batch, slot, other sessions and threads.
 
-With the bounds of production, on the benchmark's network and a shipped one that uses time: up to 1,024
-sessions in slots that others had before; single steps, frames and long inputs in one iteration.
+With the bounds of production, on the benchmark's network and on a shipped one that uses time: up to 1,024
+sessions in used slots; single steps, frames and long inputs in one iteration.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ START_NS = 1_600_000_000 * 10**9
 
 
 class Series:
-    """What each session is fed, and what the artifact makes of it alone, step by step on one thread."""
+    """The inputs of each session, and the artifact's predictions for each alone, on one thread."""
 
     def __init__(self, model: artifact.Artifact) -> None:
         self.model = model
@@ -42,7 +42,7 @@ class Series:
         self.times = starts + np.arange(LONG) * interval  # (S, T)
         self.lengths = [LONG] * NUM_LONG + [SHORT] * (MOST - NUM_LONG)
         self.alone = [self.fold(number, length) for number, length in enumerate(self.lengths)]
-        self.runner = Runner(model, MOST)  # used over, so that no slot is ever fresh
+        self.runner = Runner(model, MOST)  # used by all runs, so that no slot is fresh
 
     def fold(self, number: int, length: int) -> list[bytes]:
         """Returns the first predictions of one series."""
@@ -54,7 +54,7 @@ class Series:
     scope="module", params=["reference", *SHIPPED], ids=lambda p: p if isinstance(p, str) else p.parts[-3]
 )
 def series(request, tmp_path_factory) -> Series:
-    """Each network under test: the one that `model export --reference` writes by default, and the shipped."""
+    """Each network under test: the default of `model export --reference`, and the shipped one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -70,7 +70,7 @@ def series(request, tmp_path_factory) -> Series:
 
 @pytest.fixture(autouse=True)
 def restored_threads():
-    """Puts the number of threads back."""
+    """Restores the number of threads after a test."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -78,7 +78,7 @@ def restored_threads():
 
 @dataclasses.dataclass
 class Session:
-    """One session of a run: which series it is fed, where it lies, how far it has been asked."""
+    """One session of a run: the number of its series, its slot, and how many of its steps were submitted."""
 
     number: int
     slot: int
@@ -88,7 +88,7 @@ class Session:
 
 
 class Run:
-    """Sessions of an engine with production's bounds, in slots that others had, and what they were asked."""
+    """Sessions of an engine with production's bounds, in used slots, and what they were asked."""
 
     def __init__(self, series: Series, numbers: list[int], draw: np.random.Generator) -> None:
         self.series, self.draw = series, draw
@@ -109,7 +109,7 @@ class Run:
         self.asked = []  # (session, first step, its replies' bytes once they are there)
 
     def used_slots(self, count: int) -> list[int]:
-        """Opens and steps others, ends some of them in any order, and opens sessions where they were."""
+        """Opens and steps sessions, ends some of them in any order, and opens new sessions in their slots."""
         others = self.rig.open(*(f"other{at}" for at in range(self.draw.integers(count, MOST + 1))))
         for slot in others:
             self.rig.step(slot, self.series.x[slot, 0], time=START_NS)
@@ -120,12 +120,12 @@ class Run:
         return self.rig.open(*(f"s{at}" for at in range(count)))
 
     def time(self, session: Session, t: int) -> int:
-        """Returns the time that a step says: its own, or none where it follows by itself."""
+        """Returns the time that a step gives: its own, or none if its time follows by the interval."""
         is_left_out = t and self.draw.random() < 0.5
         return TIME_ABSENT if is_left_out or not self.uses_time else int(self.series.times[session.number, t])
 
     def step(self, session: Session) -> None:
-        """Asks for a session's next step."""
+        """Submits a session's next step."""
         t, series = session.at, self.series
         session.given.append(self.time(session, t))
         work = self.rig.step(session.slot, series.x[session.number, t], time=session.given[-1])
@@ -133,7 +133,7 @@ class Run:
         self.asked.append((session, t, lambda: [bits(work.y)]))
 
     def block(self, sessions: list[Session], lengths: list[int], wants_replies: bool = True) -> None:
-        """Asks for several sessions' next steps at once."""
+        """Submits several sessions' next steps in one block."""
         spans = [(one.number, slice(one.at, one.at + n)) for one, n in zip(sessions, lengths, strict=True)]
         xs = [self.series.x[number, span] for number, span in spans]
         times = [self.series.times[number, span] for number, span in spans]
@@ -154,7 +154,7 @@ class Run:
             self.asked.append((session, session.at - len(rows), replies))
 
     def check(self) -> None:
-        """Holds every reply, those kept and those asked for once more to what the session makes alone."""
+        """Compares every reply, remembered reply and repeat with the session alone."""
         self.rig.run()
         assert all(work.error is None and not getattr(work, "errors", None) for work in self.rig.done)
         for session, first, replies in self.asked:
@@ -170,7 +170,7 @@ class Run:
         self.check_repeats([one for one in self.sessions if one.at][:40])
 
     def check_repeats(self, sessions: list[Session]) -> None:
-        """Asks once more for a step that each session took lately."""
+        """Repeats a recent step of each session."""
         repeats = []
         for session in sessions:
             t = session.at - 1 - int(self.draw.integers(min(session.at, self.rig.settings.replies_kept)))
@@ -190,7 +190,7 @@ NUM_SESSIONS = st.one_of(
 @settings(max_examples=20, deadline=None)
 @given(count=NUM_SESSIONS, seed=st.integers(0, 2**31), threads=st.sampled_from([1, 2]))
 def test_a_batch_of_any_size(series, count, seed, threads):
-    """So many single steps are one iteration's, twice, and each has the bits it has alone."""
+    """Single steps of all sessions run in one iteration, twice, with the bits of each alone."""
     torch.set_num_threads(threads)
     draw = np.random.default_rng(seed)
     run = Run(series, draw.permutation(MOST)[:count].tolist(), draw)
@@ -211,8 +211,8 @@ def test_a_batch_of_any_size(series, count, seed, threads):
     seed=st.integers(0, 2**31),
     threads=st.sampled_from([1, 2]),
 )
-def test_any_company(series, count, share_long, longest, weights, num_rounds, seed, threads):
-    """Steps, frames, long inputs of 1 to 200 steps and histories together: each reply as it is alone."""
+def test_any_mixture_of_work(series, count, share_long, longest, weights, num_rounds, seed, threads):
+    """Steps, frames, long inputs of 1 to 200 steps and primes together have the bits of each alone."""
     torch.set_num_threads(threads)
     draw = np.random.default_rng(seed)
     num_long = min(count, share_long)
@@ -228,7 +228,7 @@ def test_any_company(series, count, share_long, longest, weights, num_rounds, se
 
 
 def mixture(run, longest, weights):
-    """Returns ways to ask each session of a run for something: a step, in a frame, or of many at once."""
+    """Returns ways to submit work for the sessions of a run: a step, a frame, or long inputs."""
     draw = run.draw
     kinds = draw.choice(3, len(run.sessions), p=np.array(weights) / sum(weights))
     stepped, framed, long = ([run.sessions[at] for at in np.flatnonzero(kinds == kind)] for kind in range(3))
@@ -247,13 +247,13 @@ def mixture(run, longest, weights):
 
 
 def ask_step(run, session):
-    """Asks for one step of a session, if its series has one left."""
+    """Submits one step of a session, if its series has one left."""
     if session.at < run.series.lengths[session.number]:
         run.step(session)
 
 
 def ask_block(run, sessions, most, wants_replies=True):
-    """Asks for some steps, `most` at most, of each session whose series has any left."""
+    """Submits up to `most` steps of each session whose series has any left."""
     left = [(one, run.series.lengths[one.number] - one.at) for one in sessions]
     lengths = {one.slot: int(run.draw.integers(1, min(most, room) + 1)) for one, room in left if room}
     if lengths:

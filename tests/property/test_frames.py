@@ -6,12 +6,13 @@ from hypothesis import strategies as st
 
 from service.engine.work import INDEX_NEXT
 from service.errors import Reason
+from service.runtime.runner import Runner
 from tests import fakes
 from tests.fakes import Alone, Rig, bits
 
 NUM_SESSIONS = 7
 MODEL = fakes.recurrence()
-RUNNER = fakes.Runner(MODEL, 64)
+RUNNER = Runner(MODEL, 64)
 # What an entry asks: the next step (twice as often), without or with its index, and what else may happen.
 KINDS = ["next", "next", "indexed", "repeat", "conflict", "gap", "overflow"]
 ENTRIES = st.lists(

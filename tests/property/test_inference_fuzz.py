@@ -1,4 +1,4 @@
-"""ModelInferRequest, fuzzed: whatever a client sends is answered or refused; nothing is a fault of ours."""
+"""ModelInferRequest, fuzzed: whatever a client sends is answered or refused, never a fault of the server."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ NUM_EXAMPLES = 10_000
 INFER = f"{SERVICE}/ModelInfer"
 T0 = 1_700_000_000 * 10**9
 
-# Parts of requests, made once: what an example draws is which of them it is put together from.
+# Parts of requests, made once. An example draws which of them its request has.
 CHANCE = random.Random(6)
 TEXTS = ["recurrence", "timed", "", "x", "time", "y", "1", "2", "FP32", "INT64", "BYTES", "ü\n", "x" * 300]
 SIZES = [1, 1, 1, 2, 2, 2, 3, 0, -1, 1 << 40, (1 << 63) - 1]
@@ -37,7 +37,7 @@ VALUES = {
     "string_param": ["", "a", "b c", "ü" * 200, "\0"],
     "double_param": FLOATS,
 }
-MEANT = {
+VALID = {
     "sequence_id": [("int64_param", 1), ("int64_param", 2), ("string_param", "a"), ("string_param", "b c")],
     "sequence_start": [("bool_param", False), ("bool_param", True)],
     "sequence_end": [("bool_param", False), ("bool_param", True)],
@@ -48,22 +48,22 @@ MEANT = {
 
 
 def some(values, most):
-    """Returns up to so many of some values, each perhaps more than once."""
+    """Returns up to `most` of some values, with repeats."""
     return CHANCE.choices(values, k=CHANCE.randint(0, most))
 
 
 def parameters():
-    """Returns parameters as they are meant, and now and then one of another type or name, or of none."""
+    """Returns valid parameters, and sometimes one of a wrong type or name, or without a value."""
     found = {}
     has_sequence = CHANCE.random() < 0.7
-    for name, values in MEANT.items():
+    for name, values in VALID.items():
         if has_sequence and (name == "sequence_id" or CHANCE.random() < 0.3):
             kind, value = CHANCE.choice(values)
             found[name] = pb.InferParameter(**{kind: value})
     if CHANCE.random() < 0.15:
         kind = CHANCE.choice([*VALUES, ""])
         odd = pb.InferParameter(**({kind: CHANCE.choice(VALUES[kind])} if kind else {}))
-        found[CHANCE.choice([*MEANT, "triton_x", "shared_memory_region", ""])] = odd
+        found[CHANCE.choice([*VALID, "triton_x", "shared_memory_region", ""])] = odd
     return found
 
 
@@ -81,7 +81,7 @@ def tensor():
     )
 
 
-def wild():
+def random_request():
     """Returns a request of any parts."""
     output = pb.ModelInferRequest.InferRequestedOutputTensor
     return pb.ModelInferRequest(
@@ -94,8 +94,8 @@ def wild():
     )
 
 
-def good():
-    """Returns a request that is right, but for values perhaps."""
+def valid_request():
+    """Returns a request of valid form; its values may be wrong."""
     is_timed = CHANCE.random() < 0.5
     shape = CHANCE.choice([(1, 2), (1, 2), (1, 1, 2), (1, 3, 2), (1, 9, 2)])
     x = np.resize(np.float32(CHANCE.choices(FLOATS[: CHANCE.choice([4, 4, 8])], k=4)), shape)
@@ -104,13 +104,13 @@ def good():
 
 
 PARAMETERS = [parameters() for _ in range(200)]
-GOOD = [good() for _ in range(200)]
-REQUESTS = GOOD + [wild() for _ in range(300)]
+VALID_REQUESTS = [valid_request() for _ in range(200)]
+REQUESTS = VALID_REQUESTS + [random_request() for _ in range(300)]
 TENSORS = [tensor() for _ in range(200)]
 
 
-def put_together(request, given_parameters, wrong, part, size):
-    """Returns a request with parameters, and one part more or other than it should have, perhaps."""
+def assemble(request, given_parameters, wrong, part, size):
+    """Returns a request with parameters and, as `wrong` says, one part that it should not have."""
     found = pb.ModelInferRequest()
     found.CopyFrom(request)
     for name, value in given_parameters.items():
@@ -128,8 +128,8 @@ def put_together(request, given_parameters, wrong, part, size):
 
 
 requests = st.builds(
-    put_together,
-    st.sampled_from(GOOD) | st.sampled_from(REQUESTS),
+    assemble,
+    st.sampled_from(VALID_REQUESTS) | st.sampled_from(REQUESTS),
     st.sampled_from(PARAMETERS),
     st.sampled_from(["", "", "", "", "input", "raw", "shape", "parameters", "byte"]),
     st.sampled_from(TENSORS),
@@ -137,8 +137,8 @@ requests = st.builds(
 )
 
 
-class Fuzzed:
-    """A router that answers one request after another, its sequences living on between them."""
+class FuzzedServer:
+    """A server that answers one request after another; its sequences live on between them."""
 
     def __init__(self):
         self.served = Served(
@@ -150,11 +150,11 @@ class Fuzzed:
         self.reasons = {}
 
     async def answer(self, raw):
-        """Has a request answered, and notes how."""
+        """Answers a request, and counts the result."""
         method = self.served.router.methods[INFER]
         assert isinstance(method, Unary)
         try:
-            response = await asyncio.wait_for(self.served.router.answer(method, raw, Call()), 10)
+            response = await self.served.router.answer(method, raw, Call())
         except RefusedError as error:
             refusal = Refusal.of(error.status)
             assert refusal.message
@@ -167,9 +167,9 @@ class Fuzzed:
 
 
 def test_ten_thousand_requests_give_no_fault():
-    """0 crashes, 0 INTERNAL; and afterwards the server is as sound as before."""
+    """No crash and no INTERNAL, and afterwards the server works as before."""
     with asyncio.Runner() as runner:
-        fuzzed = runner.run(_begin())
+        fuzzed = runner.run(_make_server())
 
         @settings(
             max_examples=NUM_EXAMPLES, deadline=None, database=None,
@@ -184,18 +184,18 @@ def test_ten_thousand_requests_give_no_fault():
         assert Reason.INTERNAL not in fuzzed.reasons
         assert fuzzed.reasons["OK"] > NUM_EXAMPLES / 20, fuzzed.reasons
         assert fuzzed.reasons["INVALID_ARGUMENT"] > NUM_EXAMPLES / 20, fuzzed.reasons
-        runner.run(_run_on(fuzzed.served))
+        runner.run(_check_soundness(fuzzed.served))
 
 
-async def _begin():
-    return Fuzzed()
+async def _make_server():
+    return FuzzedServer()
 
 
-async def _run_on(served):
-    """Checks that the server is sound: every sequence can be ended, and then nothing is left."""
+async def _check_soundness(served):
+    """Checks that every sequence can be ended, that nothing is left then, and that the server answers."""
     x = np.float32([[0.5, 0.25]])
     for kind in ("int64_param", "uint64_param", "string_param"):
-        for value in VALUES[kind] + [value for its, value in MEANT["sequence_id"] if its == kind]:
+        for value in VALUES[kind] + [value for of, value in VALID["sequence_id"] if of == kind]:
             for request in (infer(x, sequence_end=True), infer(x, "timed", [[T0]], sequence_end=True)):
                 setattr(request.parameters["sequence_id"], kind, value)
                 with contextlib.suppress(RefusedError):  # it is not live

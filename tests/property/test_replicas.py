@@ -1,8 +1,8 @@
 """Two servers over one store, with crashes, a store that comes and goes, jumping clocks: never a wrong bit.
 
-The input of step i of a session is always the same, so whatever a server answers to step i must have the bits
-of the session computed alone. A client that gives no index believes its own count, on whichever server: no
-answer may contradict it. What was said to be stored is there for whoever takes the session over.
+The input of step i of a session is always the same, so the reply to step i must have the bits of the session
+computed alone, whichever server answers. A client that gives no index relies on its own count, on whichever
+server: no reply may contradict the count. Steps that were reported as stored are there for the next owner.
 """
 
 import asyncio
@@ -24,61 +24,61 @@ X = np.random.default_rng(8).standard_normal((200, 2)).astype(np.float32)
 MAX_SESSIONS = 8
 NAMES = st.sampled_from("ab")
 SERVERS = st.integers(0, 1)
-# What a server may refuse while its store is gone, or of a session that another one has.
+# A server's refusals while its store is gone, or for a session that the other server owns.
 EXPECTED = {"STORE_UNAVAILABLE", "SESSION_FENCED", "STEP_GAP", "STEP_FORGOTTEN", "SESSION_NOT_FOUND"}
 
 
 @functools.cache
 def model():
-    """The model, scripted once."""
+    """Returns the model, scripted once."""
     return fakes.recurrence()
 
 
 @functools.cache
 def runners():
-    """One for each server and its successors; its states are as the one before left them, as memory is."""
+    """Returns a runner for each server and its successors; states stay as the server before left them."""
     return [Runner(model(), MAX_SESSIONS) for _ in range(2)]
 
 
 @functools.cache
 def replies():
-    """Every prediction of a session, computed alone."""
+    """Returns every prediction of a session, computed alone."""
     alone = Alone(model())
     return [alone.step(row) for row in X]
 
 
 class Clock:
-    """Monotonic nanoseconds, moved on by hand: the loop's timers run by themselves."""
+    """Monotonic nanoseconds that a test moves on; the loop's timers run in real time."""
 
     def __init__(self):
         self.now_ns = 1
 
     def __call__(self):
-        """Tells the time, a little later each time."""
+        """Returns the time, a little later each time."""
         self.now_ns += 1_000
         return self.now_ns
 
 
 class Replicas(RuleBasedStateMachine):
-    """Two servers, and what their clients were told."""
+    """Two servers, and what their clients know."""
 
     @initialize()
     def begin(self):
-        """Starts both."""
+        """Starts both servers."""
         self.loop = asyncio.Runner()
         self.rows = {}
         self.clock = Clock()
         self.servers = [self.run(self.start(runner)) for runner in runners()]
-        self.counts = {}  # by session: how many steps its client was answered
-        self.stored = {}  # by session: how many steps were said to be stored
+        self.counts = {}  # by session: how many steps its client has replies to
+        self.stored = {}  # by session: how many steps were reported as stored
         self.alive = set()
 
     def run(self, awaitable):
-        """Runs a coroutine to its end, bounded."""
+        """Runs a coroutine to its end, within 30 seconds."""
         return self.loop.run(asyncio.wait_for(awaitable, 30))
 
     async def start(self, runner):
-        """Returns a server over the rows; it writes when it is told to."""
+        """Returns a server over the rows; it writes only when the test says so."""
         store = FakeStore(self.rows)
         served = Served(
             model(),
@@ -94,7 +94,7 @@ class Replicas(RuleBasedStateMachine):
         return served
 
     def ask(self, number, name, request):
-        """Returns an answer, or a refusal that may be expected."""
+        """Returns a reply, or one of the expected refusals."""
         try:
             return self.run(self.servers[number].ask(name, request))
         except RefusedError as error:
@@ -104,38 +104,38 @@ class Replicas(RuleBasedStateMachine):
 
     @rule(number=SERVERS, name=NAMES)
     def open(self, number, name):
-        """Opens a session, or takes it up where it stands: at or after what was stored."""
+        """Opens a session, or resumes it at or after the last stored step."""
         found = self.ask(number, "OpenSession", pb.OpenSessionRequest(session_id=name))
         if isinstance(found, Refusal):
             assert found.reason == "STORE_UNAVAILABLE"
             return
-        stands = found.session.next_step_index
-        # A server that is cut off can but say where the session stands in its memory.
-        assert stands >= self.stored.get(name, 0) or self.servers[number].store.trouble
+        next_step = found.session.next_step_index
+        # A server without its store knows the session only from its own memory.
+        assert next_step >= self.stored.get(name, 0) or self.servers[number].store.trouble
         assert found.created == (name not in self.alive)
         self.alive.add(name)
         if not self.is_outdated(number, name):
-            self.counts[name] = stands
+            self.counts[name] = next_step
 
     @rule(number=SERVERS, name=NAMES, back=st.integers(0, 1))
     def step_with_index(self, number, name, back):
-        """Sends the next step as the client has it, or one before it again."""
+        """Sends the client's next step, or the one before it again."""
         index = max(self.counts.get(name, 0) - back, 0)
         found = self.ask(number, "Step", pb.StepRequest(session_id=name, x=X[index], step_index=index))
         if not isinstance(found, Refusal):
             self.alive.add(name)
             self.check(number, name, index, found)
-        elif "expected_step_index" in found.metadata:  # it hears where the session stands
-            stands = int(found.metadata["expected_step_index"])
+        elif "expected_step_index" in found.metadata:  # the refusal has the session's next step
+            next_step = int(found.metadata["expected_step_index"])
             if not self.is_outdated(number, name):
-                assert stands >= self.stored.get(name, 0)
-                self.counts[name] = stands
+                assert next_step >= self.stored.get(name, 0)
+                self.counts[name] = next_step
 
     @rule(number=SERVERS, name=NAMES)
     def step_without_index(self, number, name):
-        """Sends the next input, sure of the count: the answer is of just that step, or an error.
+        """Sends the next input without an index: the reply is of the client's next step, or an error.
 
-        Not to a server that was taken over from and has not written since: what that answers will not last.
+        Not to a server that lost the session and has not written since, because its replies will not last.
         """
         if self.is_outdated(number, name):
             return
@@ -145,7 +145,7 @@ class Replicas(RuleBasedStateMachine):
             self.check(number, name, index, found)
 
     def is_outdated(self, number, name):
-        """Tells whether a server has a session in memory that is another's by now."""
+        """Returns whether a server has a session in memory that another server owns by now."""
         engine, row = self.servers[number].engines[0], self.rows.get(f"\0{name}")
         slot = engine.sessions.find(f"\0{name}")
         if slot is None or row is None:
@@ -154,7 +154,7 @@ class Replicas(RuleBasedStateMachine):
         return (owner, engine.sessions.durability.epoch[slot]) != (row.owner, row.epoch)
 
     def check(self, number, name, index, reply):
-        """Compares an answer with the session alone; one of an outdated server does not count."""
+        """Compares a reply with the session alone; replies of an outdated server do not count."""
         assert reply.step_index == index
         assert bits(reply.y) == replies()[index]
         if self.is_outdated(number, name):
@@ -164,25 +164,25 @@ class Replicas(RuleBasedStateMachine):
 
     @rule(number=SERVERS)
     def checkpoint(self, number):
-        """Has a server write what changed."""
+        """Writes what changed on a server."""
         write_behind = self.servers[number].write_behind
         self.run(write_behind._write(everything=True))
 
     @rule(number=SERVERS)
     def crash(self, number):
-        """Ends a server as it is and begins another one in its place."""
+        """Ends a server without a drain, and starts another one in its place."""
         self.run(self.servers[number].write_behind.abandon())
         self.servers[number] = self.run(self.start(runners()[number]))
 
     @rule(number=SERVERS)
     def drain(self, number):
-        """Ends a server in order; what it had is stored, and is anybody's."""
+        """Drains a server, which stores and releases its sessions, and starts another one in its place."""
         self.run(self.servers[number].write_behind.stop())
         self.servers[number] = self.run(self.start(runners()[number]))
 
     @rule(number=SERVERS, is_gone=st.booleans())
     def store_comes_and_goes(self, number, is_gone):
-        """Cuts a server off from the store, or lets it back."""
+        """Disconnects a server from the store, or connects it again."""
         served = self.servers[number]
         served.store.trouble = "cut off" if is_gone else ""
         self.run(served.write_behind._probe() if not is_gone else served.write_behind._write(everything=True))
@@ -194,14 +194,14 @@ class Replicas(RuleBasedStateMachine):
 
     @invariant()
     def owned_once(self):
-        """At most one server holds the epoch that the store has."""
+        """At most one server owns a session, at the epoch of the row in the store."""
         for key, row in getattr(self, "rows", {}).items():
             has = [served.engines[0].sessions.find(key) is not None for served in self.servers]
             owns = [has[number] and not self.is_outdated(number, key[1:]) for number in range(2)]
             assert sum(owns) <= 1, row
 
     def teardown(self):
-        """Ends both."""
+        """Ends both servers."""
         if hasattr(self, "servers"):
             for served in self.servers:
                 self.run(served.write_behind.abandon())

@@ -1,4 +1,4 @@
-"""Rows without a finite prediction go back to where they were, all others move: in any slots and order."""
+"""Rows without a finite prediction are restored, and all other rows move, in any slots and order."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -25,7 +25,7 @@ CALLS = st.lists(
 @given(calls=CALLS, seed=st.integers(0, 2**31))
 @settings(max_examples=80, deadline=None)
 def test_a_row_is_applied_as_a_whole_or_stays_as_it_was(calls, seed):
-    """Slots in any order, any of them overflowing, in steps and scans: each session goes on as if alone."""
+    """Each session goes on as if alone, whichever of them overflow, in steps and scans."""
     draw = np.random.default_rng(seed)
     alone = []
     for slot in range(CAPACITY):

@@ -1,4 +1,4 @@
-"""The scheduler under any sequence of events: order kept, nothing lost, nothing twice, everything ends."""
+"""The scheduler under any sequence of events: order is kept, no work is lost or run twice, all work ends."""
 
 from collections import deque
 
@@ -16,45 +16,61 @@ CAPACITY, QUEUE, BATCH, PIECE = 6, 30, 4, 3
 SLOTS = st.integers(0, CAPACITY - 1)
 
 
-class WatchedScheduler(Scheduler):
-    """Tells of all that it ends: what the test finished, and withdrawn work that it passed over."""
+class ReportingScheduler(Scheduler):
+    """A scheduler that reports all work that ends, also withdrawn work."""
 
     def __init__(self, on_end):
-        super().__init__(CAPACITY, QUEUE, BATCH, PIECE)
+        super().__init__(CAPACITY, max_queue_steps=QUEUE, max_batch_steps=BATCH, max_piece_steps=PIECE)
         self.on_end = on_end
 
     def finish(self, work):
-        """Ends work."""
+        """Reports and ends work."""
         self.on_end(work)
         super().finish(work)
 
     def finish_steps(self, steps):
-        """Ends steps."""
+        """Reports and ends steps."""
         for step in steps:
             self.on_end(step)
         super().finish_steps(steps)
 
 
 def long_steps(batch):
-    """Returns the steps that a batch's long part computes: every row as many as the longest."""
+    """Returns the steps computed for a batch's long inputs: every row costs as many as the longest."""
     pieces = [piece for piece in batch.pieces if piece.block.is_long]
     rows = sum(len(piece.entries) for piece in pieces)
     return rows * max((piece.length for piece in pieces), default=0)
+
+
+def step_of(slot):
+    """Returns a step of a session."""
+    return Step(slot, 0, b"", time=0, index=INDEX_NEXT, arrived_ns=0, on_done=print)
 
 
 def block_of(counts):
     """Returns a block with counts[slot] steps for each slot."""
     slots, steps = np.array(list(counts)), np.array(list(counts.values()))
     x = np.zeros((int(steps.sum()), 1), np.float32)
-    return Block(slots, slots * 0, steps, x, None, slots * 0 - 1, 1, True, 0, print)
+    return Block(
+        slots,
+        slots * 0,
+        counts=steps,
+        x=x,
+        times=None,
+        indexes=slots * 0 - 1,
+        num_outputs=1,
+        wants_replies=True,
+        arrived_ns=0,
+        on_done=print,
+    )
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Submits, withdraws, schedules and finishes at random against lanes kept as plain lists."""
+    """Submits, withdraws, schedules and finishes at random, and compares with lanes as plain lists."""
 
     def __init__(self):
         super().__init__()
-        self.policy = WatchedScheduler(self.ended)
+        self.scheduler = ReportingScheduler(self.ended)
         self.lanes = {
             slot: deque() for slot in range(CAPACITY)
         }  # work of each session, in order, until it ends
@@ -65,31 +81,31 @@ class SchedulerMachine(RuleBasedStateMachine):
     # -- What may happen -------------------------------------------------------------------------
 
     def submit(self, work, slots):
-        """Submits work, expecting a refusal exactly where the queue has no room."""
+        """Submits work, and expects a refusal exactly if the queue has no room."""
         queued = sum(one.num_steps for one in self.works)
         if queued and queued + work.num_steps > QUEUE:
             with pytest.raises(StreamcellError) as caught:
-                self.policy.submit(work)
+                self.scheduler.submit(work)
             assert caught.value.reason is Reason.OVERLOADED
             return
-        self.policy.submit(work)
+        self.scheduler.submit(work)
         self.works.append(work)
         for slot in slots:
             self.lanes[slot].append(work)
 
     @rule(slot=SLOTS)
     def submit_step(self, slot):
-        """A step comes."""
-        self.submit(Step(slot, 0, b"", 0, INDEX_NEXT, 0, print), [slot])
+        """Submits a step."""
+        self.submit(step_of(slot), [slot])
 
     @rule(slot=SLOTS)
     def submit_control(self, slot):
-        """A control comes."""
-        self.submit(Control(slot, 0, print, 0, print), [slot])
+        """Submits a control."""
+        self.submit(Control(slot, 0, print, arrived_ns=0, on_done=print), [slot])
 
     @rule(counts=st.dictionaries(SLOTS, st.integers(1, 9), min_size=1))
     def submit_block(self, counts):
-        """A block over some sessions comes."""
+        """Submits a block over some sessions."""
         work = block_of(counts)
         self.rows[work] = [[] for _ in counts]
         self.submit(work, counts)
@@ -97,22 +113,22 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.works)
     @rule(data=st.data())
     def withdraw(self, data):
-        """A caller goes away."""
+        """Withdraws some work."""
         work = data.draw(st.sampled_from(self.works))
         could = work.phase is Phase.QUEUED or (work.phase is Phase.STARTED and isinstance(work, Block))
-        assert self.policy.withdraw(work) == could
+        assert self.scheduler.withdraw(work) == could
 
     @precondition(lambda self: self.batch is None)
     @rule()
     def schedule(self):
-        """An iteration begins."""
-        self.batch = self.policy.schedule()
+        """Begins an iteration."""
+        self.batch = self.scheduler.schedule()
         self.check_batch(self.batch)
 
     @precondition(lambda self: self.batch is not None)
     @rule(data=st.data())
     def finish(self, data):
-        """The batch has run; entries of its blocks may have failed."""
+        """Ends an iteration; entries of its blocks may have failed."""
         for piece in self.batch.pieces:
             if data.draw(st.booleans()):
                 entry = data.draw(st.sampled_from(piece.entries.tolist()))
@@ -120,19 +136,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.finish_batch()
 
     def finish_batch(self):
-        """Does what the engine does after a call."""
+        """Ends the work of a batch as the engine does."""
         batch, self.batch = self.batch, None
         for control in batch.controls:
-            self.policy.finish(control)
-        self.policy.finish_steps(batch.steps)
+            self.scheduler.finish(control)
+        self.scheduler.finish_steps(batch.steps)
         for piece in batch.pieces:
-            if not self.policy.advance(piece.block):
-                self.policy.finish(piece.block)
+            if not self.scheduler.advance(piece.block):
+                self.scheduler.finish(piece.block)
 
     # -- What must hold --------------------------------------------------------------------------
 
     def check_batch(self, batch: Batch):
-        """No session twice, only firsts, bounded, and rows of blocks end to end."""
+        """Checks that work is first in its lanes, no session is in twice, bounds hold, and no row is lost."""
         works = [*batch.controls, *batch.steps, *(piece.block for piece in batch.pieces)]
         framed = sum(len(piece.entries) for piece in batch.pieces if not piece.block.is_long)
         assert len(batch.steps) + framed <= BATCH
@@ -154,7 +170,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 rows += range(piece.offset, piece.offset + min(left, piece.length))
 
     def ended(self, work):
-        """Takes ended work off our lanes; a block that was not withdrawn has run every row that it should."""
+        """Removes ended work from the lists; a block that was not withdrawn must have run all its rows."""
         if isinstance(work, Block) and work.phase is not Phase.WITHDRAWN:
             for total, rows in zip(work.totals.tolist(), self.rows[work], strict=True):
                 assert not total or rows == list(range(total))
@@ -164,23 +180,23 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_queue_counts_right(self):
-        """The scheduler counts the steps that we do, and knows which sessions are busy."""
-        assert self.policy.num_queued_steps == sum(work.num_steps for work in self.works)
+        """The scheduler's count of steps, and its busy sessions, agree with the lists."""
+        assert self.scheduler.num_queued_steps == sum(work.num_steps for work in self.works)
         for slot, lane in self.lanes.items():
-            assert self.policy.is_busy(slot) == bool(lane)
+            assert self.scheduler.is_busy(slot) == bool(lane)
 
     def teardown(self):
-        """Left alone, everything ends within as many iterations as there are rows."""
+        """Runs the rest, which must end within a bounded number of iterations."""
         for _ in range(1000):
             if self.batch is not None:
                 self.finish_batch()
-            if not self.policy.has_ready:
+            if not self.scheduler.has_ready:
                 break
-            self.batch = self.policy.schedule()
+            self.batch = self.scheduler.schedule()
             self.check_batch(self.batch)
         assert self.works == []
-        assert self.policy.num_queued_steps == 0
-        assert not any(self.policy.is_busy(slot) for slot in range(CAPACITY))
+        assert self.scheduler.num_queued_steps == 0
+        assert not any(self.scheduler.is_busy(slot) for slot in range(CAPACITY))
 
 
 SchedulerMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
@@ -195,37 +211,38 @@ TestScheduler = SchedulerMachine.TestCase
 )
 @settings(max_examples=150, deadline=None)
 def test_a_single_step_is_in_the_very_next_batch(lengths, max_batch, max_piece, arrivals):
-    """Whatever long inputs wait or have begun: none holds up a step, outgrows its bound, or starves."""
+    """Long inputs never delay a single step, outgrow their bound, or starve."""
     num_long = sum(len(entries) for entries in lengths)
-    policy = Scheduler(num_long + 3, 10**6, max_batch, max_piece)
+    scheduler = Scheduler(
+        num_long + 3, max_queue_steps=10**6, max_batch_steps=max_batch, max_piece_steps=max_piece
+    )
     free, waited = iter(range(3, num_long + 3)), {}  # batches since each long input last ran, until it ends
     for entries in lengths:
         block = block_of({next(free): length for length in entries})
-        policy.submit(block)
+        scheduler.submit(block)
         waited[block] = 0
     for number in range(num_long * 60 + len(arrivals)):
         steps = [
-            Step(slot, 0, b"", 0, INDEX_NEXT, 0, print)
-            for slot in range(min(max_batch, arrivals[number] if number < len(arrivals) else 0))
+            step_of(slot) for slot in range(min(max_batch, arrivals[number] if number < len(arrivals) else 0))
         ]
         for step in steps:
-            policy.submit(step)
-        if not policy.has_ready:
+            scheduler.submit(step)
+        if not scheduler.has_ready:
             break
-        batch = policy.schedule()
+        batch = scheduler.schedule()
         assert batch.steps == steps
         assert long_steps(batch) <= max_batch
         assert all(piece.length <= max_piece for piece in batch.pieces)
         ran = {piece.block for piece in batch.pieces}
         waited = {block: 0 if block in ran else turns + 1 for block, turns in waited.items()}
         assert all(turns <= len(lengths) for turns in waited.values()), "a long input starves"
-        policy.finish_steps(batch.steps)
+        scheduler.finish_steps(batch.steps)
         for piece in batch.pieces:
-            if not policy.advance(piece.block):
-                policy.finish(piece.block)
+            if not scheduler.advance(piece.block):
+                scheduler.finish(piece.block)
                 del waited[piece.block]
-    assert not policy.has_ready
-    assert policy.num_queued_steps == 0
+    assert not scheduler.has_ready
+    assert scheduler.num_queued_steps == 0
 
 
 WORKS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["step", "control", "block"])), max_size=12)
@@ -234,36 +251,37 @@ WORKS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["step", "control"
 @given(WORKS, st.lists(st.integers(0, 11), max_size=3))
 @settings(max_examples=150, deadline=None)
 def test_steps_ended_together_are_steps_ended_one_by_one(works, gone):
-    """What is ready after it, its order, what is busy and how much waits are the same."""
+    """Ending steps together leaves the same ready work, order, busy sessions and count as one by one."""
 
     def served(is_together):
-        policy, order, named = Scheduler(4, 100, 3, 2), [], {}
+        scheduler = Scheduler(4, max_queue_steps=100, max_batch_steps=3, max_piece_steps=2)
+        order, named = [], {}
         for number, (slot, kind) in enumerate(works):
             if kind == "block":
                 work = block_of({slot: 1, (slot + 1) % 4: 2})
             elif kind == "control":
-                work = Control(slot, 0, print, 0, print)
+                work = Control(slot, 0, print, arrived_ns=0, on_done=print)
             else:
-                work = Step(slot, 0, b"", 0, INDEX_NEXT, 0, print)
+                work = step_of(slot)
             named[work] = number
-            policy.submit(work)
+            scheduler.submit(work)
             if number in gone:
-                policy.withdraw(work)
-        while policy.has_ready:
-            batch = policy.schedule()
+                scheduler.withdraw(work)
+        while scheduler.has_ready:
+            batch = scheduler.schedule()
             order.append([named[work] for work in [*batch.controls, *batch.steps]])
             order.append([(named[piece.block], piece.offset) for piece in batch.pieces])
             for control in batch.controls:
-                policy.finish(control)
+                scheduler.finish(control)
             if is_together:
-                policy.finish_steps(batch.steps)
+                scheduler.finish_steps(batch.steps)
             else:
                 for step in batch.steps:
-                    policy.finish(step)
+                    scheduler.finish(step)
             for piece in batch.pieces:
-                if not policy.advance(piece.block):
-                    policy.finish(piece.block)
-            order.append((policy.num_queued_steps, [policy.is_busy(slot) for slot in range(4)]))
+                if not scheduler.advance(piece.block):
+                    scheduler.finish(piece.block)
+            order.append((scheduler.num_queued_steps, [scheduler.is_busy(slot) for slot in range(4)]))
         return order
 
     assert served(is_together=True) == served(is_together=False)

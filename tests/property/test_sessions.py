@@ -1,4 +1,4 @@
-"""Sessions in columns against a plain dict of plain lists."""
+"""The session table beside a plain dict of plain lists."""
 
 import dataclasses
 
@@ -16,8 +16,8 @@ VALUES = st.integers(-3, 3)
 
 
 @dataclasses.dataclass
-class Plain:
-    """One session as a plain value: its slot, steps (input, given time) and last use."""
+class PlainSession:
+    """One session as a plain value: its slot, its steps (input, given time) and its last use."""
 
     slot: int
     used: int
@@ -26,7 +26,7 @@ class Plain:
 
 
 class SessionsMachine(RuleBasedStateMachine):
-    """Opens, moves, restarts, closes and expires sessions at random; predictions are inputs, doubled."""
+    """Opens, moves, restarts, closes and expires sessions at random; predictions are the inputs, doubled."""
 
     def __init__(self):
         super().__init__()
@@ -39,19 +39,19 @@ class SessionsMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.plain) < CAPACITY)
     @rule(key=KEYS)
     def open(self, key):
-        """A session opens in a slot that is free."""
+        """Opens a session in a free slot."""
         if key in self.plain:
             return
         self.now += 1
         slot = min(set(range(CAPACITY)) - {one.slot for one in self.plain.values()})
         self.sessions.open(key, slot, self.now)
-        self.plain[key] = Plain(slot, self.now)
+        self.plain[key] = PlainSession(slot, self.now)
         self.expired.discard(key)
 
     @precondition(lambda self: self.plain)
     @rule(data=st.data())
     def apply(self, data):
-        """Some sessions take some steps each, in one call."""
+        """Applies some steps to each of some sessions, in one call."""
         keys = data.draw(st.lists(st.sampled_from(sorted(self.plain)), min_size=1, unique=True))
         lengths = [data.draw(st.integers(1, 6)) for _ in keys]
         shape = (len(keys), max(lengths))
@@ -60,7 +60,7 @@ class SessionsMachine(RuleBasedStateMachine):
         times = np.array(data.draw(draw)).reshape(shape)
         self.now += 1
         slots = np.array([self.plain[key].slot for key in keys])
-        self.sessions.apply(applied(slots, lengths, x, times, times + 7, x * 2), self.now)
+        self.sessions.apply(applied(slots, lengths, x, given_times=times, times=times + 7, y=x * 2), self.now)
         for at, (key, length) in enumerate(zip(keys, lengths, strict=True)):
             one = self.plain[key]
             one.steps += [(float(x[at, t, 0]), int(times[at, t])) for t in range(length)]
@@ -70,7 +70,7 @@ class SessionsMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.plain)
     @rule(data=st.data())
     def restart(self, data):
-        """A session goes back to its start."""
+        """Restarts a session."""
         one = self.plain[data.draw(st.sampled_from(sorted(self.plain)))]
         self.sessions.progress.restart(one.slot)
         one.steps, one.last_time = [], 0
@@ -78,7 +78,7 @@ class SessionsMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.plain)
     @rule(data=st.data(), by_expiry=st.booleans())
     def end(self, data, by_expiry):
-        """A session is closed, or expires."""
+        """Closes or expires a session."""
         key = data.draw(st.sampled_from(sorted(self.plain)))
         slot = self.plain.pop(key).slot
         if by_expiry:
@@ -89,14 +89,14 @@ class SessionsMachine(RuleBasedStateMachine):
         self.closes[slot] += 1
 
     @rule(ago=st.integers(0, 20))
-    def look_for_idle_ones(self, ago):
-        """Exactly those not used since are idle."""
+    def find_idle_sessions(self, ago):
+        """Exactly the sessions not used since an instant are idle."""
         idle = {one.slot for one in self.plain.values() if one.used < self.now - ago}
         assert set(self.sessions.idle_since(self.now - ago)) == idle
 
     @invariant()
-    def sessions_are_where_they_should_be(self):
-        """Ids, counters, times, generations and expiries agree."""
+    def sessions_agree(self):
+        """Keys, counters, times, generations and endings agree."""
         assert len(self.sessions) == len(self.plain)
         assert self.sessions.generation.tolist() == self.closes
         for key in "abcdef":
@@ -110,8 +110,8 @@ class SessionsMachine(RuleBasedStateMachine):
             assert self.sessions.last_used[one.slot] == one.used
 
     @invariant()
-    def the_last_replies_are_kept(self):
-        """Of every session the last few replies, each with the print of its input; no others."""
+    def the_last_replies_are_remembered(self):
+        """The last few replies of every session are remembered, with fingerprints, and no others."""
         for one in self.plain.values():
             for index, (x, time) in enumerate(one.steps):
                 kept = self.sessions.progress.remembered(one.slot, index)

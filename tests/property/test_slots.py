@@ -1,4 +1,4 @@
-"""Slots against a plain set: never one twice, never one too many, low numbers first."""
+"""Slots beside a plain set: no slot twice, all slots used, low numbers first."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,9 +9,9 @@ from service.engine.slots import Slots
 @given(capacity=st.integers(1, 8), events=st.lists(st.integers(0, 10), max_size=60))
 @settings(max_examples=200, deadline=None)
 def test_slots_are_a_set_of_free_numbers(capacity, events):
-    """Taking gives a number nobody has, the one given back last first; None exactly where all are taken.
+    """Taking gives a free number, the one given back last first; None exactly if all are taken.
 
-    An event of 0..5 takes; another gives back one of those taken.
+    An event of 0..5 takes a slot; any other event gives back a taken one.
     """
     slots, taken, returned = Slots(capacity), [], []
     for event in events:

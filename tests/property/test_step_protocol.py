@@ -1,7 +1,7 @@
-"""Exactly once: whatever clients send, in steps and blocks, each index of a session is applied one time.
+"""Exactly once: whatever clients send, in steps and blocks, each index of a session is applied once.
 
-The model under test is the fake one, whose predictions tell one order of steps from any other; the
-reference is a list of the inputs applied.
+The Recurrence's predictions distinguish any two orders of steps; the reference is a list of the inputs
+applied.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ MODEL = fakes.recurrence()
 
 
 class Reference:
-    """One session: the inputs applied and the predictions made, and what the protocol says to a request."""
+    """One session: its applied inputs and predictions, and the protocol's reply to a request."""
 
     def __init__(self):
         self.alone = Alone(MODEL)
         self.applied = []  # (input, prediction's bytes)
 
     def at(self, index, x, is_wanted=True):
-        """Returns what becomes of one row: a Reason, the reply's bytes, or None for one skipped unseen."""
+        """Returns a row's outcome: a Reason, the reply's bytes, or None for a row skipped without a reply."""
         if index > len(self.applied):
             return Reason.STEP_GAP
         if index == len(self.applied):
@@ -40,11 +40,11 @@ class Reference:
         return y if earlier == x else Reason.STEP_CONFLICT
 
     def step(self, index, x):
-        """Returns what becomes of a step."""
+        """Returns the outcome of a step."""
         return self.at(len(self.applied) if index == INDEX_NEXT else index, x)
 
     def block(self, index, xs, wants_replies):
-        """Returns what becomes of a block's entry: a Reason, or each row's bytes."""
+        """Returns the outcome of a block's entry: a Reason, or each row's bytes."""
         first = len(self.applied) if index == INDEX_NEXT else index
         if first > len(self.applied):
             return Reason.STEP_GAP
@@ -58,7 +58,7 @@ class Reference:
 
 @dataclasses.dataclass
 class Request:
-    """A step (one value) or block (several) of a session, and whether the engine runs before the next one."""
+    """A step (one value) or a block (several) of a session; `then_run`: whether the engine then runs."""
 
     session: int
     back: int | None  # the index asked for is this far behind the session's next when asked; None: no index
@@ -83,7 +83,7 @@ REQUESTS = st.lists(
 
 
 def check(request, work, wanted):
-    """Holds what became of a request against what should have."""
+    """Compares the outcome of a request with the reference."""
     error = work.error if isinstance(work, Step) else work.errors.get(0)
     if isinstance(wanted, Reason):
         assert error is not None, (request, wanted)
@@ -100,7 +100,7 @@ def check(request, work, wanted):
 @given(REQUESTS)
 @settings(max_examples=200, deadline=None)
 def test_every_index_is_applied_once(requests):
-    """Retries, gaps, conflicts and duplicates, one by one or many queued at once, as the reference says."""
+    """Retries, gaps, conflicts and duplicates, one by one or queued together, end as in the reference."""
     rig = Rig(MODEL, replies_kept=KEPT, max_piece_steps=2, max_batch_steps=4)
     slots = rig.open("a", "b", "c")
     references = [Reference() for _ in slots]
@@ -132,7 +132,7 @@ def test_every_index_is_applied_once(requests):
 )
 @settings(max_examples=60, deadline=None)
 def test_a_client_that_retries_until_it_is_answered_gets_every_prediction(num_steps, losses, cut):
-    """A client that loses replies and sends its tail again ends with the bits of one that lost none."""
+    """A client that loses replies and sends its tail again gets the bits of one that lost none."""
     rig = Rig(MODEL, replies_kept=KEPT)
     (slot,) = rig.open("a")
     x = np.random.default_rng(num_steps).standard_normal((num_steps, 2)).astype(np.float32)
@@ -152,7 +152,7 @@ def test_a_client_that_retries_until_it_is_answered_gets_every_prediction(num_st
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_withdrawn_steps_are_applied_or_not_but_never_twice(data):
-    """A caller may go away at any moment: the step it sends again is applied once all the same."""
+    """A step that is withdrawn at any moment and sent again is applied once."""
     rig = Rig(MODEL, replies_kept=KEPT)
     (slot,) = rig.open("a")
     alone = Alone(MODEL)

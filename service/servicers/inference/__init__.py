@@ -1,1 +1,1 @@
-"""The methods of the Open Inference Protocol, its sequences as sessions. Does not know the other APIs."""
+"""The methods of the Open Inference Protocol, with sequences as sessions. Does not know the other APIs."""

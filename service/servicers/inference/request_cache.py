@@ -1,7 +1,8 @@
-"""Requests whose like was read before, recognised by their bytes: their id and their row alone are read anew.
+"""Parameters of requests that were read before, found by the bytes of a request.
 
-A sequence's requests mostly differ in nothing else, and to read all of one costs more than its step does. A
-request's *head* is all but these two. Does not know what a head means.
+Most requests of a sequence differ in their id and their input row alone, and to read all of a request costs
+more than its step does. The cache's key is the caller and the request's bytes without its id and its row. If
+the key is known, only the id and the row are read. Does not know what the other bytes mean.
 """
 
 import math
@@ -10,64 +11,64 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
 
-from service.servicers.inference.request import Ask
+from service.servicers.inference.parameters import RequestParameters
 
-_MAX_HEADS = 65_536
-_MAX_HEAD_BYTES = 512  # with the bound above: some tens of MB at most
+_MAX_ENTRIES = 65_536
+_MAX_KEY_BYTES = 512  # with the bound above: some tens of MB at most
 _ID, _ROWS = "id", "raw_input_contents"
 
 
-class Heads:
-    """What requests ask that were read, by caller and head."""
+class RequestCache:
+    """The parameters of requests, by caller and by the request's bytes without id and row."""
 
     def __init__(self) -> None:
-        self._asks: dict[tuple[str, bytes], Ask] = {}
+        self._entries: dict[tuple[str, bytes], RequestParameters] = {}
 
-    def find(self, principal: str, raw: bytes) -> tuple[Ask, str, bytes] | None:
-        """Returns what a request asks, its id and its row; None where the request is to be read.
+    def find(self, principal: str, raw: bytes) -> tuple[RequestParameters, str, bytes] | None:
+        """Returns a request's parameters, id and row; None if the request is to be read in full.
 
-        Its like is not known then, or its row is wrong.
+        The key is not in the cache then, or the row has a wrong size or a value that is not finite.
         """
-        parts = _parts_of(raw)
+        parts = _split(raw)
         if parts is None:
             return None
-        head, name, row = parts
-        ask = self._asks.get((principal, head))
-        if ask is None:
+        rest, request_id, row = parts
+        parameters = self._entries.get((principal, rest))
+        if parameters is None:
             return None
-        kind = ask.engine.row
-        is_right = len(row) == kind.size and math.isfinite(sum(kind.unpack(row)))
-        return (ask, name, row) if is_right else None
+        layout = parameters.engine.row
+        is_right = len(row) == layout.size and math.isfinite(sum(layout.unpack(row)))
+        return (parameters, request_id, row) if is_right else None
 
-    def learn(self, principal: str, raw: bytes, ask: Ask) -> None:
-        """Remembers what a request asks that has one row, and no index: those all differ."""
-        parts = _parts_of(raw) if ask.first_index < 0 else None
-        if parts is None or len(parts[0]) > _MAX_HEAD_BYTES:
+    def add(self, principal: str, raw: bytes, parameters: RequestParameters) -> None:
+        """Adds the parameters of a request with one row, unless a step index makes it unlike any other."""
+        parts = _split(raw) if parameters.first_index < 0 else None
+        if parts is None or len(parts[0]) > _MAX_KEY_BYTES:
             return
-        if len(self._asks) == _MAX_HEADS:
-            self._asks.clear()
-        self._asks[principal, parts[0]] = ask
+        if len(self._entries) == _MAX_ENTRIES:
+            self._entries.clear()
+        self._entries[principal, parts[0]] = parameters
 
 
-def _parts_of(raw: bytes) -> tuple[bytes, str, bytes] | None:
-    """Returns a request's head, id and row; None where it has not one entry of raw contents, or is none."""
+def _split(raw: bytes) -> tuple[bytes, str, bytes] | None:
+    """Returns a request's other bytes, id and row; None for bytes that are no request with one raw input."""
     try:
-        request = _Parts.FromString(raw)
+        request = _IdAndRows.FromString(raw)
     except DecodeError:
         return None
     rows = request.raw_input_contents
     if len(rows) != 1:
         return None
-    name, row = request.id, rows[0]
+    request_id, row = request.id, rows[0]
     request.ClearField(_ID)
     request.ClearField(_ROWS)
-    return request.SerializeToString(), name, row
+    return request.SerializeToString(), request_id, row
 
 
-def _parts_type() -> Any:
-    """Returns a message of a ModelInferRequest's two fields, to which all others are unknown.
+def _id_and_rows_type() -> Any:
+    """Returns a message type with two of ModelInferRequest's fields; to it all other fields are unknown.
 
-    Unknown fields are kept as they came and written so: where they are the same bytes, they say the same.
+    A message keeps unknown fields as the bytes that came, and writes them back. Equal bytes say the same.
     """
     file = descriptor_pb2.FileDescriptorProto(name="parts.proto", syntax="proto3")
     field = descriptor_pb2.FieldDescriptorProto
@@ -77,10 +78,10 @@ def _parts_type() -> Any:
             field(name=_ROWS, number=7, type=field.TYPE_BYTES, label=field.LABEL_REPEATED),
         ]
     )
-    pool = descriptor_pool.DescriptorPool()  # of its own: the default one's are what reflection shows
+    pool = descriptor_pool.DescriptorPool()  # reflection shows the types of the default pool
     pool.Add(file)
     found: type[Message] = message_factory.GetMessageClass(pool.FindMessageTypeByName("Parts"))
     return found
 
 
-_Parts = _parts_type()
+_IdAndRows = _id_and_rows_type()

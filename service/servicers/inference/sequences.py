@@ -1,9 +1,9 @@
-"""Sequences of the Open Inference Protocol as sessions: which begin, run on and end, in the order asked.
+"""Sequences of the Open Inference Protocol as sessions; the requests of each run in the order they came in.
 
-A sequence is a session of the catalog's, and what is asked of it keeps its order in the session's lane. What
-that lane cannot order waits here: what comes after a request whose sequence is brought from the store, whose
-restart is being stored, or that ends it, as the next one of the same id may begin then. Does not know
-messages.
+A sequence is a session of the catalog. The session's lane in the engine keeps the order of its requests.
+Three kinds of request block their sequence, so that its later requests wait here: a request whose session is
+fetched from the store, a restart that is being stored, and an end, because the next sequence of the same id
+may start then. `lifecycle` has the states of a request. Does not know messages.
 """
 
 import asyncio
@@ -16,300 +16,321 @@ from service.catalog.catalog import UNUSABLE, Catalog, NotResident, TakeOver, is
 from service.catalog.versions import NotLoaded
 from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
-from service.engine.work import Block, Phase
+from service.engine.work import Block, Phase, Step
 from service.errors import Reason, StreamcellError
 from service.servicers.inference import tensors
-from service.servicers.inference.errors import worded
-from service.servicers.inference.request import step_of
-from service.servicers.inference.run import Run
+from service.servicers.inference.errors import in_protocol_terms
+from service.servicers.inference.inference_request import InferenceRequest
+from service.servicers.inference.lifecycle import Event, State
+from service.servicers.inference.parameters import build_work
 from service.telemetry import faults
+
+_SUBMIT, _ANSWER = Event.SUBMIT, Event.ANSWER  # for every request; to look a member up takes 0.1 µs
 
 
 class Sequences:
-    """The sequences of all callers. What is asked is done in its turn, or refused and nothing moves."""
+    """The sequences of all callers. A request runs in its turn, or is refused and moves nothing."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._waiting: dict[str, deque[Run]] = {}  # what waits for the run that holds its sequence
-        self._bringing: set[asyncio.Task[None]] = set()
+        # By sequence, the requests that wait for the one that blocks it.
+        self._waiting: dict[str, deque[InferenceRequest]] = {}
+        self._fetches: set[asyncio.Task[None]] = set()
 
-    def submit(self, run: Run) -> None:
-        """Queues a run, behind the earlier ones of its sequence.
+    def submit(self, request: InferenceRequest) -> None:
+        """Queues a request, behind the earlier ones of its sequence.
 
         Raises:
-            StreamcellError: it is refused.
+            StreamcellError: the request is refused.
         """
-        waiting = self._waiting.get(run.key) if self._waiting else None
+        waiting = self._waiting.get(request.key) if self._waiting else None
         if waiting is None:
-            self._begin(run)
+            self._begin(request)
         else:
-            waiting.append(run)
-        if run.ask.timeout_microseconds:
+            request.advance(Event.BLOCK)
+            waiting.append(request)
+        if request.parameters.timeout_microseconds:
             loop = asyncio.get_running_loop()
-            run.timer = loop.call_later(run.ask.timeout_microseconds * 1e-6, self._time_out, run)
+            request.timer = loop.call_later(
+                request.parameters.timeout_microseconds * 1e-6, self._time_out, request
+            )
 
-    def withdraw(self, run: Run) -> None:
-        """Takes a run back, its caller being gone; what has begun of a single step is applied."""
-        run.on_done = _ignore
-        if run.work is None or run.engine.withdraw(run.work):
-            self._take_back(run)
+    def withdraw(self, request: InferenceRequest) -> None:
+        """Withdraws a request whose caller is gone. Its steps do not run, except those that have begun."""
+        request.on_done = _ignore
+        if request.work is None or request.engine.withdraw(request.work):
+            self._withdraw(request, Event.WITHDRAW)
 
     # -- Sessions ----------------------------------------------------------------------------------
 
-    def _session_of(self, run: Run) -> SessionRef:
-        """Returns a run's session; opens it if the run may and there is no store.
+    def _find_or_open(self, request: InferenceRequest) -> SessionRef:
+        """Returns a request's session; opens the session if the request may and there is no store.
 
         Raises:
-            NotResident: `_bring` fetches it.
-            StreamcellError: there is none, or it runs on another model.
+            NotResident: the session is to be fetched first, by `_fetch_session`.
+            StreamcellError: there is no session, or it runs on another model.
         """
-        ask, catalog = run.ask, self._catalog
-        if not ask.session_id:
-            session = catalog.open_ephemeral(self._leader_of(run))
-            run.is_opened = True
+        parameters, catalog = request.parameters, self._catalog
+        if not parameters.session_id:
+            session = catalog.open_ephemeral(self._engine_for_new(request))
+            request.opened_session = True
             return session
         try:
-            session = catalog.find(run.principal, ask.session_id)
+            session = catalog.find(parameters.principal, parameters.session_id)
         except NotResident:
             raise
         except StreamcellError as error:
-            if not (is_missing(error) and ask.is_start):
+            if not (is_missing(error) and parameters.is_start):
                 raise
-            self._leader_of(run)
-            session = catalog.open(run.principal, ask.session_id, ask.asked)
-            run.is_opened = True
+            self._engine_for_new(request)
+            session = catalog.open(parameters.principal, parameters.session_id, parameters.model_asked)
+            request.opened_session = True
             return session
-        self._fit(run, session.engine)
+        self._validate_rows(request, session.engine)
         return session
 
-    def _leader_of(self, run: Run) -> Engine:
-        """Returns the engine on which a run begins its session.
+    def _engine_for_new(self, request: InferenceRequest) -> Engine:
+        """Returns the engine on which a request opens its session.
 
         Raises:
-            NotResident: it is to be loaded.
-            StreamcellError: there is none, or it does not take the run's rows.
+            NotResident: the model is to be loaded first.
+            StreamcellError: there is no such model, or it does not take the request's rows.
         """
-        ask, engine = run.ask, run.ask.engine
-        if engine.succession.is_retiring or not ask.version:
+        parameters, engine = request.parameters, request.parameters.engine
+        if engine.succession.is_retiring or not parameters.version:
             try:
-                engine = self._catalog.versions.choose(ask.asked)
+                engine = self._catalog.versions.choose(parameters.model_asked)
             except NotLoaded:
-                raise NotResident([ask.session_id]) from None
-        self._fit(run, engine)
+                raise NotResident([parameters.session_id]) from None
+        self._validate_rows(request, engine)
         return engine
 
-    def _fit(self, run: Run, engine: Engine) -> None:
-        """Re-validates a run's rows for the version that its sequence runs on.
+    def _validate_rows(self, request: InferenceRequest, engine: Engine) -> None:
+        """Checks a request's rows for the version that its sequence runs on; reads rows that are unread.
 
         Raises:
-            StreamcellError: MODEL_CHANGED; INVALID_ARGUMENT, the engine does not take its rows; OVERLOADED.
+            StreamcellError: MODEL_CHANGED; INVALID_ARGUMENT, the engine does not take the rows; OVERLOADED.
         """
-        ask = run.ask
-        if engine is not ask.engine:
-            self._catalog.check_model(engine, ask.session_id, ask.asked)
-        if run.read is not None:
-            run.rows, run.read = run.read(engine), None
-            engine.check_room(run.rows.num_steps)
-        elif engine is not ask.engine:
-            tensors.check_width(engine, run.rows)
+        parameters = request.parameters
+        if engine is not parameters.engine:
+            self._catalog.check_model(engine, parameters.session_id, parameters.model_asked)
+        if request.read_rows is not None:
+            request.rows, request.read_rows = request.read_rows(engine), None
+            engine.check_room(request.rows.num_steps)
+        elif engine is not parameters.engine:
+            tensors.check_width(engine, request.rows)
 
-    async def _bring(self, run: Run) -> None:
-        """Has a run's session in memory, then begins it and what waits behind it."""
-        error: StreamcellError | None = None
-        try:
-            await self._fetch(run)
-        except StreamcellError as refusal:
-            error = refusal
-        except Exception as exception:
-            error = faults.report(exception)
-        behind = self._waiting.pop(run.key, ())
-        if error is not None and not run.is_withdrawn:
-            self._fail(run, error)
-            self._go_on(behind)
-        else:
-            self._go_on([run, *behind])
+    async def _fetch_session(self, request: InferenceRequest) -> None:
+        """Fetches a request's session into memory; for a start, opens the session in the store.
 
-    async def _fetch(self, run: Run) -> None:
-        """Brings a run's session from the store, or opens it there if the run may begin a sequence.
-
-        One that a run begins anew is taken over from another server; else only what cannot be older than it
-        seems, which a step's index shows.
+        A start takes the session over from any other server. Another request takes it over only if its step
+        index shows whether the state in the store is the newest.
         """
-        ask, catalog = run.ask, self._catalog
-        if run.ask.engine.succession.is_retiring:
-            await catalog.versions.load(ask.asked)
-        if not ask.session_id:
-            await catalog.persistence.make_room(self._leader_of(run))
-        elif not ask.is_start:
-            take_over = TakeOver.IF_INDEXED if ask.first_index >= 0 else TakeOver.NEVER
-            await catalog.fetch(run.principal, ask.session_id, take_over)
+        parameters, catalog = request.parameters, self._catalog
+        if parameters.engine.succession.is_retiring:
+            await catalog.versions.load(parameters.model_asked)
+        if not parameters.session_id:
+            await catalog.persistence.make_room(self._engine_for_new(request))
+        elif not parameters.is_start:
+            take_over = TakeOver.IF_INDEXED if parameters.first_index >= 0 else TakeOver.NEVER
+            await catalog.fetch(parameters.principal, parameters.session_id, take_over)
         else:
-            while not (await self._create(run) or await self._take_over(run)):
-                pass  # it was closed, or opened, between the two
+            while not (await self._create(request) or await self._take_over(request)):
+                pass  # the session was closed, or opened, between the two
 
-    async def _create(self, run: Run) -> bool:
-        """Opens a run's session in the store, if there is none; tells whether it did."""
+    async def _create(self, request: InferenceRequest) -> bool:
+        """Opens a request's session in the store; returns False if there is one already."""
+        parameters = request.parameters
         try:
-            session = await self._catalog.create(run.principal, run.ask.session_id, run.ask.asked)
+            session = await self._catalog.create(
+                parameters.principal, parameters.session_id, parameters.model_asked
+            )
         except StreamcellError as error:
             if error.reason is not Reason.SESSION_EXISTS:
                 raise
             return False
-        run.is_opened = True
-        run.session = session
-        self._fit(run, session.engine)
+        request.opened_session = True
+        request.session = session
+        self._validate_rows(request, session.engine)
         return True
 
-    async def _take_over(self, run: Run) -> bool:
-        """Brings the session that stands where a run is to begin its sequence; tells whether there is one."""
-        principal, session_id = run.principal, run.ask.session_id
+    async def _take_over(self, request: InferenceRequest) -> bool:
+        """Fetches a start's session into memory, from any server; returns whether a usable one was there."""
+        principal, session_id = request.parameters.principal, request.parameters.session_id
         try:
             await self._catalog.fetch(principal, session_id, TakeOver.ALWAYS)
         except StreamcellError as error:
             if is_missing(error):
                 return False
-            if error.reason not in UNUSABLE or run.ask.first_index >= 0:
+            if error.reason not in UNUSABLE or request.parameters.first_index >= 0:
                 raise
-            await self._catalog.discard(principal, session_id)  # nothing of it is needed
+            await self._catalog.discard(principal, session_id)  # a restart needs nothing of it
             return False
         return True
 
     @staticmethod
-    def _close(run: Run) -> None:
-        """Ends a run's session, if it has not ended."""
-        if run.session is not None and (session := run.session.current).is_live:
+    def _close_session(request: InferenceRequest) -> None:
+        """Closes a request's session, if it is live."""
+        if request.session is not None and (session := request.session.current).is_live:
             session.engine.residents.close(session.slot)
 
-    # -- A run's life ------------------------------------------------------------------------------
+    # -- A request's life --------------------------------------------------------------------------
 
-    def _begin(self, run: Run) -> None:
-        ask, engine = run.ask, run.ask.engine
-        slot = engine.sessions.find(run.key)  # as nearly always; "" names none
-        is_sure = run.read is None and not (engine.succession.is_retiring or self._catalog.is_draining)
-        if slot is not None and is_sure:
+    def _begin(self, request: InferenceRequest) -> None:
+        """Submits a request to the engine of its session, or fetches the session first.
+
+        Raises:
+            StreamcellError: the request is refused.
+        """
+        parameters, engine = request.parameters, request.parameters.engine
+        slot = engine.sessions.find(request.key)  # nearly always there; "" names none
+        takes_work = not (engine.succession.is_retiring or self._catalog.is_draining)
+        if slot is not None and request.read_rows is None and takes_work:
             session = SessionRef.at(engine, slot)
         else:
             try:
-                engine.check_room(run.rows.num_steps)  # before a session is opened for it
-                session = self._session_of(run)
+                engine.check_room(request.rows.num_steps)  # before a session is opened for the request
+                session = self._find_or_open(request)
             except NotResident:
-                self._begin_to_bring(run)
+                request.advance(Event.FETCH)
+                self._start_fetch(request)
                 return
             except StreamcellError as error:
-                raise worded(error, ask) from None
-        run.session = session
-        work = step_of(ask, run.rows, session, arrived_ns=run.arrived_ns, on_done=lambda _: self._finish(run))
-        # With an index, the start of a live sequence is a retry, or a conflict: the step protocol tells.
-        work.restarts = ask.is_start and not run.is_opened and ask.first_index < 0
-        work.may_be_held = run.may_be_held
-        session.engine.submit(work)
-        run.work = work
-        if ask.is_end or (work.restarts and session.engine.sessions.durability.is_enabled):
-            self._hold(run)
+                raise in_protocol_terms(error, parameters) from None
+        self._submit_to_engine(request, session)
 
-    def _begin_to_bring(self, run: Run) -> None:
-        self._hold(run)
-        task = asyncio.create_task(self._bring(run))
-        self._bringing.add(task)  # else the loop alone would know it, and weakly
-        task.add_done_callback(self._bringing.discard)
-
-    def _hold(self, run: Run) -> None:
-        """Has what comes after a run, of its sequence, wait for it."""
-        if run.key:
-            run.holds = True
-            self._waiting.setdefault(run.key, deque())
-
-    def _finish(self, run: Run) -> None:
-        """Takes the result; ends the sequence if it was to end, or did not begin."""
-        error = _error_of(run)
-        _cut(run)
-        if error is not None and self._is_to_run_again(run, error):
-            run.is_second, run.work = True, None
-            self._begin_to_bring(run)
-            return
-        if error is not None:
-            run.error = worded(error, run.ask)
-        if run.timer is not None:
-            run.timer.cancel()
-        if not run.key or (run.is_opened if error is not None else run.ask.is_end):
-            self._close(run)
-        run.on_done(run)
-        self._let_go(run)
-
-    @staticmethod
-    def _is_to_run_again(run: Run, error: StreamcellError) -> bool:
-        """Tells whether a restart found only then that another server has its session: it takes it over."""
-        is_restart = run.work is not None and run.work.restarts
-        return error.reason is Reason.SESSION_FENCED and is_restart and not run.is_second
-
-    def _fail(self, run: Run, error: StreamcellError) -> None:
-        """Answers a run that cannot begin."""
-        run.error = worded(error, run.ask)
-        if run.timer is not None:
-            run.timer.cancel()
-        if run.is_opened:
-            self._close(run)
-        run.on_done(run)
-
-    def _time_out(self, run: Run) -> None:
-        """Withdraws a run that has not begun."""
-        engine, work = run.engine, run.work
-        if run.is_withdrawn or (work is not None and work.phase is not Phase.QUEUED):
-            return
-        if work is not None:
-            engine.withdraw(work)
-        run.error = errors.refusal(
-            Reason.TIMED_OUT, field="timeout", timeout_microseconds=run.ask.timeout_microseconds
+    def _submit_to_engine(self, request: InferenceRequest, session: SessionRef) -> None:
+        parameters = request.parameters
+        request.session = session
+        work = build_work(
+            parameters,
+            request.rows,
+            session,
+            arrived_ns=request.arrived_ns,
+            on_done=lambda work: self._finish(request, work),
         )
-        run.on_done(run)
-        self._take_back(run)
+        # A start with a step index on a live sequence is a retry, or a conflict: the engine decides.
+        if parameters.is_start and not request.opened_session and parameters.first_index < 0:
+            work.restarts = True
+        if request.may_be_delayed:
+            work.may_be_held = True
+        session.engine.submit(work)
+        request.work = work
+        request.advance(_SUBMIT)
+        if parameters.is_end or (work.restarts and session.engine.sessions.durability.is_enabled):
+            self._block_sequence(request)
 
-    def _take_back(self, run: Run) -> None:
-        """Leaves everything as if a withdrawn run had not been."""
-        run.is_withdrawn = True
-        _cut(run)
-        if run.timer is not None:
-            run.timer.cancel()
-        if run.work is None:
-            return  # it waits for an earlier one or for the store, and is passed over then
-        if run.is_opened and (not run.key or not _has_begun(run)):
-            self._close(run)
-        self._let_go(run)
+    def _start_fetch(self, request: InferenceRequest) -> None:
+        self._block_sequence(request)
+        task = asyncio.create_task(self._fetch_and_begin(request))
+        self._fetches.add(task)  # the loop's own reference is weak
+        task.add_done_callback(self._fetches.discard)
 
-    def _let_go(self, run: Run) -> None:
-        """Begins what waited for a run."""
-        if run.holds:
-            self._go_on(self._waiting.pop(run.key, ()))
+    async def _fetch_and_begin(self, request: InferenceRequest) -> None:
+        """Fetches a request's session, then begins the request and the requests that wait for it."""
+        error: StreamcellError | None = None
+        try:
+            await self._fetch_session(request)
+        except StreamcellError as refusal:
+            error = refusal
+        except Exception as exception:
+            error = faults.report(exception)
+        waiting = self._waiting.pop(request.key, ())
+        if error is not None and request.state is not State.WITHDRAWN:
+            self._fail(request, error)
+            self._begin_in_order(waiting)
+        else:
+            self._begin_in_order([request, *waiting])
 
-    def _go_on(self, runs: Iterable[Run]) -> None:
-        """Begins what waited, up to what holds the sequence anew."""
-        for run in runs:
-            waiting = self._waiting.get(run.key)
-            if run.is_withdrawn:
-                if run.is_opened:
-                    self._close(run)
+    def _block_sequence(self, request: InferenceRequest) -> None:
+        """Makes later requests of a request's sequence wait for it."""
+        if request.key:
+            request.blocks_sequence = True
+            self._waiting.setdefault(request.key, deque())
+
+    def _unblock_sequence(self, request: InferenceRequest) -> None:
+        """Begins the requests that waited for a request."""
+        if request.blocks_sequence:
+            self._begin_in_order(self._waiting.pop(request.key, ()))
+
+    def _begin_in_order(self, requests: Iterable[InferenceRequest]) -> None:
+        """Begins requests of a sequence; those behind a request that blocks the sequence anew wait again."""
+        for request in requests:
+            waiting = self._waiting.get(request.key)
+            if request.state is State.WITHDRAWN:
+                if request.opened_session:
+                    self._close_session(request)
             elif waiting is not None:
-                waiting.append(run)
+                request.advance(Event.BLOCK)
+                waiting.append(request)
             else:
                 try:
-                    self._begin(run)
+                    self._begin(request)
                 except StreamcellError as error:
-                    self._fail(run, error)
+                    self._fail(request, error)
+
+    def _finish(self, request: InferenceRequest, work: Step | Block) -> None:
+        """Answers a request whose work is done; closes its session if the sequence ends or did not start."""
+        error = work.errors.get(0) if isinstance(work, Block) else work.error
+        work.on_done = _ignore  # a cycle would keep the engine in memory until it is collected
+        if error is None:
+            request.advance(_ANSWER)
+        elif request.advance(_event_of(work, error)) is State.TAKING_OVER:
+            request.work = None
+            self._start_fetch(request)
+            return
+        else:
+            request.error = in_protocol_terms(error, request.parameters)
+        if request.timer is not None:
+            request.timer.cancel()
+        is_last = request.opened_session if error is not None else request.parameters.is_end
+        if is_last or not request.key:
+            self._close_session(request)
+        request.on_done(request)
+        self._unblock_sequence(request)
+
+    def _fail(self, request: InferenceRequest, error: StreamcellError) -> None:
+        """Answers a request that cannot begin."""
+        request.advance(_ANSWER)
+        request.error = in_protocol_terms(error, request.parameters)
+        if request.timer is not None:
+            request.timer.cancel()
+        if request.opened_session:
+            self._close_session(request)
+        request.on_done(request)
+
+    def _time_out(self, request: InferenceRequest) -> None:
+        """Answers TIMED_OUT to a request whose steps have not begun, and withdraws it."""
+        work = request.work
+        if work is not None:
+            if work.phase is not Phase.QUEUED:
+                return
+            request.engine.withdraw(work)
+        request.error = errors.refusal(
+            Reason.TIMED_OUT, field="timeout", timeout_microseconds=request.parameters.timeout_microseconds
+        )
+        request.on_done(request)
+        self._withdraw(request, Event.TIME_OUT)
+
+    def _withdraw(self, request: InferenceRequest, event: Event) -> None:
+        """Leaves the sequence as if a request that the engine has given back had never come."""
+        request.advance(event)
+        if request.timer is not None:
+            request.timer.cancel()
+        work = request.work
+        if work is None:
+            return  # it waits for an earlier request or for the store, and is passed over in its turn
+        work.on_done = _ignore  # as in `_finish`
+        has_begun = isinstance(work, Block) and bool(work.num_applied[0])
+        if request.opened_session and not (request.key and has_begun):
+            self._close_session(request)
+        self._unblock_sequence(request)
 
 
-def _error_of(run: Run) -> StreamcellError | None:
-    work = run.work
-    return work.errors.get(0) if isinstance(work, Block) else work.error if work is not None else None
-
-
-def _cut(run: Run) -> None:
-    """Ends the ring of a run and its work: else both, and the engine too, would wait for the collector."""
-    if run.work is not None:
-        run.work.on_done = _ignore
-
-
-def _has_begun(run: Run) -> bool:
-    return isinstance(run.work, Block) and bool(run.work.num_applied[0])
+def _event_of(work: Step | Block, error: StreamcellError) -> Event:
+    """Returns what an error of a request's work means for the request."""
+    is_fenced = error.reason is Reason.SESSION_FENCED
+    return Event.FENCE if work.restarts and is_fenced else Event.ANSWER
 
 
 def _ignore(_: Any) -> None:

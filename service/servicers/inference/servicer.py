@@ -12,10 +12,10 @@ from service.catalog.versions import NotLoaded
 from service.config import Config
 from service.rpc.methods import Call, Streaming, Unary
 from service.rpc.stream import Stream
-from service.servicers.inference.about import About
-from service.servicers.inference.pipeline import Inference
-from service.servicers.inference.reply import Replies
-from service.servicers.inference.run import Run
+from service.servicers.inference.inference_request import InferenceRequest
+from service.servicers.inference.metadata import MetadataServicer
+from service.servicers.inference.pipeline import InferencePipeline
+from service.servicers.inference.response import ResponseBuilder
 from service.servicers.inference.stream import InferStream
 from service.telemetry.metrics import Metrics
 
@@ -23,28 +23,28 @@ SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 class InferenceServicer:
-    """Puts the protocol's parts together."""
+    """Connects the protocol's methods to the parts that answer them."""
 
     def __init__(self, catalog: Catalog, settings: Config, metrics: Metrics) -> None:
-        self._about = About(catalog, settings, metrics)
-        self._inference = Inference(catalog, settings, metrics)
-        self._replies = Replies()
+        self._metadata = MetadataServicer(catalog, settings, metrics)
+        self._pipeline = InferencePipeline(catalog, settings, metrics)
+        self._responses = ResponseBuilder()
 
     def methods(self) -> list[Unary[Any] | Streaming]:
         """Returns the service's methods."""
-        about = self._about
-        tells: dict[str, tuple[type[Message], Callable[[Any, Call], Awaitable[Message]]]] = {
-            "ServerLive": (pb.ServerLiveRequest, about.server_live),
-            "ServerReady": (pb.ServerReadyRequest, about.server_ready),
-            "ModelReady": (pb.ModelReadyRequest, about.model_ready),
-            "ServerMetadata": (pb.ServerMetadataRequest, about.server_metadata),
-            "ModelMetadata": (pb.ModelMetadataRequest, about.model_metadata),
-            "ModelConfig": (pb.ModelConfigRequest, about.model_config),
-            "ModelStatistics": (pb.ModelStatisticsRequest, about.model_statistics),
-            "RepositoryIndex": (pb.RepositoryIndexRequest, about.repository_index),
+        metadata = self._metadata
+        described: dict[str, tuple[type[Message], Callable[[Any, Call], Awaitable[Message]]]] = {
+            "ServerLive": (pb.ServerLiveRequest, metadata.server_live),
+            "ServerReady": (pb.ServerReadyRequest, metadata.server_ready),
+            "ModelReady": (pb.ModelReadyRequest, metadata.model_ready),
+            "ServerMetadata": (pb.ServerMetadataRequest, metadata.server_metadata),
+            "ModelMetadata": (pb.ModelMetadataRequest, metadata.model_metadata),
+            "ModelConfig": (pb.ModelConfigRequest, metadata.model_config),
+            "ModelStatistics": (pb.ModelStatisticsRequest, metadata.model_statistics),
+            "RepositoryIndex": (pb.RepositoryIndexRequest, metadata.repository_index),
         }
         listed: list[Unary[Any] | Streaming] = [
-            Unary(f"/{SERVICE}/{name}", *parts, is_work=False) for name, parts in tells.items()
+            Unary(f"/{SERVICE}/{name}", *parts, is_work=False) for name, parts in described.items()
         ]
         return [
             *listed,
@@ -52,29 +52,31 @@ class InferenceServicer:
             Streaming(f"/{SERVICE}/ModelStreamInfer", self.model_stream_infer),
         ]
 
-    async def model_infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
+    async def model_infer(self, message: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         """Answers ModelInfer."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        def settle(_: Run) -> None:
+        def resolve(_: InferenceRequest) -> None:
             if not done.done():
                 done.set_result(None)
 
         try:
-            run = self._inference.read(request, call, settle)
+            request = self._pipeline.read(message, call, resolve)
         except NotLoaded:
-            await self._inference.load(request)
-            run = self._inference.read(request, call, settle)
-        run.may_be_held = True
-        self._inference.submit(run)
+            await self._pipeline.load(message)
+            request = self._pipeline.read(message, call, resolve)
+        request.may_be_delayed = True
+        self._pipeline.submit(request)
         try:
             await done
         except asyncio.CancelledError:
-            self._inference.withdraw(run)
+            self._pipeline.withdraw(request)
             raise
-        self._inference.check(run)
-        return self._replies.of(run).infer_response
+        if request.error is not None:
+            self._pipeline.count_failure(request)
+            raise request.error
+        return self._responses.build(request).infer_response
 
     def model_stream_infer(self, stream: Stream, call: Call) -> InferStream:
         """Begins a ModelStreamInfer."""
-        return InferStream(stream, call, self._inference)
+        return InferStream(stream, call, self._pipeline)

@@ -1,4 +1,4 @@
-"""ModelStreamInfer: requests of one client as they come, each with one response, in each sequence's order."""
+"""ModelStreamInfer: a client's requests as they come, each with one response, in order within a sequence."""
 
 import asyncio
 import contextlib
@@ -11,29 +11,30 @@ from service.catalog.versions import NotLoaded
 from service.errors import Reason, StreamcellError
 from service.rpc.methods import Call
 from service.rpc.stream import Stream
-from service.servicers.inference.pipeline import Inference
-from service.servicers.inference.reply import Replies, refusal
-from service.servicers.inference.run import Run
+from service.servicers.inference.inference_request import InferenceRequest
+from service.servicers.inference.pipeline import InferencePipeline
+from service.servicers.inference.response import ResponseBuilder, error_response
 from service.servicers.stream_backpressure import Backpressure, StreamEnd
 
 
 class InferStream:
     """One client's ModelStreamInfer. An error is a response too, and leaves the stream up."""
 
-    def __init__(self, stream: Stream, call: Call, inference: Inference) -> None:
+    def __init__(self, stream: Stream, call: Call, pipeline: InferencePipeline) -> None:
         self._stream = stream
-        self._backpressure = Backpressure(stream, self._handle)
+        self._backpressure = Backpressure(stream, self._receive)
         self._end = StreamEnd(stream, self._is_done)
         self._call = call
-        self._inference = inference
-        self._replies = Replies()
-        self._under_way: dict[Run, None] = {}  # in order of arrival
-        self._behind: dict[Run, list[bytes]] = {}  # responses that are to follow that to a run
-        self._later: deque[bytes] = deque()  # requests that wait for a model to be loaded
+        self._pipeline = pipeline
+        self._responses = ResponseBuilder()
+        self._in_flight: dict[InferenceRequest, None] = {}  # in the order in which they came
+        # By request, the responses of its sequence that are ready and follow the response to the request.
+        self._following: dict[InferenceRequest, list[bytes]] = {}
+        self._unread: deque[bytes] = deque()  # messages that wait until a model is loaded
         self._loading: asyncio.Task[None] | None = None
 
     def receive(self, raw: bytes) -> None:
-        """Begins what a message asks, or has it wait while the queue is full."""
+        """Begins a message's request, or delays the message while the queue is full."""
         self._backpressure.receive(raw)
 
     def stop(self, error: StreamcellError | None) -> None:
@@ -41,121 +42,143 @@ class InferStream:
         self._end.begin(error)
 
     def cancel(self) -> None:
-        """Withdraws what has not begun: the client is gone."""
+        """Withdraws all requests: the client is gone."""
         self._end.abandon()
-        self._later.clear()
+        self._unread.clear()
         if self._loading is not None:
             self._loading.cancel()
-        runs, self._under_way = self._under_way, {}
-        for run in runs:
-            self._inference.withdraw(run)
+        requests, self._in_flight = self._in_flight, {}
+        for request in requests:
+            self._pipeline.withdraw(request)
 
-    def _handle(self, raw: bytes) -> None:
+    def _receive(self, raw: bytes) -> None:
         if self._loading is not None:
-            self._later.append(raw)
+            self._unread.append(raw)
         elif not self._end.has_begun:
-            self._go(raw)
+            self._begin(raw)
 
-    def _go(self, raw: bytes) -> None:
-        run = None
+    def _begin(self, raw: bytes) -> None:
+        request = None
         try:
-            run = self._inference.read_bytes(raw, self._call, self._answer)
-            self._inference.submit(run)
+            request = self._pipeline.read_bytes(raw, self._call, self._answer)
+            self._pipeline.submit(request)
         except NotLoaded:
             self._stream.pause()
-            self._later.appendleft(raw)
+            self._unread.appendleft(raw)
             self._loading = asyncio.create_task(self._load(pb.ModelInferRequest.FromString(raw)))
         except StreamcellError as error:
             if error.reason is Reason.DRAINING:
                 raise
-            if error.reason is Reason.OVERLOADED and run is not None:
-                self._backpressure.record_refusal(run.engine, run.rows.num_steps)
+            if error.reason is Reason.OVERLOADED and request is not None:
+                self._backpressure.record_refusal(request.engine, request.rows.num_steps)
             self._refuse(raw, error)
         else:
-            self._under_way[run] = None
+            self._in_flight[request] = None
 
-    async def _load(self, request: pb.ModelInferRequest) -> None:
-        """Has a model in memory, then goes on with the request that named it and those that came after it."""
-        await self._inference.load(request)
+    async def _load(self, message: pb.ModelInferRequest) -> None:
+        """Loads a message's model, then begins that message's request and those that came after it."""
+        await self._pipeline.load(message)
         self._loading = None
-        while self._later and self._loading is None:
-            self._stream.guard(self._go, self._later.popleft())
+        while self._unread and self._loading is None:
+            self._stream.guard(self._begin, self._unread.popleft())
         if self._loading is None:
             self._stream.resume()
             self._end.end_if_done()
 
-    def _answer(self, run: Run) -> None:
-        behind = None
-        # What is answered otherwise than in the order of its session's lane keeps its place all the same.
-        if run.error is not None or _is_durable(run):
-            behind = self._last_before(run)
-        try:
-            self._inference.check(run)
-            message = self._replies.of(run).SerializeToString()
-        except StreamcellError as error:
-            message = self._refusal(
-                run.engine.name, run.ask.version, run.name, run.ask.sequence or None, error
+    def _is_done(self) -> bool:
+        return not self._in_flight and self._loading is None
+
+    def _answer(self, request: InferenceRequest) -> None:
+        earlier = None
+        # Errors, and answers of durable sessions, may come before those of earlier requests of the sequence.
+        if request.error is not None or _is_durable(request):
+            earlier = self._last_in_flight_before(request)
+        if request.error is None:
+            message = self._responses.build(request).SerializeToString()
+        else:
+            self._pipeline.count_failure(request)
+            message = self._error_response(
+                request.error,
+                model_name=request.engine.name,
+                model_version=request.parameters.version,
+                request_id=request.request_id,
+                sequence=request.parameters.sequence or None,
             )
-        del self._under_way[run]
-        self._put(message, behind)
-        if self._behind:
-            for later in self._behind.pop(run, ()):
-                self._put(later, behind)
+        del self._in_flight[request]
+        self._send_after(earlier, message)
+        if self._following:
+            for following in self._following.pop(request, ()):
+                self._send_after(earlier, following)
         self._end.end_if_done()
 
-    def _put(self, message: bytes, behind: Run | None) -> None:
-        """Sends a message; one of a sequence that is still to be answered something earlier, after that."""
-        if behind is None:
-            self._stream.send(message)
-        else:
-            self._behind.setdefault(behind, []).append(message)
-
     def _refuse(self, raw: bytes, error: StreamcellError) -> None:
-        """Answers a request that could not begin; one that is none has no id to tell."""
-        request = pb.ModelInferRequest()
+        """Answers a request that could not begin; bytes that are no request are answered without an id."""
+        message = pb.ModelInferRequest()
         with contextlib.suppress(DecodeError):
-            request = pb.ModelInferRequest.FromString(raw)
-        sequence = _sequence_of(request)
-        message = self._refusal(request.model_name, request.model_version, request.id, sequence, error)
-        self._put(message, self._last_of(request.model_name, sequence))
+            message = pb.ModelInferRequest.FromString(raw)
+        sequence = _sequence_of(message)
+        response = self._error_response(
+            error,
+            model_name=message.model_name,
+            model_version=message.model_version,
+            request_id=message.id,
+            sequence=sequence,
+        )
+        self._send_after(self._last_in_flight_of(message.model_name, sequence), response)
 
-    def _refusal(
-        self, name: str, version: str, request_id: str, sequence: int | str | None, error: StreamcellError
+    def _error_response(
+        self,
+        error: StreamcellError,
+        *,
+        model_name: str,
+        model_version: str,
+        request_id: str,
+        sequence: int | str | None,
     ) -> bytes:
         self._stream.count(error)
-        return refusal(name, version, request_id, sequence, error).SerializeToString()
+        return error_response(
+            error,
+            model_name=model_name,
+            model_version=model_version,
+            request_id=request_id,
+            sequence=sequence,
+        ).SerializeToString()
 
-    def _last_before(self, run: Run) -> Run | None:
-        """Returns the last of what came before a run of its sequence and is under way still."""
+    def _send_after(self, earlier: InferenceRequest | None, message: bytes) -> None:
+        """Sends a response: at once, or after the response to an earlier request of the sequence."""
+        if earlier is None:
+            self._stream.send(message)
+        else:
+            self._following.setdefault(earlier, []).append(message)
+
+    def _last_in_flight_before(self, request: InferenceRequest) -> InferenceRequest | None:
+        """Returns the last request of the same sequence that came before a request and is in flight."""
         found = None
-        for other in self._under_way:
-            if other is run:
+        for other in self._in_flight:
+            if other is request:
                 break
-            if run.key and other.key == run.key:
+            if request.key and other.key == request.key:
                 found = other
         return found
 
-    def _last_of(self, model_name: str, sequence: int | str | None) -> Run | None:
-        """Returns the last under way of the sequence that a refused request names."""
+    def _last_in_flight_of(self, model_name: str, sequence: int | str | None) -> InferenceRequest | None:
+        """Returns the last request in flight of a sequence, if there is a sequence."""
         if sequence:
-            for run in reversed(self._under_way):
-                if run.ask.sequence == sequence and run.ask.engine.name == model_name:
-                    return run
+            for request in reversed(self._in_flight):
+                if request.parameters.sequence == sequence and request.parameters.engine.name == model_name:
+                    return request
         return None
 
-    def _is_done(self) -> bool:
-        return not self._under_way and self._loading is None
+
+def _is_durable(request: InferenceRequest) -> bool:
+    return request.session is not None and request.session.current.is_durable
 
 
-def _is_durable(run: Run) -> bool:
-    return run.session is not None and run.session.current.is_durable
-
-
-def _sequence_of(request: pb.ModelInferRequest) -> int | str | None:
-    """Returns the sequence that a refused request names, None where it names none."""
-    if "sequence_id" not in request.parameters:
+def _sequence_of(message: pb.ModelInferRequest) -> int | str | None:
+    """Returns the sequence id that a message gives, None if it gives none."""
+    if "sequence_id" not in message.parameters:
         return None
-    parameter = request.parameters["sequence_id"]
+    parameter = message.parameters["sequence_id"]
     kind = parameter.WhichOneof("parameter_choice")
     sequence = getattr(parameter, kind) if kind is not None else None
     return sequence if isinstance(sequence, int | str) and not isinstance(sequence, bool) else None

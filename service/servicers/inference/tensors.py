@@ -1,6 +1,6 @@
 """The Open Inference Protocol's tensors: names, types, shapes and elements, checked and read as rows.
 
-Knows a model's manifest and the messages; not sequences, parameters, nor what becomes of the rows.
+Knows a model's manifest and the messages. Does not know sequences or parameters.
 """
 
 import functools
@@ -27,11 +27,12 @@ _MAX_SHOWN = 8  # of a shape's dimensions, in a message
 _Tensor = pb.ModelInferRequest.InferInputTensor
 
 
-class Given(NamedTuple):
-    """An input as a request gives it; `raw` is its entry in raw_input_contents, None where there are none."""
+class GivenInput(NamedTuple):
+    """An input as a request gives it."""
 
     tensor: _Tensor
     raw: bytes | None
+    """The input's entry in raw_input_contents; None if the request has no such entries."""
 
 
 class Rows(NamedTuple):
@@ -39,33 +40,33 @@ class Rows(NamedTuple):
 
     num_steps: int
     is_row: bool
-    """Whether x was [1, F]: y is then [1, O], else [1, T, O]."""
+    """Whether x was [1, F] and y is [1, O]; otherwise x was [1, T, F] and y is [1, T, O]."""
     row: bytes
-    """Of a single step: F little-endian float32."""
+    """A single step: F little-endian float32. Empty for several steps."""
     x: Float32s | None
-    """Of several: [T, F]."""
+    """Several steps, [T, F]. None for a single step."""
     times: Int64s | None
     """[T], as given."""
 
 
-UNREAD = Rows(1, False, b"", None, None)
-"""In place of steps that are read later."""
+UNREAD = Rows(num_steps=1, is_row=False, row=b"", x=None, times=None)
+"""Stands for the steps of a request until they are read."""
 
 
-def read(engine: Engine, request: pb.ModelInferRequest, max_steps: int) -> Rows:
+def read_rows(engine: Engine, message: pb.ModelInferRequest, max_steps: int) -> Rows:
     """Returns the steps that a request's inputs hold.
 
     Raises:
         StreamcellError: INVALID_ARGUMENT, which names the tensor and what was expected; TOO_MANY_STEPS.
     """
-    if len(request.outputs):
-        _check_outputs(request.outputs)
-    row = _only_row(engine, request)
+    if len(message.outputs):
+        _check_outputs(message.outputs)
+    row = _plain_row(engine, message)
     if row:
-        return one(row)
-    given = _by_name(engine, request)
+        return single_row(row)
+    given = _inputs_by_name(engine, message)
     if X not in given:
-        raise errors.invalid_argument(X, f"is not among the inputs; {_takes(engine)}")
+        raise errors.invalid_argument(X, f"is not among the inputs; {_listed_inputs(engine)}")
     x = given[X]
     shape = list(x.tensor.shape)
     width = len(engine.manifest.inputs)
@@ -79,12 +80,12 @@ def read(engine: Engine, request: pb.ModelInferRequest, max_steps: int) -> Rows:
         raise errors.refusal(Reason.TOO_MANY_STEPS, got=num_steps, max_message_steps=max_steps)
     times = _times(given[TIME], num_steps) if TIME in given else None
     if num_steps == 1:
-        return Rows(1, len(shape) == 2, _row(engine, x), None, times)
-    return Rows(num_steps, False, b"", _rows(engine, x, num_steps), times)
+        return Rows(1, len(shape) == 2, _row(engine, x), x=None, times=times)
+    return Rows(num_steps, False, b"", x=_rows(engine, x, num_steps), times=times)
 
 
-def one(row: bytes) -> Rows:
-    """Returns the steps of a request whose x is one row in raw form, without a time."""
+def single_row(row: bytes) -> Rows:
+    """Returns the steps of a request that is one row in raw form, without a time."""
     return Rows(1, True, row, None, None)
 
 
@@ -94,15 +95,16 @@ def check_width(engine: Engine, rows: Rows) -> None:
     Raises:
         StreamcellError: INVALID_ARGUMENT.
     """
-    got, takes = len(rows.row) // 4 if rows.x is None else rows.x.shape[1], len(engine.manifest.inputs)
-    if got != takes:
-        on = f"{engine.name}/{engine.version}"
-        message = f"has {got} values a step; its sequence is on {on}, which takes {takes}"
-        raise errors.invalid_argument(X, message)
+    got, expected = len(rows.row) // 4 if rows.x is None else rows.x.shape[1], len(engine.manifest.inputs)
+    if got != expected:
+        version = f"{engine.name}/{engine.version}"
+        raise errors.invalid_argument(
+            X, f"has {got} values a step; its sequence is on {version}, which takes {expected}"
+        )
 
 
 def first_time_missing() -> StreamcellError:
-    """Returns the error for steps that begin without a time, on a model that uses it."""
+    """Returns the error for a first step without a time, on a model that uses time."""
     return errors.invalid_argument(
         TIME,
         "this model uses time, so the first step of a sequence, and steps on their own, must give it: "
@@ -110,18 +112,19 @@ def first_time_missing() -> StreamcellError:
     )
 
 
-def takes(engine: Engine) -> dict[str, tuple[str, int]]:
-    """Returns the type and the size of a step of each input that a model takes, in order."""
+def inputs_of(engine: Engine) -> dict[str, tuple[str, int]]:
+    """Returns the datatype of each of a model's inputs, and its number of elements in a step, in order."""
     inputs = {X: (FP32, len(engine.manifest.inputs))}
     return inputs | {TIME: (INT64, 1)} if engine.manifest.uses_time else inputs
 
 
-def _takes(engine: Engine) -> str:
-    listed = ", ".join(f"{name} ({kind})" for name, (kind, _) in takes(engine).items())
+def _listed_inputs(engine: Engine) -> str:
+    listed = ", ".join(f"{name} ({kind})" for name, (kind, _) in inputs_of(engine).items())
     return f"{engine.name}/{engine.version} takes {listed}"
 
 
 def _check_outputs(outputs: Iterable[pb.ModelInferRequest.InferRequestedOutputTensor]) -> None:
+    """Checks that a request asks for no output but y, and for y as it is."""
     for output in outputs:
         if output.name != Y:
             raise errors.invalid_argument(
@@ -132,48 +135,49 @@ def _check_outputs(outputs: Iterable[pb.ModelInferRequest.InferRequestedOutputTe
                 raise errors.invalid_argument(Y, f"{name} is not offered; leave it out")
 
 
-def _only_row(engine: Engine, request: pb.ModelInferRequest) -> bytes:
-    """Returns what nearly every request holds, one row in raw form and no more; empty for any other.
+def _plain_row(engine: Engine, message: pb.ModelInferRequest) -> bytes:
+    """Returns the row of a request that is one row in raw form and no more; empty for any other request.
 
-    It checks all that the long way does, at a third of the cost, and leaves it to that to say what is wrong.
+    Nearly every request has just one row. The checks are those of the long way, at a third of the cost. A
+    request that fails here takes the long way, which says what is wrong.
     """
-    tensors, raws = request.inputs, request.raw_input_contents
+    tensors, raws = message.inputs, message.raw_input_contents
     if len(tensors) != 1 or len(raws) != 1:
         return b""
     raw = raws[0]
-    is_plain = (
+    is_valid = (
         len(raw) == engine.row.size
-        and tensors[0] == _plain(len(raw) // 4)
+        and tensors[0] == _row_tensor(len(raw) // 4)
         and math.isfinite(sum(engine.row.unpack(raw)))
     )
-    return raw if is_plain else b""
+    return raw if is_valid else b""
 
 
 @functools.lru_cache
-def _plain(width: int) -> _Tensor:
-    """Returns what a row's tensor says, which to compare is a third of the cost of reading it."""
+def _row_tensor(width: int) -> _Tensor:
+    """Returns the tensor of one row: to compare with it is a third of the cost of reading its fields."""
     return _Tensor(name=X, datatype=FP32, shape=[1, width])
 
 
-def _by_name(engine: Engine, request: pb.ModelInferRequest) -> dict[str, Given]:
-    """Returns the inputs by name, each of the right type and with its contents in one place."""
-    tensors, raws = request.inputs, request.raw_input_contents
+def _inputs_by_name(engine: Engine, message: pb.ModelInferRequest) -> dict[str, GivenInput]:
+    """Returns the inputs by name, each checked for its datatype and for contents in one place only."""
+    tensors, raws = message.inputs, message.raw_input_contents
     is_raw = len(raws) > 0
     if is_raw and len(raws) != len(tensors):
         raise errors.invalid_argument(
             "raw_input_contents", f"{len(raws)} entries for {len(tensors)} inputs; one for each is expected"
         )
-    known, found = takes(engine), dict[str, Given]()
-    for at, tensor in enumerate(tensors):
+    known, found = inputs_of(engine), dict[str, GivenInput]()
+    for number, tensor in enumerate(tensors):
         name = tensor.name
         if name not in known:
             raise errors.invalid_argument(
-                "inputs", f"there is no input {errors.brief(name)}; {_takes(engine)}"
+                "inputs", f"there is no input {errors.brief(name)}; {_listed_inputs(engine)}"
             )
         if name in found:
-            raise errors.invalid_argument(name, "stands twice among the inputs; once is expected")
+            raise errors.invalid_argument(name, "is given twice among the inputs; once is expected")
         _check_tensor(tensor, known[name][0], is_raw)
-        found[name] = Given(tensor, raws[at] if is_raw else None)
+        found[name] = GivenInput(tensor, raws[number] if is_raw else None)
     return found
 
 
@@ -199,17 +203,17 @@ def _check_tensor(tensor: _Tensor, datatype: str, is_raw: bool) -> None:
         )
 
 
-def _row(engine: Engine, x: Given) -> bytes:
+def _row(engine: Engine, x: GivenInput) -> bytes:
     """Returns the one step of x."""
     if x.raw is None:
         return values.row(engine, x.tensor.contents.fp32_contents)
     _check_size(X, FP32, len(x.raw), len(engine.manifest.inputs), x.tensor)
-    if not math.isfinite(sum(engine.row.unpack(x.raw))):  # as values.row tells it
+    if not math.isfinite(sum(engine.row.unpack(x.raw))):  # the same test as in values.row
         values.finite(engine, X, np.frombuffer(x.raw, "<f4")[None])
     return x.raw
 
 
-def _rows(engine: Engine, x: Given, num_steps: int) -> Float32s:
+def _rows(engine: Engine, x: GivenInput, num_steps: int) -> Float32s:
     """Returns the steps of x, [T, F]."""
     width = len(engine.manifest.inputs)
     if x.raw is None:
@@ -222,7 +226,7 @@ def _rows(engine: Engine, x: Given, num_steps: int) -> Float32s:
     return values.finite(engine, X, column.reshape(num_steps, width))
 
 
-def _times(time: Given, num_steps: int) -> Int64s | None:
+def _times(time: GivenInput, num_steps: int) -> Int64s | None:
     """Returns the times, [T]."""
     shape = list(time.tensor.shape)
     if shape not in ([1, num_steps], [1, num_steps, 1]):

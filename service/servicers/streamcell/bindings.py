@@ -105,7 +105,7 @@ class Bindings:
         if engine.succession.successor is not None or not session.is_live:
             self._rebind(number)
             session = self._bound[number]
-        if session.engine.succession.has_left:
+        if session.engine.succession.is_unloaded:
             raise errors.session_ended(session.engine.sessions.endings.in_slot(session.slot))
         return session
 

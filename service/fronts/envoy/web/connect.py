@@ -66,9 +66,9 @@ class WebProtocols:
             if isinstance(method, Unary):
                 answer = _UnaryMethod(router, method, descriptor).answer
             else:
-                refusal = _StreamingMethod(router, method)
-                answer = refusal.answer
-                streams[path] = Endpoint.bidi_stream(_info(path, StreamType.BIDI_STREAM), refusal.converse)
+                streaming = _StreamingMethod(router, method)
+                answer = streaming.answer
+                streams[path] = Endpoint.bidi_stream(_info(path, StreamType.BIDI_STREAM), streaming.converse)
             calls[path] = Endpoint.unary(_info(path, StreamType.UNARY), answer)
         self._calls, self._streams = _Application(calls, max_bytes), _Application(streams, max_bytes)
 

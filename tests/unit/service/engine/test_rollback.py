@@ -1,12 +1,12 @@
-"""Undo: work that fails and would else have moved its session leaves it where it stood."""
+"""Work that fails after it moved its session rolls the session back."""
 
 import numpy as np
 import pytest
 
-from tests.fakes import Alone, Rig, bits, recurrence
+from tests.fakes import FAULT, HUGE, Alone, Rig, bits, recurrence
 
 X = np.random.default_rng(2).standard_normal((20, 2)).astype(np.float32)
-HUGE = np.full((9, 2), 3e38, np.float32)  # two in a row, and the prediction is not finite
+OVERFLOWING = np.full((9, 2), HUGE, np.float32)
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def rig():
     return rig
 
 
-def stands(rig):
-    """Checks that the session stands after its six steps, replies included."""
+def check_unchanged(rig):
+    """Checks that the session is as it was after its six steps, replies included."""
     assert rig.engine.sessions.progress.next_step[0] == 6
     for index in (4, 5):
         repeat = rig.step(0, X[index], index)
@@ -35,7 +35,7 @@ def stands(rig):
 
 
 def submit(rig, x, restarts):
-    """Submits a whole block, or a step for one row; runs it and returns it."""
+    """Submits a whole block, or a step if x has one row; runs and returns it."""
     if len(x) == 1:
         work = rig.step(0, x[0])
     else:
@@ -47,23 +47,23 @@ def submit(rig, x, restarts):
 
 
 @pytest.mark.parametrize("restarts", [True, False])
-def test_a_block_that_fails_late_is_undone(rig, restarts):
-    """Pieces of it were applied, and replies overwritten: all is as before."""
-    block = submit(rig, np.concatenate([X[:5], HUGE]), restarts)
+def test_a_block_that_fails_late_is_rolled_back(rig, restarts):
+    """The pieces that were applied, and the replies that were overwritten, are rolled back."""
+    block = submit(rig, np.concatenate([X[:5], OVERFLOWING]), restarts)
     assert "no finite prediction" in block.errors[0].message
     assert block.num_applied[0] == 0
-    stands(rig)
+    check_unchanged(rig)
 
 
-def test_a_restart_that_fails_is_undone(rig):
-    """The step was to be the session's first; it is still after its sixth."""
-    assert submit(rig, np.float32([[31337.0, 0]]), restarts=True).error is not None
-    stands(rig)
+def test_a_restart_that_fails_is_rolled_back(rig):
+    """A failed step that was to restart the session leaves it after its sixth step."""
+    assert submit(rig, np.float32([[FAULT, 0]]), restarts=True).error is not None
+    check_unchanged(rig)
 
 
 @pytest.mark.parametrize("num_steps", [1, 7])
 def test_a_restart_begins_anew(rig, num_steps):
-    """Clean state, step 0; nothing is put back."""
+    """A successful restart begins with a clean state at step 0."""
     work = submit(rig, X[:num_steps], restarts=True)
     assert bits(work.y) == Alone(recurrence()).fold(X[:num_steps])
     assert rig.engine.sessions.progress.next_step[0] == num_steps
@@ -71,7 +71,7 @@ def test_a_restart_begins_anew(rig, num_steps):
 
 @pytest.mark.parametrize("num_steps", [1, 7])
 def test_a_session_that_ended_is_not_restarted(rig, num_steps):
-    """Who has its slot now keeps all."""
+    """The next session in the slot keeps its progress and state."""
     generation = int(rig.engine.sessions.generation[0])
     rig.engine.residents.close(0)
     (slot,) = rig.open("other")

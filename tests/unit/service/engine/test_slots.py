@@ -1,17 +1,17 @@
-"""Slots: each one's at a time, low numbers first, the one given back last comes next."""
+"""Slots: low numbers first, the slot given back last next."""
 
 from service.engine.slots import Slots
 
 
 def test_slots_come_in_order_and_run_out():
-    """A fresh pool hands out 0, 1, 2 ... and then None."""
+    """A new pool gives 0, 1, 2 ... and then None."""
     slots = Slots(3)
     assert [slots.take() for _ in range(5)] == [0, 1, 2, None, None]
     assert slots.num_taken == 3
 
 
 def test_the_slot_given_back_last_comes_first():
-    """Used slots come back before fresh ones, so that memory touched stays small."""
+    """Used slots come before fresh ones, so that the memory touched stays small."""
     slots = Slots(10)
     for _ in range(4):
         slots.take()
@@ -22,7 +22,7 @@ def test_the_slot_given_back_last_comes_first():
 
 
 def test_a_full_pool_has_room_again_when_one_is_given_back():
-    """None is no verdict for ever."""
+    """A slot that is given back can be taken again."""
     slots = Slots(1)
     assert slots.take() == 0
     assert slots.take() is None

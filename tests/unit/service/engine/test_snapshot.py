@@ -1,4 +1,4 @@
-"""A session as bytes: what went in comes out, and everything else is refused with a reason."""
+"""A session as bytes: decoding returns what was encoded, and other bytes are refused with a reason."""
 
 import dataclasses
 import zlib
@@ -14,7 +14,7 @@ MODEL = Model("tide-höhe", "12", b"d" * 16, b"l" * 16, state_size=5, num_output
 
 
 def session(next_step=7, num_replies=3):
-    """Returns a session with numbers of its own everywhere."""
+    """Returns a session with different numbers everywhere."""
     draw = np.random.default_rng(next_step)
     progress = Progress(
         np.array([next_step]),
@@ -41,12 +41,12 @@ def assert_equal(found, wanted):
 
 
 def test_a_session_comes_back_as_it_was():
-    """Names beyond ASCII, negative times and all."""
+    """Names beyond ASCII and negative times are decoded, too."""
     assert_equal(snapshot.decode(snapshot.encode_one(session())), session())
 
 
 def test_many_sessions_are_encoded_like_each_alone():
-    """In one pass, the same bytes."""
+    """Encoding several sessions at once gives the bytes of each session alone."""
     several = [dataclasses.replace(session(number), session_id=f"s{number}") for number in (1, 5, 9)]
     progress = Progress(
         *(
@@ -62,13 +62,13 @@ def test_many_sessions_are_encoded_like_each_alone():
 
 
 def test_the_longest_id_fits():
-    """128 characters, as the API allows."""
+    """An id has up to 128 characters, as the API allows."""
     longest = dataclasses.replace(session(), session_id="x" * 128)
     assert snapshot.decode(snapshot.encode_one(longest)).session_id == "x" * 128
 
 
-def test_a_bit_anywhere_is_noticed():
-    """Whatever it says then, it is refused, in words, and never taken for another session."""
+def test_a_changed_bit_is_refused():
+    """A snapshot with any one bit changed is refused, never decoded as another session."""
     raw = snapshot.encode_one(session())
     for at in range(len(raw)):
         damaged = raw[:at] + bytes([raw[at] ^ 0x10]) + raw[at + 1 :]
@@ -77,7 +77,7 @@ def test_a_bit_anywhere_is_noticed():
 
 
 def test_cut_off_and_run_on_bytes_are_refused():
-    """At every length but its own."""
+    """A snapshot is refused at every other length."""
     raw = snapshot.encode_one(session())
     for length in [*range(len(raw)), len(raw) + 1]:
         with pytest.raises(SnapshotError):
@@ -85,7 +85,7 @@ def test_cut_off_and_run_on_bytes_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("at", "value", "said"),
+    ("at", "value", "problem"),
     [
         (0, b"SCSX", "does not begin as a snapshot does"),
         (4, b"\x02\0", "format version 2; this server reads 1"),
@@ -95,9 +95,9 @@ def test_cut_off_and_run_on_bytes_are_refused():
         (20, b"\0\0", "make no sense"),
     ],
 )
-def test_what_is_wrong_is_said(at, value, said):
-    """Also of bytes whose checksum is right: they may come from anywhere."""
+def test_a_refusal_names_the_problem(at, value, problem):
+    """The message names the problem, also for bytes whose checksum is right."""
     raw = snapshot.encode_one(session())[:-4]
     raw = raw[:at] + value + raw[at + len(value) :]
-    with pytest.raises(SnapshotError, match=said):
+    with pytest.raises(SnapshotError, match=problem):
         snapshot.decode(raw + zlib.crc32(raw).to_bytes(4, "little"))

@@ -45,7 +45,7 @@ async def test_each_sample_has_its_worker_as_a_label():
     }
 
 
-async def test_the_page_of_an_only_worker_stays_as_it_is():
+async def test_the_samples_of_an_only_worker_stay_as_they_are():
     """No label is added."""
     assert await samples({0: FakeWorker(STEPS.format(1))}, is_single=True) == {("steps", "steps_total"): 1}
 
@@ -58,3 +58,4 @@ async def test_faults_of_the_supervisor_stand_beside_those_of_the_workers():
     faults = ["worker_replacement"] * 2
     assert await samples({0: FakeWorker(FAULTS)}, *faults) == {own: 2, theirs: 3}
     assert await samples({}, *faults) == {own: 2}
+    assert await samples({0: FakeWorker(FAULTS)}, *faults, is_single=True) == {own: 2, theirs[:3]: 3}

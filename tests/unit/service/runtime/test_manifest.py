@@ -1,4 +1,4 @@
-"""The manifest: read as written, and every damage named."""
+"""The manifest: every entry is read, and every damage is named."""
 
 import json
 
@@ -17,7 +17,7 @@ def parse(**changes):
 
 
 def test_a_manifest_reads_as_it_was_written():
-    """Every entry arrives, nulls as the API's defaults, and the text is kept whole."""
+    """Every entry is read, nulls as the API's defaults; the text is kept as a whole."""
     text = json.dumps(manifest_of(uses_time=True, step_interval_seconds=1800.0, future=[{"name": "holiday"}]))
     about = manifest.parse(text)
     assert (about.name, about.version, about.description) == (
@@ -46,7 +46,7 @@ def test_no_interval_is_zero():
     ["name", "version", "inputs", "outputs", "future", "state", "uses_time", "step_interval_seconds"],
 )
 def test_a_missing_part_is_named(key):
-    """Without a required entry the manifest is refused by the entry's name."""
+    """A manifest without a required entry is refused, with the entry's name."""
     whole = manifest_of()
     del whole[key]
     with pytest.raises(ManifestError, match=f"'{key}' is missing"):
@@ -54,14 +54,14 @@ def test_a_missing_part_is_named(key):
 
 
 def test_an_optional_part_may_be_missing():
-    """A manifest without description, attribution and training is one all the same."""
+    """A manifest may have no description, attribution and training."""
     whole = manifest_of()
     del whole["description"], whole["training"]
     assert manifest.parse(json.dumps(whole)).description == ""
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "problem"),
     [
         ("", "not JSON"),
         ("{", "not JSON"),
@@ -70,21 +70,21 @@ def test_an_optional_part_may_be_missing():
         ("{}", "format_version is None; this server reads 1"),
     ],
 )
-def test_text_that_is_no_manifest(text, says):
-    """Anything but a JSON object with a format version is refused."""
-    with pytest.raises(ManifestError, match=says):
+def test_text_that_is_no_manifest(text, problem):
+    """Text other than a JSON object with a format version is refused."""
+    with pytest.raises(ManifestError, match=problem):
         manifest.parse(text)
 
 
 @pytest.mark.parametrize("found", [2, 0, "1", None])
 def test_another_format_version_is_refused(found):
-    """A format version that this server does not know says what to do."""
+    """The error for an unknown format version problem what to do."""
     with pytest.raises(ManifestError, match=f"format_version is {found!r}; .*: export it again"):
         parse(format_version=found)
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "problem"),
     [
         ({"inputs": []}, "no inputs or no outputs"),
         ({"outputs": []}, "no inputs or no outputs"),
@@ -111,8 +111,26 @@ def test_another_format_version_is_refused(found):
         ({"state": {"size": 3, "layout": [*LAYOUT[:2], {"offset": 2, "size": 1}]}}, "'name' is missing"),
     ],
 )
-def test_damage_is_told_in_one_line(changes, says):
-    """A part that is wrong in itself or contradicts another is refused in one line that tells which."""
-    with pytest.raises(ManifestError, match=says) as caught:
+def test_damage_is_named_in_one_line(changes, problem):
+    """An entry that is wrong, or contradicts another, is refused in one line that names the entry."""
+    with pytest.raises(ManifestError, match=problem) as caught:
         parse(**changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step_interval_seconds": float("nan")},
+        {"step_interval_seconds": float("inf")},
+        {"step_interval_seconds": 1e300},
+        {"state": {"size": float("inf"), "layout": []}},
+        {"uses_time": "false"},
+        {"state": {"size": 3.7, "layout": [{"name": "a", "offset": 0, "size": 3.2}]}},
+    ],
+    ids=str,
+)
+def test_numbers_out_of_range_are_damage(changes):
+    """Numbers that are not finite or not whole, and texts for booleans, are refused."""
+    with pytest.raises(ManifestError):
+        parse(**changes)

@@ -8,6 +8,7 @@ from streamcell.v1 import streamcell_pb2 as pb
 
 from service.engine import pacer
 from service.rpc.methods import Call, Unary
+from service.rpc.statuses import RefusedError
 from tests import fakes
 from tests.fakes import FAULT, FAULT_TEXT, INTERVAL_NS, Alone, Served, bits, renamed, turn
 
@@ -88,7 +89,7 @@ class TestMethods:
         """Every method answers INVALID_ARGUMENT to junk."""
         for path, method in served.router.methods.items():
             if isinstance(method, Unary) and "Streamcell" in path:
-                with pytest.raises(fakes.RefusedError) as caught:
+                with pytest.raises(RefusedError) as caught:
                     await served.router.answer(method, b"\xff\xff\xff", Call())
                 assert fakes.Refusal.of(caught.value.status).metadata == {"field": "message"}, path
 

@@ -1,4 +1,7 @@
-"""What the Open Inference Protocol tells of server and models: metadata, configuration, statistics."""
+"""The methods that describe the server and its models: health, metadata, configuration, statistics, index.
+
+Does not know inference requests.
+"""
 
 import importlib.metadata
 import json
@@ -16,7 +19,7 @@ from service.engine.engine import Engine
 from service.errors import Reason, StreamcellError
 from service.rpc.methods import Call
 from service.servicers.inference import tensors
-from service.servicers.inference.request import choose
+from service.servicers.inference.parameters import choose_engine
 from service.telemetry.metrics import HistogramChild, Metrics
 
 EXTENSIONS = ("sequence", "sequence(string_id)", "statistics", "model_configuration", "model_repository")
@@ -27,11 +30,13 @@ _Metadata = pb.ModelMetadataResponse.TensorMetadata
 _Index = pb.RepositoryIndexResponse.ModelIndex
 
 
-class About:
-    """The methods that tell.
+class MetadataServicer:
+    """Answers the methods that describe the server and its models.
 
     Args:
-        metrics: where the models' statistics are.
+        catalog: the models.
+        settings: the bounds that a model's configuration names.
+        metrics: the instruments that the models' statistics are read from.
         wall_clock: Unix ns.
     """
 
@@ -40,6 +45,7 @@ class About:
         catalog: Catalog,
         settings: Config,
         metrics: Metrics,
+        *,
         wall_clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._catalog = catalog
@@ -58,8 +64,8 @@ class About:
     async def model_ready(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
         """Answers ModelReady."""
         try:
-            choose(self._catalog, request.name, request.version, "name")
-        except NotLoaded:  # who asks something of it has it loaded
+            choose_engine(self._catalog, request.name, request.version, field="name")
+        except NotLoaded:  # the first request for the version loads it
             pass
         except StreamcellError:
             return pb.ModelReadyResponse(ready=False)
@@ -72,16 +78,17 @@ class About:
         version = importlib.metadata.version("streamcell")
         return pb.ServerMetadataResponse(name="streamcell", version=version, extensions=EXTENSIONS)
 
-    async def _chosen(self, name: str, version: str) -> Engine:
+    async def _load_engine(self, name: str, version: str) -> Engine:
+        """Returns the engine of a model, loaded if need be."""
         try:
-            return choose(self._catalog, name, version, "name")
+            return choose_engine(self._catalog, name, version, field="name")
         except NotLoaded:
             await self._catalog.versions.load(f"{name}/{version}")
-            return choose(self._catalog, name, version, "name")
+            return choose_engine(self._catalog, name, version, field="name")
 
     async def model_metadata(self, request: pb.ModelMetadataRequest, call: Call) -> pb.ModelMetadataResponse:
         """Answers ModelMetadata."""
-        engine = await self._chosen(request.name, request.version)
+        engine = await self._load_engine(request.name, request.version)
         versions = [each.version for each in self._catalog.versions.engines if each.name == engine.name]
         return pb.ModelMetadataResponse(
             name=engine.name,
@@ -89,7 +96,7 @@ class About:
             platform=_PLATFORM,
             inputs=[
                 _Metadata(name=name, datatype=kind, shape=[-1, size])
-                for name, (kind, size) in tensors.takes(engine).items()
+                for name, (kind, size) in tensors.inputs_of(engine).items()
             ],
             outputs=[
                 _Metadata(name=tensors.Y, datatype=tensors.FP32, shape=[-1, len(engine.manifest.outputs)])
@@ -99,7 +106,7 @@ class About:
 
     async def model_config(self, request: pb.ModelConfigRequest, call: Call) -> pb.ModelConfigResponse:
         """Answers ModelConfig."""
-        engine = await self._chosen(request.name, request.version)
+        engine = await self._load_engine(request.name, request.version)
         idle = round(self._settings.session_ttl_seconds * 1e6) or _NEVER
         config = pb.ModelConfig(
             name=engine.name,
@@ -109,7 +116,7 @@ class About:
             default_model_filename="model.pt",
             input=[
                 pb.ModelInput(name=name, data_type=_TYPES[kind], dims=[size], optional=name == tensors.TIME)
-                for name, (kind, size) in tensors.takes(engine).items()
+                for name, (kind, size) in tensors.inputs_of(engine).items()
             ],
             output=[
                 pb.ModelOutput(name=tensors.Y, data_type=pb.TYPE_FP32, dims=[len(engine.manifest.outputs)])
@@ -151,7 +158,9 @@ class About:
         if request.version:
             engines = [engine for engine in engines if engine.version == request.version]
         if request.name and not engines:
-            choose(self._catalog, request.name, request.version, "name")  # which tells what is served
+            choose_engine(  # raises an error that lists the models
+                self._catalog, request.name, request.version, field="name"
+            )
         return pb.ModelStatisticsResponse(model_stats=[self._statistics(engine) for engine in engines])
 
     def _statistics(self, engine: Engine) -> pb.ModelStatistics:
@@ -182,7 +191,7 @@ def _duration(histogram: HistogramChild) -> pb.StatisticDuration:
 
 
 def _total(counter: Any) -> int:
-    """Returns what a counter of Prometheus' library stands at, as it would be scraped."""
+    """Returns the value of a Prometheus counter, as a scrape would read it."""
     return sum(
         int(sample.value)
         for family in counter.collect()
@@ -192,11 +201,11 @@ def _total(counter: Any) -> int:
 
 
 def _properties(engine: Engine) -> dict[str, str]:
-    about = engine.manifest
+    manifest = engine.manifest
     return {
-        tensors.X: json.dumps([part.name for part in about.inputs]),
-        tensors.Y: json.dumps([part.name for part in about.outputs]),
-        "description": about.description,
-        "uses_time": str(about.uses_time).lower(),
-        "step_interval_seconds": repr(about.step_interval_seconds),
+        tensors.X: json.dumps([part.name for part in manifest.inputs]),
+        tensors.Y: json.dumps([part.name for part in manifest.outputs]),
+        "description": manifest.description,
+        "uses_time": str(manifest.uses_time).lower(),
+        "step_interval_seconds": repr(manifest.step_interval_seconds),
     }
