@@ -12,8 +12,8 @@ from service.store.base import (
     StoreError,
     Write,
     WriteKind,
+    WriteOutcome,
     WriteStatus,
-    Written,
     new_owner,
 )
 
@@ -29,15 +29,16 @@ class Row:
 
 
 class FakeStore:
-    """One server's store, over rows that other servers' stores share.
+    """One server's store, over rows, and the ends of rows, that other servers' stores share.
 
     While `trouble` has a text, calls raise StoreError with that text. While `is_blocked`, writes wait.
     `num_writes` counts the calls of `write`. A test that removes rows, as a restart may, changes `run` too.
     """
 
-    def __init__(self, rows: dict[str, Row] | None = None) -> None:
+    def __init__(self, rows: dict[str, Row] | None = None, ended: dict[str, int] | None = None) -> None:
         self.rows: dict[str, Row] = {} if rows is None else rows
-        self.ended: dict[str, int] = {}  # epochs of deleted rows that had several owners
+        # Epochs of deleted rows that had several owners.
+        self.ended: dict[str, int] = {} if ended is None else ended
         self.owner = new_owner()
         self.trouble = ""
         self.run = "first"
@@ -77,19 +78,19 @@ class FakeStore:
         row.epoch, row.owner = max(claim.least_epoch, row.epoch + 1), self.owner
         return Claimed(ClaimStatus.TAKEN, row.epoch, row.record, row.used_at)
 
-    async def write(self, writes: Sequence[Write]) -> list[Written]:
+    async def write(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         """Writes rows."""
         self.num_writes += 1
         await self._may_write.wait()
         await self.check()
         return [self._write(write) for write in writes]
 
-    def _write(self, write: Write) -> Written:
+    def _write(self, write: Write) -> WriteOutcome:
         row = self.rows.get(write.key)
         if row is None:
-            return Written(WriteStatus.GONE, self.ended.get(write.key, 0))
+            return WriteOutcome(WriteStatus.GONE, self.ended.get(write.key, 0))
         if (row.epoch, row.owner) != (write.epoch, self.owner):
-            return Written(WriteStatus.NOT_OWNED, row.epoch)
+            return WriteOutcome(WriteStatus.NOT_OWNED, row.epoch)
         if write.kind is WriteKind.DELETE:
             self._delete(write.key)
         elif write.kind is not WriteKind.VERIFY:

@@ -95,7 +95,7 @@ class WriteStatus(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WriteOutcome:
     """The outcome of a write.
 
     NOT_OWNED comes with the row's epoch. GONE comes with the epoch that the row was deleted at, 0 if no
@@ -106,7 +106,7 @@ class Written:
     epoch: int = 0
 
 
-WRITTEN = Written(WriteStatus.DONE)
+WRITTEN = WriteOutcome(WriteStatus.DONE)
 
 
 class Store(Protocol):
@@ -137,7 +137,7 @@ class Store(Protocol):
         claim that may find it takes it.
         """
 
-    async def write(self, writes: Sequence[Write]) -> list[Written]:
+    async def write(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         """Writes rows, each atomically, and returns how each write ended.
 
         Writes can be repeated when their replies were lost. A SAVE and a RELEASE are DONE again until the row

@@ -25,8 +25,8 @@ from service.store.base import (
     ClaimStatus,
     StoreError,
     Write,
+    WriteOutcome,
     WriteStatus,
-    Written,
     new_owner,
 )
 from service.telemetry import log
@@ -143,9 +143,9 @@ class RedisStore:
                 claimed += [_claimed(*reply) for reply in replies]
         return claimed
 
-    async def write(self, writes: Sequence[Write]) -> list[Written]:
+    async def write(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         """Writes rows, up to 100 in each exchange with the server."""
-        written: list[Written] = []
+        written: list[WriteOutcome] = []
         async with self._explaining():
             for start in range(0, len(writes), _CHUNK_ROWS):
                 chunk = writes[start : start + _CHUNK_ROWS]
@@ -250,11 +250,11 @@ def _claimed(status: bytes, epoch: int, used_at: bytes, record: bytes | None) ->
     return Claimed(ClaimStatus(status.decode()), epoch, record, float(used_at))
 
 
-def _written(reply: "int | tuple[bytes, int]") -> Written:
+def _written(reply: "int | tuple[bytes, int]") -> WriteOutcome:
     if reply == 1:
         return WRITTEN
     status, epoch = cast("tuple[bytes, int]", reply)
-    return Written(WriteStatus(status.decode()), epoch)
+    return WriteOutcome(WriteStatus(status.decode()), epoch)
 
 
 def _fields(write: Write) -> tuple[str | int | bytes, ...]:

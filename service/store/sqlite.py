@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from service.errors import ConfigError
 from service.store import sqlite_rows
-from service.store.base import Claim, Claimed, StoreError, Write, Written, new_owner
+from service.store.base import Claim, Claimed, StoreError, Write, WriteOutcome, new_owner
 from service.store.sqlite_rows import FORMAT_VERSION, LEAST_SQLITE, Database
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ class SqliteStore:
         now = self._clock()
         return await self._transaction(lambda database: sqlite_rows.claim(database, claims, self.owner, now))
 
-    async def write(self, writes: Sequence[Write]) -> list[Written]:
+    async def write(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         """Writes rows, in one transaction, with one fsync for all."""
         now = self._clock()
         return await self._transaction(lambda database: sqlite_rows.write(database, writes, self.owner, now))

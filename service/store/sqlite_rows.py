@@ -17,8 +17,8 @@ from service.store.base import (
     ClaimStatus,
     Write,
     WriteKind,
+    WriteOutcome,
     WriteStatus,
-    Written,
 )
 
 Database = sqlite3.Connection
@@ -114,9 +114,9 @@ def _outcome(one: Claim, row: list[Any] | None, ended: int, owner: str, now: flo
     return Claimed(ClaimStatus.OWNED_ELSEWHERE, epoch)
 
 
-def write(database: Database, writes: Sequence[Write], owner: str, now: float) -> list[Written]:
+def write(database: Database, writes: Sequence[Write], owner: str, now: float) -> list[WriteOutcome]:
     """Writes rows of an owner, as `base.Store.write` describes it."""
-    written: list[Written] = []
+    written: list[WriteOutcome] = []
     for chunk in _chunks(writes):
         by_kind: dict[WriteKind, list[Write]] = {kind: [] for kind in WriteKind}
         for one in chunk:
@@ -176,15 +176,15 @@ def _writable(database: Database, writes: list[Write], owner: str) -> set[str]:
     return {writes[int(number)].key for number in numbers.split(",")} if numbers else set()
 
 
-def _refusals(database: Database, keys: list[str]) -> dict[str, Written]:
+def _refusals(database: Database, keys: list[str]) -> dict[str, WriteOutcome]:
     """Returns why writes were not done, by key: the row is gone, or not the owner's at that epoch."""
     rows = [(key,) for key in keys]
     epochs = {key: epoch for key, epoch, *_ in _run(database, _FIND, rows)}
     ended = dict(_run(database, _ENDED, [row for row in rows if row[0] not in epochs]).fetchall())
     return {
-        key: Written(WriteStatus.NOT_OWNED, epochs[key])
+        key: WriteOutcome(WriteStatus.NOT_OWNED, epochs[key])
         if key in epochs
-        else Written(WriteStatus.GONE, ended.get(key, 0))
+        else WriteOutcome(WriteStatus.GONE, ended.get(key, 0))
         for key in keys
     }
 

@@ -9,7 +9,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from service.store.base import WRITTEN, Claim, Claimed, ClaimStatus, Write, WriteKind, WriteStatus, Written
+from service.store.base import (
+    WRITTEN,
+    Claim,
+    Claimed,
+    ClaimStatus,
+    Write,
+    WriteKind,
+    WriteOutcome,
+    WriteStatus,
+)
 from service.store.redis import RedisStore
 from service.store.sqlite import SqliteStore
 from tests.redis_server import BOUND_SECONDS
@@ -129,10 +138,10 @@ class Ownership(RuleBasedStateMachine):
         """Returns how a write must end, and applies the write to the model."""
         row = self.rows.get(one.key)
         if row is None:
-            return Written(WriteStatus.GONE, self.ended.get(one.key, (0, 0))[0])
+            return WriteOutcome(WriteStatus.GONE, self.ended.get(one.key, (0, 0))[0])
         is_owned = row.owner is store and row.epoch == one.epoch
         if not is_owned or (row.is_released and one.kind is not WriteKind.RELEASE):
-            return Written(WriteStatus.NOT_OWNED, row.epoch)
+            return WriteOutcome(WriteStatus.NOT_OWNED, row.epoch)
         if one.kind is WriteKind.DELETE:
             self.forget(one.key)
         elif one.kind is not WriteKind.VERIFY:

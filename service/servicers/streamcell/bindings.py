@@ -92,7 +92,8 @@ class Bindings:
         """Returns the session with a number, which may have ended.
 
         Raises:
-            NotResident: the session may be in the store, or has to move to another version first.
+            NotResident: the session may be in the store, has to move to another version first, or was idle
+                for so long that another server may have taken it over.
             StreamcellError: no session has this number; the session has ended and its model is unloaded.
         """
         try:
@@ -105,6 +106,8 @@ class Bindings:
         if engine.succession.successor is not None or not session.is_live:
             self._rebind(number)
             session = self._bound[number]
+        if session.is_live and self._catalog.persistence.must_confirm(session):
+            raise NotResident([self._ids[number]])
         if session.engine.succession.is_unloaded:
             raise errors.session_ended(session.engine.sessions.endings.in_slot(session.slot))
         return session
@@ -276,7 +279,8 @@ class Bindings:
         displaced = self._displaced(numbers).tolist()
         displaced = [number for number in displaced if self._ids[number] not in fetch_errors]
         self._migrate_idle(displaced)
-        absent = []
+        absent = [self._ids[number] for number in self._unconfirmed(numbers)]
+        absent = [session_id for session_id in absent if session_id not in fetch_errors]
         for number in displaced:
             with contextlib.suppress(StreamcellError):  # the session ended: the frame's entry gets that error
                 try:
@@ -285,6 +289,21 @@ class Bindings:
                     absent.append(self._ids[number])
         if absent:
             raise self._not_resident_error(absent, count, "session_raw")
+
+    def _unconfirmed(self, numbers: Int64s) -> list[int]:
+        """Returns the numbers whose sessions were idle for so long that another server may have them."""
+        found: list[int] = []
+        for engine in self._engines:
+            due = self._catalog.persistence.slots_to_confirm(engine, self._slots[numbers])
+            if len(due):  # seldom
+                slots = set(due.tolist())
+                bound = ((number, self._bound[number]) for number in numbers.tolist())
+                found += [
+                    number
+                    for number, session in bound
+                    if session.engine is engine and session.is_live and session.slot in slots
+                ]
+        return found
 
     def _migrate_idle(self, numbers: list[int]) -> None:
         """Moves the sessions that are due to move and idle, all at once: one by one would take longer."""

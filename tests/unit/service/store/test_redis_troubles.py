@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from service.store.base import WRITTEN, ClaimStatus, StoreError, Write, WriteKind, WriteStatus, Written
+from service.store.base import WRITTEN, ClaimStatus, StoreError, Write, WriteKind, WriteOutcome, WriteStatus
 from service.store.redis import RedisStore
 from tests import redis_server
 from tests.redis_server import RedisServer
@@ -291,7 +291,7 @@ async def test_a_call_whose_reply_is_lost_can_be_repeated(own_redis):
         assert (claimed.epoch, claimed.record) == (4, b"end")
         gone = Write(WriteKind.DELETE, "a", 4, None, 0.0)
         await call_without_reply(store.write([gone]))
-        assert await store.write([gone]) == [Written(WriteStatus.GONE, 4)]
+        assert await store.write([gone]) == [WriteOutcome(WriteStatus.GONE, 4)]
 
 
 async def test_a_call_that_is_cancelled_leaves_no_reply_behind(own_redis):

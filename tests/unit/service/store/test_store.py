@@ -13,8 +13,8 @@ from service.store.base import (
     ClaimStatus,
     Write,
     WriteKind,
+    WriteOutcome,
     WriteStatus,
-    Written,
 )
 from service.store.redis import RedisStore
 from service.store.sqlite import SqliteStore
@@ -260,7 +260,7 @@ class TestRefusals:
     async def test_a_row_that_is_gone(self, make):
         """Nobody deleted it, as far as the store remembers: it was lost."""
         store = await make()
-        assert await store.write([save("a", 7), verify("a", 7)]) == [Written(WriteStatus.GONE)] * 2
+        assert await store.write([save("a", 7), verify("a", 7)]) == [WriteOutcome(WriteStatus.GONE)] * 2
 
     async def test_a_row_of_another_owner_or_epoch(self, make):
         """The outcome has the row's epoch, by which the older of two owners is told."""
@@ -268,10 +268,12 @@ class TestRefusals:
         await ours.claim([opening("a")])
         await theirs.claim([opening("a")])
         late = [save("a", 1), release("a", 1), delete("a", 1), verify("a", 1)]
-        assert await ours.write(late) == [Written(WriteStatus.NOT_OWNED, 2)] * 4
-        assert await theirs.write([save("a", 1)]) == [Written(WriteStatus.NOT_OWNED, 2)]
+        assert await ours.write(late) == [WriteOutcome(WriteStatus.NOT_OWNED, 2)] * 4
+        assert await theirs.write([save("a", 1)]) == [WriteOutcome(WriteStatus.NOT_OWNED, 2)]
         assert await theirs.write([verify("a", 2), release("a", 2)]) == [WRITTEN] * 2
-        assert await theirs.write([save("a", 2), verify("a", 2)]) == [Written(WriteStatus.NOT_OWNED, 2)] * 2
+        assert (
+            await theirs.write([save("a", 2), verify("a", 2)]) == [WriteOutcome(WriteStatus.NOT_OWNED, 2)] * 2
+        )
 
     async def test_a_verification_changes_nothing(self, make):
         """The row has its record, owner and epoch afterwards."""
@@ -294,7 +296,7 @@ class TestEpochs:
         assert await write(ours, save("a", 7, b"r"))
         assert (await claim(theirs, above)).epoch == 8
         assert (await claim(ours, dataclasses.replace(above, least_epoch=20))).epoch == 20
-        assert await theirs.write([save("a", 8)]) == [Written(WriteStatus.NOT_OWNED, 20)]
+        assert await theirs.write([save("a", 8)]) == [WriteOutcome(WriteStatus.NOT_OWNED, 20)]
 
     @pytest.mark.parametrize("by", ["a close", "expiry"])
     async def test_the_end_of_a_row_that_had_several_owners_is_remembered(self, make, by):
@@ -306,16 +308,19 @@ class TestEpochs:
             assert await theirs.expire(NOW + 1, 9) == ["a"]
         else:
             assert await theirs.write([delete("a", 2)]) == [WRITTEN]
-        assert await ours.write([save("a", 1)]) == [Written(WriteStatus.GONE, 2)]
+        assert await ours.write([save("a", 1)]) == [WriteOutcome(WriteStatus.GONE, 2)]
         assert await claim(ours, finding("a")) == Claimed(ClaimStatus.MISSING)
         assert (await claim(ours, opening("a"))).epoch == 3
-        assert await ours.write([delete("a", 3), save("a", 3)]) == [WRITTEN, Written(WriteStatus.GONE, 3)]
+        assert await ours.write([delete("a", 3), save("a", 3)]) == [
+            WRITTEN,
+            WriteOutcome(WriteStatus.GONE, 3),
+        ]
 
     async def test_the_end_of_a_row_of_one_owner_leaves_nothing(self, make):
         """Nobody else can have a copy; a server that opens and closes many sessions fills no store."""
         store = await make()
         await store.claim([opening("a")])
-        assert await store.write([delete("a", 1), save("a", 1)]) == [WRITTEN, Written(WriteStatus.GONE)]
+        assert await store.write([delete("a", 1), save("a", 1)]) == [WRITTEN, WriteOutcome(WriteStatus.GONE)]
 
 
 class TestExpiry:
