@@ -63,8 +63,18 @@ async def predict(options: argparse.Namespace) -> None:
             keep = options.session is not None  # somebody who names a session means to go on with it
             opening = client.session(model=options.model, session_id=options.session, keep=keep)
             async with opening as session:
-                pipe = Pipe(session, await find_model(client, session), file_name=file_name, out=out)
+                model = await find_model(client, session)
+                known = await session.refresh() if model.uses_time and session.next_step_index else None
+                pipe = Pipe(
+                    session,
+                    model,
+                    file_name=file_name,
+                    out=out,
+                    known_until_ns=None if known is None else known.last_time_ns,
+                )
                 await pipe.run(read_lines(descriptor), options.horizon)
+                if pipe.num_skipped:
+                    _note(f"{pipe.num_skipped} rows left out: session {session.session_id} has them already")
 
 
 async def models(options: argparse.Namespace) -> None:
@@ -164,5 +174,9 @@ def _fail(options: argparse.Namespace, error: Exception) -> int:
 
 
 def _complain(what: str) -> int:
-    sys.stderr.write(f"streamcell: {' '.join(what.split())}\n")
+    _note(what)
     return 1
+
+
+def _note(what: str) -> None:
+    sys.stderr.write(f"streamcell: {' '.join(what.split())}\n")
