@@ -48,6 +48,7 @@ class Reason(enum.StrEnum):
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
     TOO_MANY_STEPS = "TOO_MANY_STEPS"
     MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
+    MODEL_NOT_HERE = "MODEL_NOT_HERE"
     SESSION_NOT_FOUND = "SESSION_NOT_FOUND"
     SESSION_EXPIRED = "SESSION_EXPIRED"
     SESSION_EVICTED = "SESSION_EVICTED"
@@ -146,6 +147,15 @@ REASONS: Mapping[Reason, ReasonSpec] = {
     Reason.MODEL_NOT_FOUND: ReasonSpec(
         Code.NOT_FOUND,
         Message("no model {model!r}; served: {served}", metadata=("model",)),
+    ),
+    Reason.MODEL_NOT_HERE: ReasonSpec(
+        Code.UNAVAILABLE,
+        Message(
+            "the session runs on {model!r}, and the newest version here is {newest!r}:"
+            " ask another server, or come again when this one has the version",
+            metadata=("model",),
+        ),
+        retry_delay_seconds=1.0,
     ),
     Reason.SESSION_NOT_FOUND: ReasonSpec(
         Code.NOT_FOUND,

@@ -4,7 +4,18 @@ import asyncio
 import dataclasses
 from collections.abc import Sequence
 
-from service.store.base import Claim, Claimed, ClaimStatus, StoreError, Write, WriteKind, new_owner
+from service.store.base import (
+    WRITTEN,
+    Claim,
+    Claimed,
+    ClaimStatus,
+    StoreError,
+    Write,
+    WriteKind,
+    WriteOutcome,
+    WriteStatus,
+    new_owner,
+)
 
 
 @dataclasses.dataclass
@@ -18,14 +29,16 @@ class Row:
 
 
 class FakeStore:
-    """One server's store, over rows that other servers' stores share.
+    """One server's store, over rows, and the ends of rows, that other servers' stores share.
 
     While `trouble` has a text, calls raise StoreError with that text. While `is_blocked`, writes wait.
     `num_writes` counts the calls of `write`. A test that removes rows, as a restart may, changes `run` too.
     """
 
-    def __init__(self, rows: dict[str, Row] | None = None) -> None:
+    def __init__(self, rows: dict[str, Row] | None = None, ended: dict[str, int] | None = None) -> None:
         self.rows: dict[str, Row] = {} if rows is None else rows
+        # Epochs of deleted rows that had several owners.
+        self.ended: dict[str, int] = {} if ended is None else ended
         self.owner = new_owner()
         self.trouble = ""
         self.run = "first"
@@ -55,40 +68,49 @@ class FakeStore:
         if row is None:
             if not claim.may_create:
                 return Claimed(ClaimStatus.MISSING)
-            self.rows[claim.key] = Row(1, self.owner, 0.0, claim.record)
-            return Claimed(ClaimStatus.CREATED, 1)
+            epoch = max(claim.least_epoch, self.ended.pop(claim.key, 0) + 1)
+            self.rows[claim.key] = Row(epoch, self.owner, 0.0, claim.record)
+            return Claimed(ClaimStatus.CREATED, epoch, claim.record)
         if not claim.may_find:
             return Claimed(ClaimStatus.EXISTS)
         if row.owner not in ("", self.owner) and not claim.may_take_over:
             return Claimed(ClaimStatus.OWNED_ELSEWHERE, row.epoch)
-        row.epoch, row.owner = row.epoch + 1, self.owner
+        row.epoch, row.owner = max(claim.least_epoch, row.epoch + 1), self.owner
         return Claimed(ClaimStatus.TAKEN, row.epoch, row.record, row.used_at)
 
-    async def write(self, writes: Sequence[Write]) -> list[bool]:
+    async def write(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         """Writes rows."""
         self.num_writes += 1
         await self._may_write.wait()
         await self.check()
         return [self._write(write) for write in writes]
 
-    def _write(self, write: Write) -> bool:
+    def _write(self, write: Write) -> WriteOutcome:
         row = self.rows.get(write.key)
-        if row is None or (row.epoch, row.owner) != (write.epoch, self.owner):
-            return False
+        if row is None:
+            return WriteOutcome(WriteStatus.GONE, self.ended.get(write.key, 0))
+        if (row.epoch, row.owner) != (write.epoch, self.owner):
+            return WriteOutcome(WriteStatus.NOT_OWNED, row.epoch)
         if write.kind is WriteKind.DELETE:
-            del self.rows[write.key]
-            return True
-        row.record, row.used_at = write.record, write.used_at
-        if write.kind is WriteKind.RELEASE:
-            row.owner = ""
-        return True
+            self._delete(write.key)
+        elif write.kind is not WriteKind.VERIFY:
+            if write.record is not None:
+                row.record, row.used_at = write.record, write.used_at
+            if write.kind is WriteKind.RELEASE:
+                row.owner = ""
+        return WRITTEN
+
+    def _delete(self, key: str) -> None:
+        epoch = self.rows.pop(key).epoch
+        if epoch > 1:
+            self.ended[key] = epoch
 
     async def expire(self, before: float, limit: int) -> list[str]:
         """Deletes rows last used before an instant."""
         await self.check()
         gone = [key for key, row in self.rows.items() if row.used_at < before][:limit]
         for key in gone:
-            del self.rows[key]
+            self._delete(key)
         return gone
 
     async def incarnation(self) -> str:

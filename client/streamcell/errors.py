@@ -25,6 +25,7 @@
      ·  Unavailable                           retried by the library before a caller sees it
          ·  Draining
          ·  StoreUnavailable
+         ·  ModelNotHere
          ·  ConnectionLost                    no connection, or it broke
      ·  DeadlineExceeded                      whether a step was applied is not known
      ·  AccessDenied
@@ -197,6 +198,10 @@ class StoreUnavailable(Unavailable):
     """A durable session cannot be written now."""
 
 
+class ModelNotHere(Unavailable):
+    """The session runs on a newer version of its model than this server has; another server may have it."""
+
+
 class ConnectionLost(Unavailable):
     """There is no connection to the server, or it broke."""
 
@@ -248,6 +253,7 @@ _BY_REASON: Mapping[str, type[StreamcellError]] = {
     "INVALID_ARGUMENT": InvalidArgument,
     "TOO_MANY_STEPS": TooManySteps,
     "MODEL_NOT_FOUND": ModelNotFound,
+    "MODEL_NOT_HERE": ModelNotHere,
     "SESSION_NOT_FOUND": SessionNotFound,
     "SESSION_EXPIRED": SessionExpired,
     "SESSION_EVICTED": SessionEvicted,

@@ -33,7 +33,10 @@ UNUSABLE = (Reason.SNAPSHOT_REJECTED, Reason.MODEL_NOT_FOUND, Reason.MODEL_CHANG
 
 
 class NotResident(StreamcellError):  # noqa: N818 (no failure: the session can be fetched)
-    """A session may be in the store, must move first, or lacks its model: `Catalog.fetch` sees to that."""
+    """A session may be in the store, or another server's, must move first, or lacks its model.
+
+    `Catalog.fetch` sees to that.
+    """
 
     def __init__(self, session_ids: Sequence[str]) -> None:
         found = errors.refusal(Reason.SESSION_NOT_FOUND, session_id=session_ids[0])
@@ -60,7 +63,8 @@ class Catalog:
         """Returns a session in memory.
 
         Raises:
-            NotResident: the session may be in the store, or is to move to another version first.
+            NotResident: the session may be in the store, is to move to another version first, or was idle
+                for so long that another server may have taken it over.
             StreamcellError: DRAINING; SESSION_NOT_FOUND, SESSION_EXPIRED; INVALID_ARGUMENT for an empty id.
         """
         if self.is_draining:
@@ -69,7 +73,7 @@ class Catalog:
         found = self._resident(key)
         if found is not None:
             current = migration.migrate_if_due(found)
-            if current is None:
+            if current is None or self.persistence.must_confirm(current):
                 raise NotResident([session_id])
             return current
         if self.persistence.has_store and session_id:
@@ -170,9 +174,15 @@ class Catalog:
             raise errors.refusal(Reason.MODEL_CHANGED, session_id=session_id, asked=model, model=runs_on)
 
     async def _fetch(self, key: str, session_id: str, take_over: TakeOver) -> bool:
-        """Fetches a session into memory, or moves a resident one; returns whether it came from the store."""
+        """Fetches a session into memory, or moves or confirms a resident one.
+
+        Returns:
+            Whether the store has just said that the session is this server's.
+        """
         found = self._resident(key)
         if found is not None:
+            if self.persistence.must_confirm(found):
+                return await self.persistence.is_still_owned(found)
             await migration.migrate_when_idle(found)
             return False
         if take_over is not TakeOver.ALWAYS and self._ending(key) is Reason.SESSION_FENCED:

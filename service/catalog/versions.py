@@ -4,6 +4,7 @@ One version of each model leads: it gets the new sessions for which the client n
 sessions, nor how a version is loaded.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -102,7 +103,8 @@ class Versions:
         """Returns the engine on which a session of a model goes on, loaded if need be.
 
         Raises:
-            StreamcellError: MODEL_NOT_FOUND; MODEL_CHANGED, another artifact is served under its name.
+            StreamcellError: MODEL_NOT_FOUND; MODEL_NOT_HERE, this server has older versions alone;
+                MODEL_CHANGED, another artifact is served under its name.
         """
         leader = self._follower_of(model)
         # A newer version may be on disk and not noticed yet: sessions of other servers may run on it.
@@ -110,8 +112,12 @@ class Versions:
             return leader
         if self.on_disk is not None and str(model) not in self._by_model:
             await self.on_disk.load(str(model))
-        engine = self._by_model.get(str(model)) or self._follower_of(model)
+        engine = self._by_model.get(str(model))
         if engine is None:
+            leader = self._by_model.get(model.name)
+            if leader is not None and version_order(model.version) > version_order(leader.version):
+                # An older version would take the session back; a server with the newer one goes on with it.
+                raise errors.refusal(Reason.MODEL_NOT_HERE, model=str(model), newest=str(leader.model))
             raise self._not_served(str(model))
         if engine.version == model.version and engine.model != model:
             raise errors.refusal(Reason.MODEL_CHANGED, case="other_artifact", model=str(model))
@@ -127,8 +133,10 @@ class Versions:
         leader = self._by_model.get(model.name)
         if leader is None or not self.migrates or leader.version == model.version:
             return None
-        # A snapshot may claim any name, "NAME/VERSION" too.
-        is_alike = (leader.name, leader.model.layout) == (model.name, model.layout)
+        # A snapshot may claim anything: any name, "NAME/VERSION" too, and sizes that are not the layout's.
+        is_alike = (
+            dataclasses.replace(model, version=leader.version, digest=leader.model.digest) == leader.model
+        )
         return leader if is_alike else None
 
     def _supersede(self, engine: Engine) -> None:

@@ -13,7 +13,8 @@ from service.errors import StreamcellError
 from service.telemetry import faults
 
 OnStored = Callable[[StreamcellError | None], None]
-WhenStored = Callable[[list[int], OnStored], None]
+OnAllStored = Callable[[dict[int, StreamcellError]], None]
+WhenStored = Callable[[list[int], OnAllStored], None]
 
 
 class Answers:
@@ -22,7 +23,8 @@ class Answers:
     def __init__(self, sessions: SessionTable) -> None:
         self._sessions = sessions
         self.when_stored: WhenStored | None = None
-        """Calls a function once the store has the present states of sessions, or cannot have them."""
+        """Calls a function once the store has the present states of sessions, with the error of each that it
+        cannot have, by slot."""
 
     def answer(self, work: AnyWork) -> None:
         """Answers work at once. An exception of the caller's is logged and goes no further."""
@@ -66,12 +68,12 @@ class Answers:
         return unstored
 
     def _answer_once_stored(self, when_stored: WhenStored, slots: list[int], work: Step | Block) -> None:
-        def on_stored(error: StreamcellError | None) -> None:
-            if error is not None and isinstance(work, Block):
-                for entry in np.flatnonzero(np.isin(work.slots, slots)).tolist():
-                    work.errors.setdefault(entry, error)
-            elif error is not None:
-                work.error = error
+        def on_all_stored(failed: dict[int, StreamcellError]) -> None:
+            if isinstance(work, Step):
+                work.error = failed.get(work.slot)
+            else:
+                for entry in np.flatnonzero(np.isin(work.slots, list(failed))).tolist():
+                    work.errors.setdefault(entry, failed[work.slots.item(entry)])
             self.answer(work)
 
-        when_stored(slots, on_stored)
+        when_stored(slots, on_all_stored)

@@ -1,4 +1,4 @@
-"""What the store has of each session: how many steps, at which epoch, and whether the session changed since.
+"""What the store has of each session: how many steps, and whether the session changed since.
 
 Without a store nothing is recorded, and the columns take no memory. Does not know the store, nor when it is
 written to: slots and times are passed in.
@@ -26,8 +26,6 @@ class Durability:
         # np.zeros takes address space, not memory: pages come with the first write.
         self.num_durable: Int64s = np.zeros(capacity, np.int64)
         """How many steps of each session are in the store."""
-        self.epoch: Int64s = np.zeros(capacity, np.int64)
-        """How many owners each session has had; the store refuses a write at an older epoch."""
         self.is_changed: Flags = np.zeros(capacity, np.bool_)
         """Which sessions have changed since they were last written."""
         self.is_durable: Flags = np.zeros(capacity, np.bool_)
@@ -51,13 +49,12 @@ class Durability:
         """Records why the store cannot be used now; an empty text means that it can."""
         self.trouble = why
 
-    def open(self, slot: int, epoch: int, now_ns: int) -> None:
+    def open(self, slot: int, now_ns: int) -> None:
         """Starts tracking a session that the store has in its present state."""
         if self.is_enabled:
             self.is_tracked[slot] = True
             self.is_changed[slot] = False
             self.num_durable[slot] = 0
-            self.epoch[slot] = epoch
             self._last_written[slot] = now_ns
 
     def close(self, slot: int) -> None:
@@ -72,13 +69,12 @@ class Durability:
         self.is_changed[slot] = is_changed
 
     def make_durable(self, slot: int) -> None:
-        """Makes a session durable: from now on its steps are answered once they are in the store."""
-        self.is_durable[slot] = True
+        """Makes a session durable: from now on its steps are answered once they are in the store.
 
-    def set_epoch(self, slot: int, epoch: int) -> None:
-        """Records the epoch at which this server owns a session's row, and marks the session for a write."""
-        self.epoch[slot] = epoch
-        self.is_changed[slot] = True
+        Marks the session for the next write: the store must know too that it is durable.
+        """
+        if not self.is_durable[slot]:
+            self.is_durable[slot] = self.is_changed[slot] = True
 
     def mark_changed(self, slots: Int64s) -> None:
         """Marks sessions [N] for the next write."""
@@ -137,7 +133,6 @@ class Durability:
         if not self.is_enabled:
             return
         self.num_durable[slots] = source.num_durable[source_slots]
-        self.epoch[slots] = source.epoch[source_slots]
         self._last_written[slots] = source._last_written[source_slots]
         self.num_restarts[slots] = source.num_restarts[source_slots]
         self.is_tracked[slots] = source.is_tracked[source_slots]

@@ -10,6 +10,8 @@ import struct
 from collections import deque
 from collections.abc import Callable
 
+import numpy as np
+
 from service import errors
 from service.arrays import Flags, Float32s
 from service.config import Config
@@ -102,7 +104,7 @@ class Engine:
         """Returns a session's forecast [H, O]; `future` is [H, K]. Called from a control.
 
         Raises:
-            StreamcellError: INVALID_ARGUMENT; the session has no step yet.
+            StreamcellError: INVALID_ARGUMENT; the session has no step yet, or the model no finite forecast.
         """
         progress = self.sessions.progress
         if not progress.next_step[slot]:
@@ -110,6 +112,10 @@ class Engine:
                 "session_id", "the session has no step yet: a forecast needs one at least"
             )
         y = self._runner.forecast(slot, int(progress.last_time[slot]), horizon, future)
+        if not np.isfinite(y).all():
+            raise errors.invalid_argument(
+                "horizon_steps", "the model has no finite forecast from here: ask for fewer steps"
+            )
         self._metrics.forecasts.inc()
         return y
 

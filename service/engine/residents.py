@@ -225,9 +225,8 @@ class Residents:
         return slot
 
     def _report_end(self, slot: int) -> None:
-        durability = self.sessions.durability
-        if self.on_end is not None and durability.is_tracked[slot]:
-            self.on_end(self.sessions.key(slot), durability.epoch.item(slot))
+        if self.on_end is not None and self.sessions.durability.is_tracked[slot]:
+            self.on_end(self.sessions.key(slot), self.sessions.ownership.epoch.item(slot))
 
     def _release(self, slot: int) -> None:
         self._slots.give_back(slot)

@@ -72,5 +72,5 @@ class SessionRef(NamedTuple):
     @property
     def epoch(self) -> int:
         """How many owners the session has had; 1 if there is no store."""
-        durability = self.engine.sessions.durability
-        return durability.epoch.item(self.slot) if durability.is_enabled else 1
+        sessions = self.engine.sessions
+        return sessions.ownership.epoch.item(self.slot) if sessions.durability.is_enabled else 1

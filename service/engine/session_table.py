@@ -1,6 +1,7 @@
 """Which sessions of one model are in memory: their keys, slots and generations, and when each was last used.
 
-Parts of the table are the sessions' progress, what the store has of them, and why earlier sessions ended.
+Parts of the table are the sessions' progress, what the store has of them, who owns them, and why earlier
+sessions ended.
 Does not know state rows, the model, nor what time it is: slots and times are passed in.
 """
 
@@ -8,9 +9,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from service.arrays import Int64s
+from service.arrays import Flags, Int64s
 from service.engine.durability import Durability
 from service.engine.endings import Endings
+from service.engine.ownership import Ownership
 from service.engine.progress import AppliedSteps, ProgressTable
 from service.errors import Reason
 
@@ -25,6 +27,7 @@ class SessionTable:
     def __init__(self, capacity: int, progress: ProgressTable) -> None:
         self.progress = progress
         self.durability = Durability(capacity)
+        self.ownership = Ownership(capacity)
         self.endings = Endings()
         self.generation: Int64s = np.zeros(capacity, np.int64)
         self.last_used: Int64s = np.zeros(capacity, np.int64)
@@ -53,7 +56,9 @@ class SessionTable:
         self.endings.forget(key)
         self.progress.restart(slot)
         self.last_used[slot] = now_ns
-        self.durability.open(slot, epoch, now_ns)
+        self.durability.open(slot, now_ns)
+        if self.durability.is_enabled:
+            self.ownership.acquire(slot, epoch, now_ns)
 
     def open_ephemeral(self, slot: int) -> None:
         """Opens a session for one piece of work: without a key, not counted, and never stored."""
@@ -94,6 +99,12 @@ class SessionTable:
             return False
         return self.durability.num_durable.item(slot) == self.progress.next_step.item(slot)
 
+    def are_stored_whole(self, slots: Int64s) -> Flags:
+        """Returns for sessions [N] what `is_stored_whole` does for one."""
+        is_changed, num_durable = self.durability.is_changed[slots], self.durability.num_durable[slots]
+        are_whole: Flags = ~is_changed & (num_durable == self.progress.next_step[slots])
+        return are_whole
+
     def slots(self) -> Iterator[int]:
         """Yields the slots of all sessions; no session may open or end meanwhile."""
         return iter(self._keys)
@@ -121,6 +132,8 @@ class SessionTable:
         self.progress.copy_from(source.progress, source_slots, slots)
         self.last_used[slots] = source.last_used[source_slots]
         self.durability.copy_from(source.durability, source_slots, slots)
+        if self.durability.is_enabled:
+            self.ownership.copy_from(source.ownership, source_slots, slots)
         for slot, source_slot in zip(slots.tolist(), source_slots.tolist(), strict=True):
             key = source.key(source_slot)
             self._slots[key], self._keys[slot] = slot, key

@@ -12,12 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from service.arrays import Flags, Float32s
-from service.engine.progress import Progress
+from service.engine.progress import MAX_TIME_NS, Progress
+from service.engine.session_key import ID_RULE, is_session_id
 from service.runtime.artifact import DIGEST_BYTES
 from service.runtime.manifest import Manifest
 
 MAGIC = b"SCSN"
 VERSION = 1
+"""The format version that is written. A release that raises it reads the versions before it, too."""
+OLDEST_VERSION = 1
+"""The oldest format version that is read."""
+_READABLE = f"{VERSION}" if OLDEST_VERSION == VERSION else f"{OLDEST_VERSION} to {VERSION}"
+MAX_STEPS = 1 << 62
+"""The most steps that a snapshot may have: as many again fit into the index of a step."""
 _ID_BYTES = 128  # as long as a session id may be
 _CHECKSUM_BYTES = 4
 _IS_DURABLE = 1
@@ -120,8 +127,10 @@ def encode_one(session: Snapshot) -> bytes:
 def decode(raw: bytes) -> Snapshot:
     """Returns the session that bytes hold.
 
+    Everything is checked that the engine relies on: the checksum finds damage, and not what was made up.
+
     Raises:
-        SnapshotError: the bytes are no snapshot, of another version, cut off or damaged.
+        SnapshotError: the bytes are no snapshot, of another version, cut off, damaged, or make no sense.
     """
     head = _head(raw)
     model = Model(
@@ -140,7 +149,12 @@ def decode(raw: bytes) -> Snapshot:
     if _checksum(raw[:-_CHECKSUM_BYTES]) != raw[-_CHECKSUM_BYTES:]:
         raise SnapshotError("its checksum is wrong: it is damaged")
     (row,) = np.frombuffer(raw[:-_CHECKSUM_BYTES], record)
-    model = dataclasses.replace(model, name=row["name"].decode(), version=row["version"].decode())
+    model = dataclasses.replace(
+        model, name=_text(row["name"], "model's name"), version=_text(row["version"], "model's version")
+    )
+    session_id = _text(head["session_id"], "session id")
+    if not is_session_id(session_id):
+        raise SnapshotError(f"its session id {ID_RULE}")
     progress = Progress(
         next_step=head["next_step"][None].astype(np.int64),
         last_time=head["last_time"][None].astype(np.int64),
@@ -148,10 +162,48 @@ def decode(raw: bytes) -> Snapshot:
         reply_y=row["y"][None].copy(),
         reply_prints=row["prints"][None].copy(),
     )
+    _check_progress(progress)
     is_durable = bool(int(head["flags"]) & _IS_DURABLE)
-    return Snapshot(
-        head["session_id"].decode(), model, is_durable, progress=progress, state=row["state"].copy()
-    )
+    return Snapshot(session_id, model, is_durable, progress=progress, state=row["state"].copy())
+
+
+def decode_foreign(raw: bytes) -> Snapshot:
+    """Returns the session that a client's bytes hold.
+
+    Raises:
+        SnapshotError: as `decode`, or the state has a value that is not finite, from which no prediction
+            comes. A state from the store is taken as it is: the model itself has made it.
+    """
+    session = decode(raw)
+    if not np.isfinite(session.state).all():
+        raise SnapshotError("its state has a value that is not finite")
+    return session
+
+
+def _text(raw: bytes, what: str) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise SnapshotError(f"its {what} is not UTF-8") from None
+
+
+def _check_progress(progress: Progress) -> None:
+    """Checks the progress of one session.
+
+    Raises:
+        SnapshotError: a number is out of its range, or a remembered reply is not finite.
+    """
+    next_step, last_time = int(progress.next_step[0]), int(progress.last_time[0])
+    start, (_, ring_size) = int(progress.reply_start[0]), progress.reply_prints.shape
+    if not 0 <= next_step <= MAX_STEPS:
+        raise SnapshotError(f"its next step {next_step} is not within 0 and {MAX_STEPS}")
+    if not -MAX_TIME_NS <= last_time <= MAX_TIME_NS:
+        raise SnapshotError(f"its last time {last_time} is beyond {MAX_TIME_NS} ns before or after 1970")
+    if not 0 <= start <= next_step:
+        raise SnapshotError(f"its replies begin at step {start}, which is not within 0 and {next_step}")
+    remembered = np.arange(max(start, next_step - ring_size), next_step) % ring_size
+    if not np.isfinite(progress.reply_y[0, remembered]).all():
+        raise SnapshotError("a remembered reply has a value that is not finite")
 
 
 def _checksum(record: bytes) -> bytes:
@@ -167,8 +219,11 @@ def _head(raw: bytes) -> "np.void":
     if len(raw) < _HEAD.itemsize or raw[:4] != MAGIC:
         raise SnapshotError("it does not begin as a snapshot does")
     head: np.void = np.frombuffer(raw[: _HEAD.itemsize], _HEAD)[0]
-    if int(head["version"]) != VERSION:
-        raise SnapshotError(f"it is of format version {head['version']}; this server reads {VERSION}")
+    version, flags = int(head["version"]), int(head["flags"])
+    if not OLDEST_VERSION <= version <= VERSION:
+        raise SnapshotError(f"it is of format version {version}; this server reads {_READABLE}")
+    if flags & ~_IS_DURABLE:
+        raise SnapshotError(f"it has flags {flags:#x}, which this server does not know")
     sizes = [int(head[name]) for name in ("state_size", "num_outputs", "num_replies")]
     if max(sizes) > _LARGEST or not min(*sizes[1:], head["name_bytes"], head["version_bytes"]):
         raise SnapshotError("its sizes make no sense: it is damaged")

@@ -13,6 +13,8 @@ from service.store.base import Store, StoreError
 from service.telemetry import faults, log
 from service.telemetry.metrics import StoreMetrics
 
+FAULT = "a fault of the server's own; its log has it"
+
 _Answer = TypeVar("_Answer")
 
 
@@ -44,11 +46,16 @@ class Availability:
             raise
         except Exception as exception:
             faults.report(exception)
-            raise StoreError("a fault of the server's own; its log has it") from exception
+            raise StoreError(FAULT) from exception
 
     def refusal(self) -> StreamcellError:
         """Returns the error for callers who need the store while it is away."""
         return errors.refusal(Reason.STORE_UNAVAILABLE, problem=self.trouble)
+
+    @staticmethod
+    def fault_refusal() -> StreamcellError:
+        """Returns the error for callers who need the store when a fault of the server's own came between."""
+        return errors.refusal(Reason.STORE_UNAVAILABLE, problem=FAULT)
 
     def record_success(self) -> None:
         """Records that the store can be used."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
+from service.arrays import Int64s
 from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
 from service.engine.snapshot import Snapshot
@@ -56,6 +57,15 @@ class Persistence(Protocol):
 
     async def is_still_owned(self, session: SessionRef) -> bool:
         """Returns whether this server still owns a session; True where the store cannot be asked."""
+
+    def must_confirm(self, session: SessionRef) -> bool:
+        """Returns whether another server may have taken a session over that was idle: `is_still_owned` asks.
+
+        False where the store cannot be asked.
+        """
+
+    def slots_to_confirm(self, engine: Engine, slots: Int64s) -> Int64s:
+        """Returns the slots among `slots` of sessions for which `must_confirm` is true."""
 
     async def make_room(self, engine: Engine) -> None:
         """Returns when another session has room in an engine's memory; evicts others if it must.

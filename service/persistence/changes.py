@@ -18,7 +18,7 @@ from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
 from service.errors import StreamcellError
 from service.persistence.wall_clock import WallClock
-from service.store.base import Write, WriteKind
+from service.store.base import Write, WriteKind, WriteOutcome, WriteStatus
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class _EngineSessions:
     generations: Int64s
     restarts: Int64s
     next_steps: Int64s
+    are_verified: Flags  # which sessions the store has already: only their owner is verified
     waiting: dict[int, list[OnStored]]  # the callers who wait for each session, by slot
 
     def are_live(self) -> Flags:
@@ -37,9 +38,11 @@ class _EngineSessions:
         lives: Flags = self.engine.sessions.generation[self.slots] == self.generations
         return lives
 
-    def record(self, is_stored: Flags, now_ns: int) -> None:
-        """Records which of the sessions the store has now."""
+    def record(self, is_done: Flags, now_ns: int) -> None:
+        """Records which of the sessions the store has now, at this server's epoch."""
         are_live = self.are_live()
+        self.engine.sessions.ownership.confirm(self.slots[is_done & are_live], now_ns)
+        is_stored = is_done & ~self.are_verified
         chosen = is_stored & are_live
         written = Written(self.slots[chosen], self.restarts[chosen], self.next_steps[chosen])
         self.engine.sessions.durability.record_write(written, now_ns)
@@ -58,12 +61,12 @@ class _EngineSessions:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Refused:
-    """A session whose write was refused, with its row as it was written, and the callers who wait for it."""
+    """A session whose write was refused, what the store said, and the callers who wait for the session."""
 
     session: SessionRef
     key: str
     epoch: int
-    record: bytes | None
+    outcome: WriteOutcome
     waiting: list[OnStored]
 
 
@@ -97,7 +100,7 @@ class Changes:
         """Deletes a session's row with the next write."""
         self._departing.append(Write(WriteKind.DELETE, key, epoch, None, 0.0))
 
-    def release(self, key: str, epoch: int, record: bytes, used_at: float) -> None:
+    def release(self, key: str, epoch: int, record: bytes | None, used_at: float) -> None:
         """Releases a row as it was, with the next write, for whoever claims it."""
         self._departing.append(Write(WriteKind.RELEASE, key, epoch, record, used_at))
 
@@ -130,16 +133,19 @@ class Changes:
 
     # -- Checkpoints -------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Makes all sessions due that have changed by now.
+    def begin(self, kind: WriteKind = WriteKind.SAVE) -> None:
+        """Makes all sessions due that have changed by now; to release rows, all sessions.
 
         A session that changes while those are written is due the next time: a busy server would never be done
         otherwise.
         """
-        self._due = {engine: engine.sessions.durability.changed_slots() for engine in self._engines()}
+        for engine in self._engines():
+            sessions = engine.sessions
+            is_last = kind is WriteKind.RELEASE
+            self._due[engine] = sessions.all_slots() if is_last else sessions.durability.changed_slots()
 
     def take(self, limit: int, *, everything: bool, kind: WriteKind = WriteKind.SAVE) -> Checkpoint | None:
-        """Returns what to write next; None where there is nothing.
+        """Returns what to write next; None where there is nothing. A fault leaves all as it was.
 
         Args:
             limit: rows at most.
@@ -149,48 +155,79 @@ class Changes:
         departing = [self._departing.popleft() for _ in range(min(limit, len(self._departing)))]
         checkpoint = Checkpoint(departing, len(departing), [])
         room = limit - len(departing)
-        for engine in list(self._engines()):
-            slots = self._chosen(engine, everything, room)
-            if len(slots):
-                self._capture(checkpoint, engine, slots, kind)
-                room -= len(slots)
+        try:
+            for engine in list(self._engines()):
+                slots = self._chosen(engine, room, everything=everything, kind=kind)
+                if len(slots):
+                    self._capture(checkpoint, engine, slots, kind)
+                    room -= len(slots)
+        except BaseException:
+            for session, callers in self._undo(checkpoint).items():
+                for on_stored in callers:
+                    self.wait(session, on_stored)
+            raise
         return checkpoint if checkpoint.writes else None
 
-    def complete(self, checkpoint: Checkpoint, accepted: Sequence[bool]) -> list[Refused]:
+    def complete(self, checkpoint: Checkpoint, outcomes: Sequence[WriteOutcome]) -> list[Refused]:
         """Records what is stored, and answers callers; returns the sessions whose writes were refused."""
         at, refused = checkpoint.num_departing, []
         for each in checkpoint.sessions:
-            writes = checkpoint.writes[at : at + len(each.slots)]
-            is_stored = np.array(accepted[at : at + len(each.slots)], np.bool_)
+            of_engine = slice(at, at + len(each.slots))
             at += len(each.slots)
-            each.record(is_stored, self._clock.now_ns())
+            rows = list(zip(checkpoint.writes[of_engine], outcomes[of_engine], strict=True))
+            is_done = np.array([outcome.status is WriteStatus.DONE for _, outcome in rows], np.bool_)
+            each.record(is_done, self._clock.now_ns())
             places = zip(each.slots.tolist(), each.generations.tolist(), strict=True)
-            for (slot, generation), is_done, write in zip(places, is_stored.tolist(), writes, strict=True):
+            for (slot, generation), (write, outcome) in zip(places, rows, strict=True):
                 waiting = each.waiting.get(slot, [])
-                if is_done:
+                if outcome.status is WriteStatus.DONE:
                     _call(waiting, None)
                 else:
                     session = SessionRef(each.engine, slot, generation)
-                    refused.append(Refused(session, write.key, write.epoch, write.record, waiting))
+                    refused.append(Refused(session, write.key, write.epoch, outcome, waiting))
         return refused
 
     def fail(self, checkpoint: Checkpoint, error: StreamcellError) -> None:
         """Puts back what could not be written, for another time; callers who wait get the error."""
-        self._departing.extendleft(reversed(checkpoint.writes[: checkpoint.num_departing]))
-        for each in checkpoint.sessions:
-            each.engine.sessions.durability.mark_changed(each.slots[each.are_live()])
-            for callers in each.waiting.values():
+        for callers in self._undo(checkpoint).values():
+            _call(callers, error)
+
+    def fail_waiting(self, error: StreamcellError) -> None:
+        """Gives every caller who waits the error; what changed is written another time."""
+        waiting, self._waiting = self._waiting, {}
+        for of_engine in waiting.values():
+            for callers in of_engine.values():
                 _call(callers, error)
+
+    def _undo(self, checkpoint: Checkpoint) -> dict[SessionRef, list[OnStored]]:
+        """Makes everything in a checkpoint due for another one; returns the callers who wait for sessions."""
+        self._departing.extendleft(reversed(checkpoint.writes[: checkpoint.num_departing]))
+        waiting = {}
+        for each in checkpoint.sessions:
+            # Sessions that were only verified have not changed.
+            changed = each.are_live() & ~each.are_verified
+            each.engine.sessions.durability.mark_changed(each.slots[changed])
+            generations = dict(zip(each.slots.tolist(), each.generations.tolist(), strict=True))
+            for slot, callers in each.waiting.items():
+                waiting[SessionRef(each.engine, slot, generations[slot])] = callers
+        return waiting
 
     # -- Sessions whose write was refused --------------------------------------------------------------
 
     def regain(self, refused: Refused, epoch: int) -> None:
         """Records that a session's row is this server's again; the session is written anew."""
         session = refused.session.current
+        if session.is_live:
+            session.engine.sessions.ownership.acquire(session.slot, epoch, self._clock.now_ns())
+        self.retry(refused)
+
+    def retry(self, refused: Refused) -> None:
+        """Marks a session for another write, for which its callers wait on."""
+        session = refused.session.current
         if not session.is_live:
             _call(refused.waiting, _ended(session))
             return
-        session.engine.sessions.durability.set_epoch(session.slot, epoch)
+        session.engine.sessions.durability.mark_changed(np.array([session.slot], np.int64))
         for on_stored in refused.waiting:
             self.wait(session, on_stored)
 
@@ -210,13 +247,15 @@ class Changes:
 
     # -- What a checkpoint holds ---------------------------------------------------------------------
 
-    def _chosen(self, engine: Engine, everything: bool, room: int) -> Int64s:
+    def _chosen(self, engine: Engine, room: int, *, everything: bool, kind: WriteKind) -> Int64s:
         """Returns the slots of an engine's sessions to write, first those that a caller waits for."""
         self.follow(engine)
         slots = np.array([slot for slot, _ in self._waiting.get(engine, {})], np.int64)
         if everything:
             due = self._due.pop(engine, slots[:0])
-            due = due[engine.sessions.durability.is_changed[due] & ~np.isin(due, slots)]
+            durability = engine.sessions.durability
+            still = durability.is_tracked if kind is WriteKind.RELEASE else durability.is_changed
+            due = due[still[due] & ~np.isin(due, slots)]
             self._due[engine] = due[max(0, room - len(slots)) :]
             slots = np.concatenate([slots, due])
         return slots[:room]
@@ -231,25 +270,44 @@ class Changes:
         return taken
 
     def _capture(self, checkpoint: Checkpoint, engine: Engine, slots: Int64s, kind: WriteKind) -> None:
-        """Adds sessions, as they are now, to a checkpoint."""
+        """Adds sessions, as they are now, to a checkpoint.
+
+        Of sessions that the store has in their present state, it is verified, or released, without the state.
+        """
         sessions, durability, now = engine.sessions, engine.sessions.durability, self._clock.now_ns()
-        records, next_steps = engine.residents.export(slots)
-        checkpoint.sessions.append(
-            _EngineSessions(
-                engine=engine,
-                slots=slots,
-                generations=sessions.generation[slots],
-                restarts=durability.num_restarts[slots],
-                next_steps=next_steps,
-                waiting=self._take_waiting(engine, slots),
-            )
-        )
+        are_whole = sessions.are_stored_whole(slots)
+        records: list[bytes | None] = [None] * len(slots)
+        next_steps = sessions.progress.next_step[slots]
+        if not are_whole.all():
+            exported, next_steps[~are_whole] = engine.residents.export(slots[~are_whole])
+            for position, record in zip(np.flatnonzero(~are_whole).tolist(), exported, strict=True):
+                records[position] = record
         idle_seconds = ((now - sessions.last_used[slots]) * 1e-9).tolist()
-        rows = zip(slots.tolist(), durability.epoch[slots].tolist(), records, idle_seconds, strict=True)
-        checkpoint.writes.extend(
-            Write(kind, sessions.key(slot), epoch, record, self._clock.unix_seconds(now) - seconds)
-            for slot, epoch, record, seconds in rows
+        rows = zip(
+            slots.tolist(), sessions.ownership.epoch[slots].tolist(), records, idle_seconds, strict=True
         )
+        without_record = WriteKind.VERIFY if kind is WriteKind.SAVE else kind
+        writes = [
+            Write(
+                kind if record is not None else without_record,
+                sessions.key(slot),
+                epoch,
+                record,
+                self._clock.unix_seconds(now) - seconds,
+            )
+            for slot, epoch, record, seconds in rows
+        ]
+        captured = _EngineSessions(
+            engine=engine,
+            slots=slots,
+            generations=sessions.generation[slots],
+            restarts=durability.num_restarts[slots],
+            next_steps=next_steps,
+            are_verified=are_whole,
+            waiting=self._take_waiting(engine, slots),
+        )
+        checkpoint.sessions.append(captured)
+        checkpoint.writes.extend(writes)
         durability.mark_unchanged(slots)
 
 

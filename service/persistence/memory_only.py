@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from service.arrays import Int64s
 from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
 from service.engine.snapshot import Snapshot
@@ -38,6 +39,14 @@ class MemoryOnly:
     async def is_still_owned(self, session: SessionRef) -> bool:
         """Returns True: no other server can own a session."""
         return True
+
+    def must_confirm(self, session: SessionRef) -> bool:
+        """Returns False: no other server can own a session."""
+        return False
+
+    def slots_to_confirm(self, engine: Engine, slots: Int64s) -> Int64s:
+        """Returns no slots: no other server can own a session."""
+        return slots[:0]
 
     async def make_room(self, engine: Engine) -> None:
         """Returns at once: no session can leave, and the next one to open is refused with SESSIONS_FULL."""

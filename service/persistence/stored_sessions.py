@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 
 from service import errors
+from service.arrays import Int64s
 from service.engine import session_key, snapshot
-from service.engine.answers import OnStored
+from service.engine.answers import OnAllStored
 from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
 from service.engine.snapshot import Snapshot, SnapshotError
@@ -37,6 +38,7 @@ class StoredSessions:
         self._changes = write_behind.changes
         self._engine_of = engine_of
         self._eviction = Eviction(self.wait_until_stored)
+        self._confirm_after_ns = write_behind.confirm_after_ns
         self._under_way: dict[str, asyncio.Future[None]] = {}  # by key: done when the caller has finished
 
     def attach(self, engine: Engine) -> None:
@@ -150,7 +152,8 @@ class StoredSessions:
             if not done.done():
                 done.set_result(None) if error is None else done.set_exception(error)
 
-        self._when_stored(session.engine, [session.slot], on_stored)
+        self._changes.wait(session, on_stored)
+        self._write_behind.wake()
         await done
 
     async def is_still_owned(self, session: SessionRef) -> bool:
@@ -161,19 +164,40 @@ class StoredSessions:
             return error.reason is Reason.STORE_UNAVAILABLE
         return True
 
-    def _when_stored(self, engine: Engine, slots: list[int], on_stored: OnStored) -> None:
-        """Calls a function once, when the store has all sessions, with the first error if there was one."""
-        left = len(slots)
-        first: StreamcellError | None = None
+    def must_confirm(self, session: SessionRef) -> bool:
+        """Returns whether a session was idle for so long that another server may have taken it over.
 
-        def one_stored(error: StreamcellError | None) -> None:
-            nonlocal left, first
-            left, first = left - 1, first or error
-            if not left:
-                on_stored(first)
+        A session in use is written once a checkpoint interval, which confirms its owner. While the store is
+        away nothing can be confirmed, and serving goes on from memory.
+        """
+        sessions, since_ns = session.engine.sessions, session.engine.now() - self._confirm_after_ns
+        if sessions.last_used.item(session.slot) >= since_ns or self._write_behind.trouble:
+            return False
+        return not sessions.ownership.is_confirmed_since(session.slot, since_ns)
+
+    def slots_to_confirm(self, engine: Engine, slots: Int64s) -> Int64s:
+        """Returns the slots among `slots` of sessions for which `must_confirm` is true."""
+        since_ns = engine.now() - self._confirm_after_ns
+        idle = slots[engine.sessions.last_used[slots] < since_ns]
+        if self._write_behind.trouble or not len(idle):
+            return idle[:0]
+        return engine.sessions.ownership.not_confirmed_since(idle, since_ns)
+
+    def _when_stored(self, engine: Engine, slots: list[int], on_all_stored: OnAllStored) -> None:
+        """Calls a function once, when each session is in the store or cannot be, with the errors by slot."""
+        failed: dict[int, StreamcellError] = {}
+        num_left = len(slots)
+
+        def on_stored(slot: int, error: StreamcellError | None) -> None:
+            nonlocal num_left
+            num_left -= 1
+            if error is not None:
+                failed[slot] = error
+            if not num_left:
+                on_all_stored(failed)
 
         for slot in slots:
-            self._changes.wait(SessionRef.at(engine, slot), one_stored)
+            self._changes.wait(SessionRef.at(engine, slot), partial(on_stored, slot))
         self._write_behind.wake()
 
 

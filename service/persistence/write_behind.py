@@ -16,18 +16,19 @@ from service.config import Config
 from service.engine.engine import Engine
 from service.errors import ConfigError, Reason
 from service.persistence import pending_claims
-from service.persistence.availability import Availability
+from service.persistence.availability import FAULT, Availability
 from service.persistence.changes import Changes, Checkpoint
 from service.persistence.expiry import Expiry
 from service.persistence.pending_claims import PendingClaims
 from service.persistence.refused_writes import RefusedWrites
 from service.persistence.wall_clock import WallClock
 from service.store.base import Claim, Claimed, Store, StoreError, WriteKind
-from service.telemetry import log
+from service.telemetry import faults, log
 from service.telemetry.metrics import StoreMetrics
 
 _MAX_WRITES = 1024  # rows in one write, between which claims get in
 _PROBE_SECONDS = 0.5  # how often a store that is away is asked whether it is back
+_LEAST_CONFIRM_NS = 250_000_000  # a session must not seem idle for the time that a confirmation takes
 _STOP_SECONDS = 10.0
 _LEAST_STOP_SECONDS = 0.5  # for the last write, however little time is left
 
@@ -63,9 +64,13 @@ class WriteBehind:
         self._metrics = metrics
         self._clock = clock
         self._interval_ns = round(settings.checkpoint_interval_seconds * 1e9)
+        self.confirm_after_ns = max(self._interval_ns, _LEAST_CONFIRM_NS)
+        """How long a session may be idle until its owner is confirmed before its next use."""
         self._max_changed = settings.max_changed_sessions
         self._availability = Availability(store, engines, metrics)
-        self._refused_writes = RefusedWrites(store, self._availability, engines, self.changes)
+        self._refused_writes = RefusedWrites(
+            store, self._availability, engines, self.changes, metrics=metrics, clock=clock
+        )
         self._expiry = Expiry(
             store,
             self._availability,
@@ -99,14 +104,17 @@ class WriteBehind:
     async def stop(self, seconds: float = _STOP_SECONDS) -> bool:
         """Writes all sessions and gives up their rows; returns whether there was time for it."""
         await self._end_task()
-        for engine in self._engines():
-            engine.sessions.durability.mark_changed(engine.sessions.all_slots())
-        is_written = False
-        with contextlib.suppress(TimeoutError):
+        is_written, why = False, "no time"
+        try:
             async with asyncio.timeout(max(seconds, _LEAST_STOP_SECONDS)):
                 is_written = await self._write(everything=True, kind=WriteKind.RELEASE)
+                why = self._availability.trouble
+        except TimeoutError:
+            pass
+        except Exception as exception:
+            faults.report(exception)
+            why = FAULT
         if not is_written:
-            why = self._availability.trouble or "no time"
             log.warning("sessions_not_stored", num_sessions=self.changes.num_changed, why=why)
         await self._store.close()
         return is_written
@@ -148,6 +156,17 @@ class WriteBehind:
     async def _turn(self) -> None:
         """Waits until a caller waits or the checkpoint is due, then claims and writes."""
         await self._wait_until(self._due_ns)
+        try:
+            await self._claim_and_write()
+        except Exception:
+            self.changes.fail_waiting(self._availability.fault_refusal())
+            self._due_ns = self._clock()  # the next turn writes what this one did not
+            raise
+        if self._availability.trouble:
+            await asyncio.sleep(_PROBE_SECONDS)
+            await self._probe()
+
+    async def _claim_and_write(self) -> None:
         await self._send_claims()
         now = self._clock()
         is_due = now >= self._due_ns or self.changes.num_changed >= self._max_changed
@@ -156,13 +175,9 @@ class WriteBehind:
             await self._sweep()
         if await self._write(everything=is_due) and is_due:
             self._stored_ns = now
-            self._refused_writes.end_loss()
         if is_due:
             self._due_ns = self._clock() + self._interval_ns
         self._measure()
-        if self._availability.trouble:
-            await asyncio.sleep(_PROBE_SECONDS)
-            await self._probe()
 
     async def _wait_until(self, due_ns: int) -> None:
         """Returns when a caller waits, otherwise at an instant."""
@@ -175,41 +190,49 @@ class WriteBehind:
         """Claims all rows that callers wait for."""
         while self._claims:
             batch = self._claims.take()
-            # A row that a session gives up is written before another claim for it.
-            while (urgent := self.changes.take(_MAX_WRITES, everything=False)) is not None:
-                if not await self._write_one(urgent):
-                    break
             try:
+                await self._write_urgent()
                 outcomes = await self._availability.ask(self._store.claim([claim for claim, _ in batch]))
             except StoreError as error:
                 self._availability.record_failure(error)
                 self._claims.put_back(batch)
                 self._claims.refuse_all(self._availability.refusal())
                 return
+            except BaseException:
+                self._claims.put_back(batch)
+                raise
             pending_claims.resolve(batch, outcomes)
 
+    async def _write_urgent(self) -> None:
+        """Writes what callers wait for: a row that a session gives up goes before another claim for it."""
+        while (urgent := self.changes.take(_MAX_WRITES, everything=False)) is not None:
+            if not await self._write_one(urgent):
+                break
+
     async def _sweep(self) -> None:
-        """Looks for a loss of rows, and expires idle ones; not while the store is away."""
+        """Looks for a loss of rows, and expires idle rows; not while the store is away."""
         if self._availability.trouble:
             return
         with contextlib.suppress(StoreError):  # the next write records the failure
-            await self._refused_writes.notice_loss()
+            await self._refused_writes.notice_restart()
+        self._refused_writes.report()
         await self._expiry.sweep()
 
     async def _write(self, *, everything: bool, kind: WriteKind = WriteKind.SAVE) -> bool:
         """Writes what callers wait for, or everything that changed by now; returns whether it could."""
         if everything:
-            self.changes.begin()
+            self.changes.begin(kind)
         while (checkpoint := self.changes.take(_MAX_WRITES, everything=everything, kind=kind)) is not None:
             if not await self._write_one(checkpoint):
                 return False
+            self._measure()
             await self._send_claims()
         return True
 
     async def _write_one(self, checkpoint: Checkpoint) -> bool:
         started = self._clock()
         try:
-            accepted = await self._availability.ask(self._store.write(checkpoint.writes))
+            outcomes = await self._availability.ask(self._store.write(checkpoint.writes))
         except StoreError as error:
             self._availability.record_failure(error)
             self.changes.fail(checkpoint, self._availability.refusal())
@@ -219,7 +242,7 @@ class WriteBehind:
             raise
         self._metrics.write_seconds.observe((self._clock() - started) * 1e-9)
         self._metrics.rows_written.inc(len(checkpoint.writes))
-        refused = self.changes.complete(checkpoint, accepted)
+        refused = self.changes.complete(checkpoint, outcomes)
         return not refused or await self._refused_writes.resolve(refused)
 
     async def _probe(self) -> None:

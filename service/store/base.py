@@ -28,7 +28,8 @@ class Claim:
     """A request to own a row.
 
     `may_create` allows a new row, which then has `record`. `may_find` allows a row that exists, and
-    `may_take_over` allows that row to belong to another owner.
+    `may_take_over` allows that row to belong to another owner. The row's epoch becomes `least_epoch` at
+    least: an owner whose row was lost, or fell back to an older copy, never falls behind its own epoch.
     """
 
     key: str
@@ -36,13 +37,14 @@ class Claim:
     may_find: bool
     may_take_over: bool
     record: bytes | None = None
+    least_epoch: int = 1
 
 
 class ClaimStatus(enum.Enum):
     """How a claim ended. Only CREATED and TAKEN change a row."""
 
-    CREATED = "created"  # there was no row; it is this owner's now, at epoch 1
-    TAKEN = "taken"  # the row is this owner's now, one epoch up
+    CREATED = "created"  # there was no row; it is this owner's now
+    TAKEN = "taken"  # the row is this owner's now, at a higher epoch
     MISSING = "missing"  # there is no row, and the claim may not create one
     EXISTS = "exists"  # there is a row, and the claim may not find one
     OWNED_ELSEWHERE = "owned_elsewhere"  # another owner has the row, and the claim may not take it over
@@ -67,17 +69,44 @@ class WriteKind(enum.Enum):
     SAVE = "save"  # sets record and used_at
     RELEASE = "release"  # sets record and used_at, and leaves the row to the next claim of any owner
     DELETE = "delete"  # removes the row
+    VERIFY = "verify"  # changes nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A change to a row that is owned at `epoch`. A DELETE ignores record and used_at."""
+    """A change to a row that is owned at `epoch`.
+
+    Without a record, the row's record and used_at stay. A DELETE and a VERIFY ignore both.
+    """
 
     kind: WriteKind
     key: str
     epoch: int
     record: bytes | None
     used_at: float
+
+
+class WriteStatus(enum.Enum):
+    """How a write ended. Only DONE changes a row."""
+
+    DONE = "done"  # the row is this owner's at that epoch
+    GONE = "gone"  # there is no row
+    NOT_OWNED = "not_owned"  # the row is another owner's, or at another epoch, or released
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOutcome:
+    """The outcome of a write.
+
+    NOT_OWNED comes with the row's epoch. GONE comes with the epoch that the row was deleted at, 0 if no
+    deletion is remembered: the row was lost, or deleted while nobody but its first owner could have a copy.
+    """
+
+    status: WriteStatus
+    epoch: int = 0
+
+
+WRITTEN = WriteOutcome(WriteStatus.DONE)
 
 
 class Store(Protocol):
@@ -99,28 +128,29 @@ class Store(Protocol):
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
         """Claims rows, each atomically.
 
-        Where there is no row, a claim that may_create makes one, with the claim's record. Where there is a
-        row, a claim that may not find it ends with EXISTS. A row that is released, or this store's own, is
-        TAKEN; another owner's row is TAKEN only by a claim that may_take_over.
+        Where there is no row, a claim that may_create makes one, with the claim's record, at an epoch above
+        that of a row of the key whose deletion is remembered. Where there is a row, a claim that may not find
+        it ends with EXISTS. A row that is released, or this store's own, is TAKEN; another owner's row is
+        TAKEN only by a claim that may_take_over.
 
         A claim whose reply was lost may have been applied. Then the row is this store's own, and a repeated
         claim that may find it takes it.
         """
 
-    async def write(self, writes: Sequence[Write]) -> list[bool]:
-        """Writes rows, each atomically.
+    async def write(self, writes: Sequence[Write]) -> list[WriteOutcome]:
+        """Writes rows, each atomically, and returns how each write ended.
 
-        Returns for each write whether it was done. False: the row is not this store's at that epoch, and
-        nothing changed.
+        Writes can be repeated when their replies were lost. A SAVE and a RELEASE are DONE again until the row
+        is claimed; a repeated DELETE is GONE.
 
-        Writes can be repeated when their replies were lost. A SAVE and a RELEASE return True again until the
-        row is claimed; a repeated DELETE returns False, as for every row that is gone.
+        The deletion of a row that has had several owners is remembered for a day, with its epoch: an earlier
+        owner's copy must not bring the session back.
         """
 
     async def expire(self, before: float, limit: int) -> list[str]:
         """Deletes up to `limit` rows of any owner that were last used before an instant, longest idle first.
 
-        Returns their keys.
+        Returns their keys. Deletions are remembered as those of `write` are.
         """
 
     async def incarnation(self) -> str:

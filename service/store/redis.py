@@ -7,7 +7,8 @@ row changes atomically. The server may be a single one or a primary with replica
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import cast
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from redis import exceptions
@@ -17,7 +18,18 @@ from redis.backoff import NoBackoff
 
 from service.errors import ConfigError
 from service.store import redis_scripts
-from service.store.base import Claim, Claimed, ClaimStatus, StoreError, Write, new_owner
+from service.store.base import (
+    WRITTEN,
+    Claim,
+    Claimed,
+    ClaimStatus,
+    StoreError,
+    Write,
+    WriteOutcome,
+    WriteStatus,
+    new_owner,
+)
+from service.telemetry import log
 
 _ROW = "streamcell:session:"
 _USED = "streamcell:used"
@@ -33,11 +45,18 @@ _ADVICE: Sequence[tuple[type[exceptions.RedisError], str]] = (
     (exceptions.AuthenticationError, "refuses the user or the password: correct them in the URL"),
     (exceptions.BusyLoadingError, "is still loading its rows: wait until it is done"),
     (exceptions.NoPermissionError, "forbids its user what a store does: allow it scripts and streamcell:*"),
+    (exceptions.AskError, "is a cluster, of which no store can be made: name a server of its own"),
+    (exceptions.MasterDownError, "is a replica without its primary: name the primary"),
+    (exceptions.ClusterError, "is a cluster, of which no store can be made: name a server of its own"),
     (exceptions.OutOfMemoryError, "has no memory left: raise its maxmemory"),
     (exceptions.ReadOnlyError, "is a read-only replica: name the primary"),
     (exceptions.TimeoutError, "does not answer in time: see whether it is overloaded or stopped"),
     (exceptions.ConnectionError, "cannot be reached: see that it runs, and where"),
 )
+
+# What a server says that used to be the primary, or that is not one yet: its address may lead elsewhere by
+# now.
+_STALE = (exceptions.ReadOnlyError, exceptions.AskError, exceptions.ClusterError, exceptions.BusyLoadingError)
 
 _FORM = "redis[s]://[USER:PASSWORD@]HOST[:PORT][/DATABASE] or unix://[USER:PASSWORD@]/PATH[?db=DATABASE]"
 _OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"}
@@ -77,39 +96,68 @@ class RedisStore:
         return self._name
 
     async def open(self) -> None:
-        """Connects, and marks a new database with the format's version."""
+        """Connects, checks the server, and marks a new database with the format's version."""
         try:
             await self.check()
+            await self._check_server()
         except StoreError as error:
             raise ConfigError(f"--store: {error}") from error
+
+    async def _check_server(self) -> None:
+        """Checks that the server is no cluster, runs scripts and evicts no rows; warns if it may lose them.
+
+        Raises:
+            StoreError: the server cannot be a store.
+        """
+        async with self._explaining():
+            found = await self._redis.info()
+            for script in (self._claim, self._write, self._expire):  # over no rows: nothing changes
+                await script([_USED], [self.owner, "0"])
+        if int(found.get("cluster_enabled", 0)):
+            raise StoreError(f"{self} is a cluster, of which no store can be made: name a server of its own")
+        policy = str(found.get("maxmemory_policy", "noeviction"))
+        if policy.startswith("allkeys"):
+            raise StoreError(
+                f"{self} evicts rows when its memory is full, and a session with each (maxmemory-policy is"
+                f" {policy}): set it to noeviction"
+            )
+        if not int(found.get("aof_enabled", 0)):
+            log.warning(
+                "store_not_persistent",
+                store=str(self),
+                why="Redis appends nothing to a file (appendonly is no)",
+                effect="what it was told since its last dump is lost when it restarts",
+            )
 
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
         """Claims rows, up to 100 in each exchange with the server."""
         now = repr(self._clock())
         claimed: list[Claimed] = []
-        with self._explaining():
+        async with self._explaining():
             for start in range(0, len(claims), _CHUNK_ROWS):
                 chunk = claims[start : start + _CHUNK_ROWS]
-                fields = [field for one in chunk for field in (_letters(one), one.record or b"")]
+                fields = [
+                    field for one in chunk for field in (_letters(one), one.least_epoch, one.record or b"")
+                ]
                 replies = await self._claim(_keys(chunk), [self.owner, now, *fields])
                 claimed += [_claimed(*reply) for reply in replies]
         return claimed
 
-    async def write(self, writes: Sequence[Write]) -> list[bool]:
+    async def write(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         """Writes rows, up to 100 in each exchange with the server."""
-        written: list[bool] = []
-        with self._explaining():
+        written: list[WriteOutcome] = []
+        async with self._explaining():
             for start in range(0, len(writes), _CHUNK_ROWS):
                 chunk = writes[start : start + _CHUNK_ROWS]
                 fields = [field for one in chunk for field in _fields(one)]
                 replies = await self._write(_keys(chunk), [self.owner, *fields])
-                written += map(bool, replies)
+                written += map(_written, replies)
         return written
 
     async def expire(self, before: float, limit: int) -> list[str]:
         """Deletes rows last used before an instant, up to 100 in each exchange with the server."""
         expired: list[bytes] = []
-        with self._explaining():
+        async with self._explaining():
             while num_left := min(_CHUNK_ROWS, limit - len(expired)):
                 rows = await self._redis.zrangebyscore(_USED, "-inf", f"({before!r}", 0, num_left)
                 if not rows:
@@ -120,12 +168,12 @@ class RedisStore:
 
     async def incarnation(self) -> str:
         """Returns the server's run_id: a new run, or another server, starts from what is on its disk."""
-        with self._explaining():
+        async with self._explaining():
             return str((await self._redis.info("server"))["run_id"])
 
     async def check(self) -> None:
         """Writes the mark of the format's version: the server refuses it whenever it refuses rows."""
-        with self._explaining():
+        async with self._explaining():
             await self._redis.set(_FORMAT, _FORMAT_VERSION, nx=True)
             version = await self._redis.get(_FORMAT)
         if version != _FORMAT_VERSION:
@@ -140,12 +188,18 @@ class RedisStore:
         with contextlib.suppress(exceptions.RedisError, OSError):
             await self._redis.aclose()
 
-    @contextlib.contextmanager
-    def _explaining(self) -> Iterator[None]:
-        """Turns errors of the Redis client into StoreError, with advice."""
+    @contextlib.asynccontextmanager
+    async def _explaining(self) -> AsyncIterator[None]:
+        """Turns errors of the Redis client into StoreError, with advice.
+
+        After a failover the address leads to another server, and open connections to the former primary: they
+        are closed, so that the next call connects anew.
+        """
         try:
             yield
         except exceptions.RedisError as error:
+            if isinstance(error, _STALE):
+                await self._redis.connection_pool.disconnect()
             advice = next((advice for kind, advice in _ADVICE if isinstance(error, kind)), "refuses")
             raise StoreError(f"{self} {advice} ({error})") from error
         except (OSError, UnicodeError) as error:  # wrong certificates; impossible host names
@@ -194,6 +248,13 @@ def _letters(claim: Claim) -> str:
 
 def _claimed(status: bytes, epoch: int, used_at: bytes, record: bytes | None) -> Claimed:
     return Claimed(ClaimStatus(status.decode()), epoch, record, float(used_at))
+
+
+def _written(reply: "int | tuple[bytes, int]") -> WriteOutcome:
+    if reply == 1:
+        return WRITTEN
+    status, epoch = cast("tuple[bytes, int]", reply)
+    return WriteOutcome(WriteStatus(status.decode()), epoch)
 
 
 def _fields(write: Write) -> tuple[str | int | bytes, ...]:

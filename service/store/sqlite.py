@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from service.errors import ConfigError
 from service.store import sqlite_rows
-from service.store.base import Claim, Claimed, StoreError, Write, new_owner
+from service.store.base import Claim, Claimed, StoreError, Write, WriteOutcome, new_owner
 from service.store.sqlite_rows import FORMAT_VERSION, LEAST_SQLITE, Database
 
 T = TypeVar("T")
@@ -82,13 +82,15 @@ class SqliteStore:
         now = self._clock()
         return await self._transaction(lambda database: sqlite_rows.claim(database, claims, self.owner, now))
 
-    async def write(self, writes: Sequence[Write]) -> list[bool]:
+    async def write(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         """Writes rows, in one transaction, with one fsync for all."""
-        return await self._transaction(lambda database: sqlite_rows.write(database, writes, self.owner))
+        now = self._clock()
+        return await self._transaction(lambda database: sqlite_rows.write(database, writes, self.owner, now))
 
     async def expire(self, before: float, limit: int) -> list[str]:
         """Deletes rows last used before an instant, in one transaction."""
-        return await self._transaction(lambda database: sqlite_rows.expire(database, before, limit))
+        now = self._clock()
+        return await self._transaction(lambda database: sqlite_rows.expire(database, before, limit, now))
 
     async def incarnation(self) -> str:
         """Returns the same name always: what is committed to the file stays there."""
@@ -138,6 +140,8 @@ class SqliteStore:
 
     def _connect(self, *, may_create: bool) -> Database:
         mode = "rwc" if may_create else "rw"
+        if may_create:
+            self._create_private()
         uri = f"file:{urllib.parse.quote(str(self._path))}?mode={mode}"
         database = sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None)
         try:
@@ -145,6 +149,8 @@ class SqliteStore:
                 _lay_out(database)
             self._check_identity(database)
             self._log_ahead(database)
+            for statement in sqlite_rows.ADDITIONS:
+                database.execute(statement)
             for setting in _SETTINGS:
                 database.execute(setting)
             self._file = self._file_now()
@@ -153,7 +159,14 @@ class SqliteStore:
             raise
         return database
 
+    def _create_private(self) -> None:
+        """Creates the file, if there is none, for this user alone: a row has what a client sent."""
+        with contextlib.suppress(OSError):  # SQLite says better what is wrong
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
     def _check_identity(self, database: Database) -> None:
+        if _is_empty(database):
+            raise StoreError(f"{self} is empty, its sessions are lost: put it back, or start the server anew")
         application, version = _identity(database)
         if application != _APPLICATION_ID:
             raise StoreError(f"{self} is another program's database: choose another file")
@@ -190,16 +203,18 @@ class SqliteStore:
         elif self._file != self._file_now():
             # SQLite would still write to the former file, which no process can open again.
             self._disconnect()
-            raise StoreError(f"{self} was removed or replaced: put it back, or start the server anew")
+            raise StoreError(
+                f"{self} was removed, replaced or emptied: put it back, or start the server anew"
+            )
         return self._database
 
     def _file_now(self) -> tuple[int, int] | None:
-        """Returns the device and inode of the file at the path; None if there is no file."""
+        """Returns the device and inode of the file at the path; None if there is no file, or an empty one."""
         try:
             status = os.stat(self._path)
         except OSError:
             return None
-        return status.st_dev, status.st_ino
+        return (status.st_dev, status.st_ino) if status.st_size else None
 
     def _transact(self, work: Callable[[Database], T]) -> T:
         database = self._connected()

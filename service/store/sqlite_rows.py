@@ -10,7 +10,16 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-from service.store.base import Claim, Claimed, ClaimStatus, Write, WriteKind
+from service.store.base import (
+    WRITTEN,
+    Claim,
+    Claimed,
+    ClaimStatus,
+    Write,
+    WriteKind,
+    WriteOutcome,
+    WriteStatus,
+)
 
 Database = sqlite3.Connection
 Keyed = TypeVar("Keyed", Claim, Write)
@@ -33,6 +42,13 @@ LAYOUT = (
     "CREATE INDEX sessions_by_use ON sessions (used_at)",
     "CREATE TABLE probe (filler BLOB)",
 )
+# Deleted rows that had several owners, with their epochs. Not a part of the layout: files of the first
+# release lack it, and servers of the first release do not need it.
+ADDITIONS = (
+    "CREATE TABLE IF NOT EXISTS ended (key TEXT PRIMARY KEY, epoch INTEGER NOT NULL, ended_at REAL NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS ended_by_time ON ended (ended_at)",
+)
+_ENDED_SECONDS = 86400.0
 
 # {rows} becomes a placeholder for each value of each row. The statement's other values come after them.
 _FIND = """
@@ -41,8 +57,9 @@ _FIND = """
     FROM given CROSS JOIN sessions ON sessions.key = given.key"""
 _CREATE = "INSERT INTO sessions (key, epoch, owner, is_released, used_at, record) VALUES {rows}"
 _TAKE = """
-    WITH given (key) AS (VALUES {rows})
-    UPDATE sessions SET epoch = epoch + 1, owner = ?, is_released = 0 WHERE key IN given"""
+    WITH given (key, epoch) AS (VALUES {rows})
+    UPDATE sessions SET epoch = given.epoch, owner = ?, is_released = 0
+    FROM given WHERE sessions.key = given.key"""
 # Whether a write may be done. On a released row only a release is done: it is a repeated one.
 _MAY_WRITE = """
     sessions.key = given.key AND sessions.epoch = given.epoch AND sessions.owner = ?
@@ -52,9 +69,16 @@ _WRITABLE = f"""
     SELECT group_concat(n) FROM given CROSS JOIN sessions ON {_MAY_WRITE}"""  # noqa: S608 (every part is a constant of this module)
 _SAVE = f"""
     WITH given (key, epoch, is_released, used_at, record) AS (VALUES {{rows}})
-    UPDATE sessions SET is_released = given.is_released, used_at = given.used_at, record = given.record
+    UPDATE sessions SET is_released = given.is_released,
+        used_at = coalesce(given.used_at, sessions.used_at), record = coalesce(given.record, sessions.record)
     FROM given WHERE {_MAY_WRITE}"""  # noqa: S608 (every part is a constant of this module)
 _DELETE = "DELETE FROM sessions WHERE key IN (VALUES {rows})"
+_REMEMBER = """
+    INSERT OR REPLACE INTO ended
+    SELECT key, epoch, ? FROM sessions WHERE epoch > 1 AND key IN (VALUES {rows})"""
+_ENDED = "SELECT key, epoch FROM ended WHERE key IN (VALUES {rows})"
+_FORGET = "DELETE FROM ended WHERE key IN (VALUES {rows})"
+_FORGET_OLD = "DELETE FROM ended WHERE ended_at < ?"
 _IDLE = "SELECT key FROM sessions WHERE used_at < ? ORDER BY used_at LIMIT ?"
 
 
@@ -64,43 +88,59 @@ def claim(database: Database, claims: Sequence[Claim], owner: str, now: float) -
     for chunk in _chunks(claims):
         keys = [(one.key,) for one in chunk]
         found = {key: row for key, *row in _run(database, _FIND, keys)}
-        outcomes = [_outcome(one, found.get(one.key), owner, now) for one in chunk]
-        by_status: dict[ClaimStatus, list[Claim]] = {status: [] for status in ClaimStatus}
+        ended = dict(_run(database, _ENDED, [key for key in keys if key[0] not in found]).fetchall())
+        outcomes = [_outcome(one, found.get(one.key), ended.get(one.key, 0), owner, now) for one in chunk]
+        by_status: dict[ClaimStatus, list[tuple[Claim, int]]] = {status: [] for status in ClaimStatus}
         for one, outcome in zip(chunk, outcomes, strict=True):
-            by_status[outcome.status].append(one)
-        created = [(one.key, 1, owner, 0, now, one.record) for one in by_status[ClaimStatus.CREATED]]
-        _run(database, _CREATE, created)
-        _run(database, _TAKE, [(one.key,) for one in by_status[ClaimStatus.TAKEN]], owner)
+            by_status[outcome.status].append((one, outcome.epoch))
+        created = by_status[ClaimStatus.CREATED]
+        _run(database, _CREATE, [(one.key, epoch, owner, 0, now, one.record) for one, epoch in created])
+        _run(database, _FORGET, [(one.key,) for one, _ in created if one.key in ended])
+        _run(database, _TAKE, [(one.key, epoch) for one, epoch in by_status[ClaimStatus.TAKEN]], owner)
         claimed += outcomes
     return claimed
 
 
-def _outcome(one: Claim, row: list[Any] | None, owner: str, now: float) -> Claimed:
+def _outcome(one: Claim, row: list[Any] | None, ended: int, owner: str, now: float) -> Claimed:
     if row is None and one.may_create:
-        return Claimed(ClaimStatus.CREATED, 1, one.record, now)
+        return Claimed(ClaimStatus.CREATED, max(one.least_epoch, ended + 1), one.record, now)
     if row is None:
         return Claimed(ClaimStatus.MISSING)
     if not one.may_find:
         return Claimed(ClaimStatus.EXISTS)
     epoch, last_owner, is_released, used_at, record = row
     if is_released or last_owner == owner or one.may_take_over:
-        return Claimed(ClaimStatus.TAKEN, epoch + 1, record, used_at)
+        return Claimed(ClaimStatus.TAKEN, max(one.least_epoch, epoch + 1), record, used_at)
     return Claimed(ClaimStatus.OWNED_ELSEWHERE, epoch)
 
 
-def write(database: Database, writes: Sequence[Write], owner: str) -> list[bool]:
+def write(database: Database, writes: Sequence[Write], owner: str, now: float) -> list[WriteOutcome]:
     """Writes rows of an owner, as `base.Store.write` describes it."""
-    written: list[bool] = []
+    written: list[WriteOutcome] = []
     for chunk in _chunks(writes):
-        done = _save(database, [one for one in chunk if one.kind is not WriteKind.DELETE], owner)
-        done |= _delete(database, [one for one in chunk if one.kind is WriteKind.DELETE], owner)
-        written += [one.key in done for one in chunk]
+        by_kind: dict[WriteKind, list[Write]] = {kind: [] for kind in WriteKind}
+        for one in chunk:
+            by_kind[one.kind].append(one)
+        done = _save(database, by_kind[WriteKind.SAVE] + by_kind[WriteKind.RELEASE], owner)
+        done |= _writable(database, by_kind[WriteKind.VERIFY], owner)
+        done |= _delete(database, by_kind[WriteKind.DELETE], owner, now)
+        refused = _refusals(database, [one.key for one in chunk if one.key not in done])
+        written += [refused.get(one.key, WRITTEN) for one in chunk]
     return written
 
 
 def _save(database: Database, writes: list[Write], owner: str) -> set[str]:
     """Saves and releases rows. Returns the keys of the writes that were done."""
-    rows = [(one.key, one.epoch, one.kind is WriteKind.RELEASE, one.used_at, one.record) for one in writes]
+    rows = [
+        (
+            one.key,
+            one.epoch,
+            one.kind is WriteKind.RELEASE,
+            None if one.record is None else one.used_at,
+            one.record,
+        )
+        for one in writes
+    ]
     num_saved = _run(database, _SAVE, rows, owner).rowcount if rows else 0
     if num_saved == len(writes):
         return {one.key for one in writes}
@@ -109,11 +149,19 @@ def _save(database: Database, writes: list[Write], owner: str) -> set[str]:
     return _writable(database, writes, owner)
 
 
-def _delete(database: Database, writes: list[Write], owner: str) -> set[str]:
+def _delete(database: Database, writes: list[Write], owner: str, now: float) -> set[str]:
     """Deletes rows. Returns the keys of the writes that were done."""
     keys = _writable(database, writes, owner)
-    _run(database, _DELETE, [(key,) for key in keys])
+    _remove(database, sorted(keys), now)
     return keys
+
+
+def _remove(database: Database, keys: list[str], now: float) -> None:
+    """Deletes rows, and remembers those that had several owners."""
+    rows = [(key,) for key in keys]
+    if rows:
+        database.execute(_REMEMBER.format(rows=", ".join(["(?)"] * len(rows))), [now, *keys])
+    _run(database, _DELETE, rows)
 
 
 def _writable(database: Database, writes: list[Write], owner: str) -> set[str]:
@@ -128,11 +176,25 @@ def _writable(database: Database, writes: list[Write], owner: str) -> set[str]:
     return {writes[int(number)].key for number in numbers.split(",")} if numbers else set()
 
 
-def expire(database: Database, before: float, limit: int) -> list[str]:
+def _refusals(database: Database, keys: list[str]) -> dict[str, WriteOutcome]:
+    """Returns why writes were not done, by key: the row is gone, or not the owner's at that epoch."""
+    rows = [(key,) for key in keys]
+    epochs = {key: epoch for key, epoch, *_ in _run(database, _FIND, rows)}
+    ended = dict(_run(database, _ENDED, [row for row in rows if row[0] not in epochs]).fetchall())
+    return {
+        key: WriteOutcome(WriteStatus.NOT_OWNED, epochs[key])
+        if key in epochs
+        else WriteOutcome(WriteStatus.GONE, ended.get(key, 0))
+        for key in keys
+    }
+
+
+def expire(database: Database, before: float, limit: int, now: float) -> list[str]:
     """Deletes the rows idle longest of those last used before an instant. Returns their keys."""
+    database.execute(_FORGET_OLD, (now - _ENDED_SECONDS,))
     keys = [key for (key,) in database.execute(_IDLE, (before, limit))]
     for start in range(0, len(keys), _CHUNK_ROWS):
-        _run(database, _DELETE, [(key,) for key in keys[start : start + _CHUNK_ROWS]])
+        _remove(database, keys[start : start + _CHUNK_ROWS], now)
     return keys
 
 

@@ -160,6 +160,11 @@ class StoreMetrics:
             registry=registry,
         )
         self.errors = Counter("streamcell_store_errors", "Calls to the store that failed.", registry=registry)
+        self.rows_lost = Counter(
+            "streamcell_store_rows_lost",
+            "Rows that the store lost or had an older copy of; their sessions were written anew.",
+            registry=registry,
+        )
 
 
 class Metrics:

@@ -10,6 +10,7 @@ TABLES = {
     "SessionTable": SERVICE / "engine" / "session_table.py",
     "ProgressTable": SERVICE / "engine" / "progress.py",
     "Durability": SERVICE / "engine" / "durability.py",
+    "Ownership": SERVICE / "engine" / "ownership.py",
 }
 COLUMN_TYPES = {"Int64s", "Float32s", "Flags", "Prints"}
 
@@ -76,7 +77,7 @@ def test_every_table_has_columns():
     """The names of the columns are found in the tables' source."""
     assert {"generation", "last_used"} <= columns_of("SessionTable")
     assert {"next_step", "last_time", "_reply_y"} <= columns_of("ProgressTable")
-    assert {"num_durable", "epoch", "is_changed", "is_durable"} <= columns_of("Durability")
+    assert {"num_durable", "is_changed", "is_durable"} <= columns_of("Durability")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_columns_are_written_by_their_owner_alone(path):
     "line",
     [
         "sessions.durability.is_durable[slot] = True",
-        "self.durability.epoch[slot] += 1",
+        "self.ownership.epoch[slot] += 1",
         "sessions.generation[slot], other = 1, 2",
         "progress.next_step[:] = 0",
         "del sessions.last_used[3]",
@@ -106,6 +107,6 @@ def test_a_foreign_write_is_found(line):
 
 def test_an_owners_write_and_a_read_are_allowed():
     """A class may write to the columns that it declares, and any module may read them."""
-    own = "class Durability:\n    epoch: Int64s\n    def open(self, slot):\n        self.epoch[slot] = 1"
+    own = "class Ownership:\n    epoch: Int64s\n    def open(self, slot):\n        self.epoch[slot] = 1"
     assert not foreign_writes(ast.parse(own))
-    assert not foreign_writes(ast.parse("number = sessions.durability.epoch[slot]"))
+    assert not foreign_writes(ast.parse("number = sessions.ownership.epoch[slot]"))

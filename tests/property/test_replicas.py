@@ -151,7 +151,7 @@ class Replicas(RuleBasedStateMachine):
         if slot is None or row is None:
             return False
         owner = self.servers[number].store.owner
-        return (owner, engine.sessions.durability.epoch[slot]) != (row.owner, row.epoch)
+        return (owner, engine.sessions.ownership.epoch[slot]) != (row.owner, row.epoch)
 
     def check(self, number, name, index, reply):
         """Compares a reply with the session alone; replies of an outdated server do not count."""

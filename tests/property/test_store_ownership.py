@@ -9,7 +9,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from service.store.base import Claim, Claimed, ClaimStatus, Write, WriteKind
+from service.store.base import (
+    WRITTEN,
+    Claim,
+    Claimed,
+    ClaimStatus,
+    Write,
+    WriteKind,
+    WriteOutcome,
+    WriteStatus,
+)
 from service.store.redis import RedisStore
 from service.store.sqlite import SqliteStore
 from tests.redis_server import BOUND_SECONDS
@@ -21,7 +30,8 @@ INSTANTS = st.sampled_from(
     [-1e9, 0.0, 0.1, 1.7e9, 1.7e9 + 1e-6, 1e12]
 )  # jumps, and instants next to each other
 RECORDS = st.none() | st.binary(max_size=3)
-CLAIMS = st.builds(Claim, KEYS, st.booleans(), st.booleans(), st.booleans(), RECORDS)
+CLAIMS = st.builds(Claim, KEYS, st.booleans(), st.booleans(), st.booleans(), RECORDS, st.integers(1, 3))
+REMEMBERED_SECONDS = 86_400  # how long the end of a row is
 WRITES = st.tuples(st.sampled_from(WriteKind), KEYS, st.integers(0, 2), RECORDS, INSTANTS)
 
 
@@ -42,12 +52,16 @@ class Ownership(RuleBasedStateMachine):
     A crashed store object lives on as a ghost: a server that was taken for dead and was only cut off.
     """
 
+    forgets_by_its_clock = True
+    """Whether ends of rows are forgotten by the store's clock; a Redis server has a clock of its own."""
+
     def __init__(self, make):
         super().__init__()
         self.make = make
         self.runner = asyncio.Runner()
         self.now = 0.0
         self.rows = {}
+        self.ended = {}  # key -> epoch and instant of the end of a row that had several owners
         self.ghosts = []
         self.told = {}  # store -> key -> epochs that the store was told, oldest first
         self.highest = {}  # key -> the highest epoch that any store was told since the row was created
@@ -88,14 +102,15 @@ class Ownership(RuleBasedStateMachine):
         if row is None:
             if not one.may_create:
                 return Claimed(ClaimStatus.MISSING)
-            self.rows[one.key] = Row(store, 1, self.now, record=one.record)
-            return Claimed(ClaimStatus.CREATED, 1, one.record, self.now)
+            epoch = max(one.least_epoch, self.ended.pop(one.key, (0, 0))[0] + 1)
+            self.rows[one.key] = Row(store, epoch, self.now, record=one.record)
+            return Claimed(ClaimStatus.CREATED, epoch, one.record, self.now)
         if not one.may_find:
             return Claimed(ClaimStatus.EXISTS)
         if row.owner is not store and not row.is_released and not one.may_take_over:
             return Claimed(ClaimStatus.OWNED_ELSEWHERE, row.epoch)
         row.owner, row.is_released = store, False
-        row.epoch += 1
+        row.epoch = max(one.least_epoch, row.epoch + 1)
         return Claimed(ClaimStatus.TAKEN, row.epoch, row.record, row.used_at)
 
     @rule(number=STORES, drawn=st.lists(WRITES, min_size=1, max_size=4))
@@ -116,27 +131,32 @@ class Ownership(RuleBasedStateMachine):
     def compare(self, store, writes):
         """Writes, and compares each outcome with the model's. Returns the outcomes."""
         outcomes = self.runner.run(store.write(writes))
-        assert outcomes == [self.is_done(store, one) for one in writes]
+        assert outcomes == [self.outcome(store, one) for one in writes]
         return outcomes
 
-    def is_done(self, store, one):
-        """Returns whether a write must be done, and applies the write to the model."""
+    def outcome(self, store, one):
+        """Returns how a write must end, and applies the write to the model."""
         row = self.rows.get(one.key)
-        if row is None or row.owner is not store or row.epoch != one.epoch:
-            return False
-        if row.is_released and one.kind is not WriteKind.RELEASE:
-            return False
+        if row is None:
+            return WriteOutcome(WriteStatus.GONE, self.ended.get(one.key, (0, 0))[0])
+        is_owned = row.owner is store and row.epoch == one.epoch
+        if not is_owned or (row.is_released and one.kind is not WriteKind.RELEASE):
+            return WriteOutcome(WriteStatus.NOT_OWNED, row.epoch)
         if one.kind is WriteKind.DELETE:
             self.forget(one.key)
-        else:
-            row.record, row.used_at = one.record, one.used_at
+        elif one.kind is not WriteKind.VERIFY:
+            if one.record is not None:
+                row.record, row.used_at = one.record, one.used_at
             row.is_released = one.kind is WriteKind.RELEASE
-        return True
+        return WRITTEN
 
     def forget(self, key):
-        """Removes a row from the model. A row created again under its key begins at epoch 1."""
-        del self.rows[key]
-        del self.highest[key]
+        """Removes a row from the model. Only the end of a row that had several owners is remembered."""
+        epoch = self.rows.pop(key).epoch
+        if epoch > 1:
+            self.ended[key] = epoch, self.now
+        else:
+            del self.highest[key]
 
     @rule(key=KEYS, record=RECORDS)
     def everyone_saves(self, key, record):
@@ -145,7 +165,7 @@ class Ownership(RuleBasedStateMachine):
         for store in [*self.ghosts, *self.stores]:
             epochs = sorted(set(self.told[store].get(key, [])))
             saves = [Write(WriteKind.SAVE, key, epoch, record, self.now) for epoch in epochs]
-            num_saved += sum(self.compare(store, saves))
+            num_saved += self.compare(store, saves).count(WRITTEN)
         is_owned = key in self.rows and not self.rows[key].is_released
         assert num_saved <= is_owned
 
@@ -161,11 +181,18 @@ class Ownership(RuleBasedStateMachine):
     def expire(self, number, before, limit):
         """Deletes idle rows. The store chooses among rows that are equally idle."""
         expired = self.runner.run(self.stores[number].expire(before, limit))
+        if self.forgets_by_its_clock:
+            self.forget_ends()
         idle = {key: row.used_at for key, row in self.rows.items() if row.used_at < before}
         assert len(expired) == len(set(expired)) == min(limit, len(idle))
         assert [idle[key] for key in expired] == sorted(idle.values())[:limit]
         for key in expired:
             self.forget(key)
+
+    def forget_ends(self):
+        """Forgets the ends of rows that are a day old."""
+        for key in [key for key, (_, at) in self.ended.items() if at < self.now - REMEMBERED_SECONDS]:
+            del self.ended[key], self.highest[key]
 
     def teardown(self):
         """Compares every row with the model, and closes all stores."""
@@ -202,6 +229,8 @@ def test_one_owner_on_redis(shared_redis):
 
     class OnEmptyServer(Ownership):
         """The machine, on a server that is emptied each time."""
+
+        forgets_by_its_clock = False
 
         def __init__(self):
             shared_redis.command("FLUSHALL")

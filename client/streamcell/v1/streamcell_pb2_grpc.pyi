@@ -13,11 +13,13 @@ Conventions
   Time       Unix time in nanoseconds, in `time_ns`, `time_raw` and `last_time_ns`.
   Counting   `step_index` counts a session's steps from 0. `num_*` is a number of things.
   Errors     a gRPC status whose details hold a google.rpc.ErrorInfo with domain "streamcell" and
-             the reason, and for OVERLOADED and STORE_UNAVAILABLE a google.rpc.RetryInfo.
+             the reason, and for OVERLOADED, STORE_UNAVAILABLE and MODEL_NOT_HERE a
+             google.rpc.RetryInfo.
              Reasons and codes:
                INVALID_ARGUMENT     INVALID_ARGUMENT (metadata "field": the field at fault)
                TOO_MANY_STEPS       INVALID_ARGUMENT (more steps in one message than allowed)
                MODEL_NOT_FOUND      NOT_FOUND
+               MODEL_NOT_HERE       UNAVAILABLE (the session runs on a newer version; ask another server)
                SESSION_NOT_FOUND    NOT_FOUND
                SESSION_EXPIRED      NOT_FOUND
                SESSION_EVICTED      NOT_FOUND (reserved: no server sends it)

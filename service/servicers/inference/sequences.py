@@ -184,8 +184,7 @@ class Sequences:
         """
         parameters, engine = request.parameters, request.parameters.engine
         slot = engine.sessions.find(request.key)  # nearly always there; "" names none
-        takes_work = not (engine.succession.is_retiring or self._catalog.is_draining)
-        if slot is not None and request.read_rows is None and takes_work:
+        if slot is not None and request.read_rows is None and not self._must_look(engine, slot):
             session = SessionRef.at(engine, slot)
         else:
             try:
@@ -198,6 +197,12 @@ class Sequences:
             except StreamcellError as error:
                 raise in_protocol_terms(error, parameters) from None
         self._submit_to_engine(request, session)
+
+    def _must_look(self, engine: Engine, slot: int) -> bool:
+        """Returns whether the catalog must say if the session in a slot takes work now."""
+        if engine.succession.is_retiring or self._catalog.is_draining:
+            return True
+        return self._catalog.persistence.must_confirm(SessionRef.at(engine, slot))
 
     def _submit_to_engine(self, request: InferenceRequest, session: SessionRef) -> None:
         parameters = request.parameters
@@ -236,6 +241,7 @@ class Sequences:
         except Exception as exception:
             error = faults.report(exception)
         waiting = self._waiting.pop(request.key, ())
+        request.blocks_sequence = False  # a request of the same sequence that it begins now may block it anew
         if error is not None and request.state is not State.WITHDRAWN:
             self._fail(request, error)
             self._begin_in_order(waiting)

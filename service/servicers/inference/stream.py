@@ -171,7 +171,10 @@ class InferStream:
 
 
 def _is_durable(request: InferenceRequest) -> bool:
-    return request.session is not None and request.session.current.is_durable
+    session = request.session
+    if session is None or not session.engine.sessions.durability.is_enabled:  # nearly always
+        return False
+    return session.current.is_durable
 
 
 def _sequence_of(message: pb.ModelInferRequest) -> int | str | None:

@@ -12,6 +12,7 @@ from service.arrays import Int64s
 from service.catalog import migration
 from service.catalog.catalog import Catalog, NotResident
 from service.engine.engine import Engine
+from service.engine.session_key import key_of
 from service.engine.session_ref import SessionRef
 from service.errors import StreamcellError
 from service.servicers.streamcell.pending import NO_FETCH_ERRORS, FetchErrors
@@ -91,7 +92,8 @@ class Bindings:
         """Returns the session with a number, which may have ended.
 
         Raises:
-            NotResident: the session may be in the store, or has to move to another version first.
+            NotResident: the session may be in the store, has to move to another version first, or was idle
+                for so long that another server may have taken it over.
             StreamcellError: no session has this number; the session has ended and its model is unloaded.
         """
         try:
@@ -104,6 +106,8 @@ class Bindings:
         if engine.succession.successor is not None or not session.is_live:
             self._rebind(number)
             session = self._bound[number]
+        if session.is_live and self._catalog.persistence.must_confirm(session):
+            raise NotResident([self._ids[number]])
         if session.engine.succession.is_unloaded:
             raise errors.session_ended(session.engine.sessions.endings.in_slot(session.slot))
         return session
@@ -125,7 +129,13 @@ class Bindings:
             self._all_are_unique = all(
                 len(np.unique(self._slots[at])) == len(at) for _, at in self._all_split
             )
-        return select_live(self._all_split, self._slots, self._generations, are_unique=self._all_are_unique)
+        return select_live(
+            self._all_split,
+            self._slots,
+            self._generations,
+            are_unique=self._all_are_unique,
+            why_missing=lambda position: self._why_missing(position, fetch_errors),
+        )
 
     def select_by_number(self, numbers: Int64s, fetch_errors: FetchErrors = NO_FETCH_ERRORS) -> Selection:
         """Returns bound sessions by number; a session of `fetch_errors` is not looked for again.
@@ -140,7 +150,13 @@ class Bindings:
         if self._may_be_elsewhere:
             self._rebind_displaced(numbers, fetch_errors, len(numbers))
         parts = split_by_engine([self._bound[number].engine for number in numbers.tolist()], "session_raw")
-        return select_live(parts, self._slots[numbers], self._generations[numbers], are_unique=False)
+        return select_live(
+            parts,
+            self._slots[numbers],
+            self._generations[numbers],
+            are_unique=False,
+            why_missing=lambda position: self._why_missing(int(numbers[position]), fetch_errors),
+        )
 
     def select_by_id(self, session_ids: list[str], fetch_errors: FetchErrors = NO_FETCH_ERRORS) -> Selection:
         """Returns sessions by id, bound or not; `missing` has the sessions that cannot be found.
@@ -162,6 +178,14 @@ class Bindings:
             entries = EngineEntries(engine, positions[of_engine], slots[of_engine], generations[of_engine])
             parts.append(entries)
         return Selection(len(session_ids), parts, missing)
+
+    def _why_missing(self, number: int, fetch_errors: FetchErrors) -> StreamcellError:
+        """Returns why a bound session is not in memory: it could not be fetched, or it has ended."""
+        session_id = self._ids[number]
+        if session_id in fetch_errors:
+            return fetch_errors[session_id]
+        endings = self._bound[number].engine.sessions.endings
+        return errors.session_ended(endings.of(key_of(self._principal, session_id)))
 
     def _find_each(
         self, session_ids: list[str], fetch_errors: FetchErrors
@@ -255,7 +279,8 @@ class Bindings:
         displaced = self._displaced(numbers).tolist()
         displaced = [number for number in displaced if self._ids[number] not in fetch_errors]
         self._migrate_idle(displaced)
-        absent = []
+        absent = [self._ids[number] for number in self._unconfirmed(numbers)]
+        absent = [session_id for session_id in absent if session_id not in fetch_errors]
         for number in displaced:
             with contextlib.suppress(StreamcellError):  # the session ended: the frame's entry gets that error
                 try:
@@ -264,6 +289,21 @@ class Bindings:
                     absent.append(self._ids[number])
         if absent:
             raise self._not_resident_error(absent, count, "session_raw")
+
+    def _unconfirmed(self, numbers: Int64s) -> list[int]:
+        """Returns the numbers whose sessions were idle for so long that another server may have them."""
+        found: list[int] = []
+        for engine in self._engines:
+            due = self._catalog.persistence.slots_to_confirm(engine, self._slots[numbers])
+            if len(due):  # seldom
+                slots = set(due.tolist())
+                bound = ((number, self._bound[number]) for number in numbers.tolist())
+                found += [
+                    number
+                    for number, session in bound
+                    if session.engine is engine and session.is_live and session.slot in slots
+                ]
+        return found
 
     def _migrate_idle(self, numbers: list[int]) -> None:
         """Moves the sessions that are due to move and idle, all at once: one by one would take longer."""

@@ -4,6 +4,7 @@ Does not know how a frame names its sessions.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -74,16 +75,24 @@ def check_unique(slots: Int64s, field: str) -> None:
         raise errors.invalid_argument(field, "a session stands twice: give its steps in one entry")
 
 
-def select_live(split: EngineSplit, slots: Int64s, generations: Int64s, *, are_unique: bool) -> Selection:
-    """Selects the sessions [N] that are still in their slots; the others become `missing`, as ended.
+def select_live(
+    split: EngineSplit,
+    slots: Int64s,
+    generations: Int64s,
+    *,
+    are_unique: bool,
+    why_missing: Callable[[int], StreamcellError],
+) -> Selection:
+    """Selects the sessions [N] that are still in their slots; the others become `missing`.
 
     Args:
         split: the sessions by engine.
         slots, generations: the sessions.
         are_unique: whether it is known that no session stands twice.
+        why_missing: returns why the session at a position is not in its slot.
 
     Raises:
-        StreamcellError: INVALID_ARGUMENT, a session stands twice; SESSION_NOT_FOUND, all have ended.
+        StreamcellError: INVALID_ARGUMENT, a session stands twice; the first session's, if all are missing.
     """
     parts: list[EngineEntries] = []
     missing: dict[int, StreamcellError] = {}
@@ -93,7 +102,7 @@ def select_live(split: EngineSplit, slots: Int64s, generations: Int64s, *, are_u
             part = EngineEntries(engine, positions, slots[positions], generations[positions])
         ended = engine.sessions.generation[part.slots] != part.generations
         if ended.any():
-            missing.update({each: errors.session_ended(None) for each in positions[ended].tolist()})
+            missing.update({each: why_missing(each) for each in positions[ended].tolist()})
             part = EngineEntries(engine, positions[~ended], part.slots[~ended], part.generations[~ended])
         if not len(part.positions):
             continue
@@ -101,5 +110,5 @@ def select_live(split: EngineSplit, slots: Int64s, generations: Int64s, *, are_u
             check_unique(part.slots, "session_raw")
         parts.append(part)
     if not parts:
-        raise errors.session_ended(None)
+        raise missing[min(missing)]
     return Selection(len(slots), parts, missing)

@@ -90,7 +90,10 @@ class StreamcellServicer:
         else:
             self._catalog.check_model(existing.engine, request.session_id, request.model)
             if request.durable:
+                # Stored before the answer: a crash before the next step must not make it forget.
                 existing.engine.sessions.durability.make_durable(existing.slot)
+                await self._catalog.persistence.wait_until_stored(existing)
+                existing = existing.current
             session = await self._session_after_queue(existing)
         return pb.OpenSessionResponse(session=session, created=existing is None, limits=self._limits)
 
@@ -194,7 +197,7 @@ class StreamcellServicer:
     ) -> pb.RestoreSessionResponse:
         """Answers RestoreSession."""
         try:
-            session = snapshot.decode(request.snapshot)
+            session = snapshot.decode_foreign(request.snapshot)
         except SnapshotError as error:
             raise errors.refusal(Reason.SNAPSHOT_REJECTED, problem=str(error)) from None
         session_id = request.session_id or session.session_id

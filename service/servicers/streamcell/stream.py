@@ -146,7 +146,8 @@ class StepStream:
         if fetch_errors:
             raise next(iter(fetch_errors.values()))
         asked = request.step
-        on_done = functools.partial(self._answer_step, request)
+        # Guarded: a fault in an answer ends the stream, which would otherwise wait for that answer for ever.
+        on_done = functools.partial(self._stream.guard, self._answer_step, request)
         if asked.session_id:
             session, work = prepare_step(self._catalog, self._call, asked, on_done)
             self._submit(session.engine, work)
@@ -161,7 +162,7 @@ class StepStream:
         if self._catalog.is_draining:
             raise errors.refusal(Reason.DRAINING)
 
-        def on_done(work: Block) -> None:
+        def answer(work: Block) -> None:
             if frame.is_done:
                 for error in frame.entry_errors:
                     self._stream.count(error)
@@ -174,7 +175,7 @@ class StepStream:
             fetch_errors,
             max_steps=self._max_steps,
             check_room=self._check_room,
-            on_done=on_done,
+            on_done=functools.partial(self._stream.guard, answer),
         )
         for engine, block in frame.blocks:
             self._submit(engine, block)

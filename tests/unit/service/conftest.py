@@ -18,11 +18,11 @@ INTERVAL = 0.01
 @pytest.fixture
 async def serve():
     """Starts servers over one store, which they share; the servers stop with the test."""
-    rows = {}
+    rows, ended = {}, {}
     async with contextlib.AsyncExitStack() as running:
 
         async def begin(*models, **changes):
-            store = FakeStore(rows)
+            store = FakeStore(rows, ended)
             changes = {"checkpoint_interval_seconds": INTERVAL, "session_ttl_seconds": 0, **changes}
             # Real time, for the timers of the loop: tests wait for a write, and assert no time.
             served = Served(*models, store=store, clock=time.monotonic_ns, **changes)

@@ -55,7 +55,7 @@ class TestTable:
             if reason not in OF_OTHER_SERVICES
         }
         assert {reason: code for reason, (code, _) in proto_table().items()} == ours
-        assert len(ours) == 20
+        assert len(ours) == 21
 
     def test_the_proto_says_which_reasons_are_reserved(self):
         """A reason that is never sent is marked as reserved, and no other reason is."""
@@ -236,7 +236,7 @@ class TestErrors:
         assert "0.25 s" in overloaded.message
         assert errors.refusal(Reason.STORE_UNAVAILABLE, problem="gone").retry_delay_seconds == 0.5
         waiting = {reason for reason, case in MESSAGES if made(reason, case, 7).retry_delay_seconds}
-        assert waiting == {Reason.OVERLOADED, Reason.STORE_UNAVAILABLE}
+        assert waiting == {Reason.OVERLOADED, Reason.STORE_UNAVAILABLE, Reason.MODEL_NOT_HERE}
 
     @pytest.mark.parametrize(
         ("end", "reason"),

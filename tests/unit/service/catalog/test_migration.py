@@ -1,6 +1,7 @@
 """Sessions that move to another version of their model: idle, with work under way, in frames, in a store."""
 
 import asyncio
+import dataclasses
 import gc
 import shutil
 import weakref
@@ -327,6 +328,41 @@ class TestStore:
         assert [await server.step("s", row) for row in (1, 2)] == predictions_on_2(server, old, (1, 2))
         row = server.store.rows["\0s"]
         await until(lambda: snapshot.decode(row.record).model.version == "2")
+
+    async def test_a_session_of_a_newer_version_does_not_go_back(self, serve_folder):
+        """MODEL_NOT_HERE on a server that lacks the version, until it has it; with migrate too."""
+        server = await serve_folder(store=FakeStore(), on_new_version="migrate")
+        await server.served.open("s")
+        old = server.alone("1")
+        await server.step("s", 0)
+        old.step(X[0])
+        await evict(server, "s")
+        row = server.store.rows["\0s"]
+        session = snapshot.decode(row.record)
+        newer = dataclasses.replace(session.model, version="2", digest=b"2" * 16)
+        row.record = snapshot.encode_one(dataclasses.replace(session, model=newer))
+        before = row.record
+        refusal = await server.served.refused("Step", pb.StepRequest(session_id="s", x=X[1]))
+        assert (refusal.code, refusal.reason) == (14, "MODEL_NOT_HERE")
+        assert refusal.metadata == {"model": f"{NAME}/2"}
+        assert refusal.retry_delay_seconds == 1
+        await until(lambda: row.owner == "")
+        assert row.record == before
+        row.record = snapshot.encode_one(session)
+        assert await server.step("s", 1) == old.step(X[1])
+
+    async def test_a_snapshot_with_sizes_that_are_not_its_layouts_opens_nothing(self, serve_folder):
+        """It claims an older version, to be moved to the one that leads, and is refused each time."""
+        server = await serve_folder("1", "2", on_new_version="migrate")
+        engine = server.catalog.versions.get(NAME)
+        blank = engine.residents.blank("forged", is_durable=False)
+        model = dataclasses.replace(blank.model, version="1", state_size=blank.model.state_size + 1)
+        state = np.zeros(model.state_size, np.float32)
+        raw = snapshot.encode_one(dataclasses.replace(blank, model=model, state=state))
+        for _ in range(3):
+            refusal = await server.served.refused("RestoreSession", pb.RestoreSessionRequest(snapshot=raw))
+            assert refusal.reason in ("MODEL_NOT_FOUND", "MODEL_CHANGED")
+        assert not len(engine.sessions)
 
     async def test_durable_steps_are_answered_though_the_session_moves(self, serve_folder):
         """The session moves while its write is under way, or before its write."""

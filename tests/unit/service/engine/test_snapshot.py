@@ -101,3 +101,62 @@ def test_a_refusal_names_the_problem(at, value, problem):
     raw = raw[:at] + value + raw[at + len(value) :]
     with pytest.raises(SnapshotError, match=problem):
         snapshot.decode(raw + zlib.crc32(raw).to_bytes(4, "little"))
+
+
+def forged(**changes):
+    """Returns a snapshot with other fields in its head or body, and the checksum that belongs to them."""
+    raw = bytearray(snapshot.encode_one(session())[:-4])
+    record = np.frombuffer(raw, snapshot._record(MODEL, 3))
+    for name, value in changes.items():
+        target = record if name in record.dtype.names else record["head"]
+        target[name] = value
+    return bytes(raw) + zlib.crc32(raw).to_bytes(4, "little")
+
+
+REPLY_NAN = np.array([[0.0, 0.0], [np.nan, 0.0], [0.0, 0.0]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"session_id": b"caf\xe9"}, "session id is not UTF-8"),
+        ({"session_id": "café".encode()}, "session id must be 1 to 128 printable ASCII"),
+        ({"session_id": b"a b"}, "session id must be"),
+        ({"session_id": b""}, "session id must be"),
+        ({"name": b"\xff\xfe"}, "model's name is not UTF-8"),
+        ({"version": b"\xff"}, "model's version is not UTF-8"),
+        ({"next_step": -1}, "next step -1 is not within"),
+        ({"next_step": 2**63 - 1}, "next step 9223372036854775807 is not within"),
+        ({"last_time": 2**62 + 1}, "last time 4611686018427387905 is beyond"),
+        ({"last_time": -(2**63)}, "last time -9223372036854775808 is beyond"),
+        ({"reply_start": -5}, "replies begin at step -5"),
+        ({"reply_start": 8}, "replies begin at step 8"),
+        ({"y": REPLY_NAN, "next_step": 8}, "remembered reply has a value that is not finite"),
+        ({"flags": 0x12}, "flags 0x12, which this server does not know"),
+    ],
+)
+def test_what_is_made_up_is_refused(changes, problem):
+    """A checksum is no proof: whatever the engine relies on is checked."""
+    with pytest.raises(SnapshotError, match=problem):
+        snapshot.decode(forged(**changes))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_clients_state_must_be_finite(value):
+    """No prediction comes from another one. What the store has, the model itself has made."""
+    raw = forged(state=np.array([0, 1, value, 3, 4], np.float32))
+    with pytest.raises(SnapshotError, match="its state has a value that is not finite"):
+        snapshot.decode_foreign(raw)
+    assert np.array_equal(snapshot.decode(raw).state, np.array([0, 1, value, 3, 4]), equal_nan=True)
+
+
+def test_places_without_a_reply_may_hold_anything():
+    """Only the replies that a repeat may get are looked at."""
+    raw = forged(y=np.full((3, 2), np.nan), next_step=7, reply_start=7)
+    assert snapshot.decode(raw).progress.next_step[0] == 7
+
+
+def test_the_largest_numbers_leave_room():
+    """A session of the most steps can go on, at the last time that there is."""
+    found = snapshot.decode(forged(next_step=2**62, last_time=2**62, reply_start=2**62))
+    assert (found.progress.next_step[0], found.progress.last_time[0]) == (2**62, 2**62)

@@ -5,7 +5,8 @@ import asyncio
 import numpy as np
 from streamcell.v1 import streamcell_pb2 as pb
 
-from tests.fakes import talk
+from tests import fakes
+from tests.fakes import Alone, talk
 from tests.unit.service.persistence.sessions import X, resume, step, until, until_stored
 
 
@@ -67,3 +68,31 @@ async def test_a_reset_is_stored_before_it_is_answered(serve):
     await first.ask("Prime", pb.PrimeRequest(session_id="s", x=X[:5].reshape(-1)))
     await first.ask("ResetSession", pb.ResetSessionRequest(session_id="s"))
     assert (await resume(second)).next_step_index == 0
+
+
+async def test_a_fenced_session_does_not_fail_the_others_of_its_frame(serve):
+    """The other durable session was applied and stored, and its answer says so."""
+    served, other, alone = (
+        await serve(checkpoint_interval_seconds=3600),
+        await serve(),
+        Alone(fakes.recurrence()),
+    )
+    for name in "ab":
+        await served.ask("OpenSession", pb.OpenSessionRequest(session_id=name, durable=True))
+    await resume(other, "a")
+    frame = pb.Frame(session_ids=["a", "b"], x_raw=X[:2].tobytes())
+    (found,) = await talk(served.stream(), pb.StreamRequest(frame=frame))
+    assert {error.entry: error.error.reason for error in found.frame.errors} == {0: "SESSION_FENCED"}
+    y = np.frombuffer(found.frame.y_raw, "<f4")
+    assert np.isnan(y[:2]).all()
+    assert y[2:].tobytes() == alone.step(X[1])
+    assert np.frombuffer(found.frame.num_durable_steps_raw, "<u8").tolist() == [0, 1]
+
+
+async def test_a_session_that_is_made_durable_later_is_stored_as_durable(serve):
+    """Before OpenSession answers: a server that goes on after a crash must keep the promise."""
+    served, second = await serve(checkpoint_interval_seconds=3600), await serve()
+    await served.open("s")
+    opened = await served.ask("OpenSession", pb.OpenSessionRequest(session_id="s", durable=True))
+    assert opened.session.durable
+    assert (await resume(second)).durable

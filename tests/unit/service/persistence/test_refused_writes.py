@@ -1,47 +1,208 @@
-"""A store that restarted and lost rows: the server that has the sessions in memory writes them again."""
+"""Writes that the store refuses: the session is another server's, or the store lost its row."""
 
+import asyncio
 import dataclasses
 
 import pytest
+from streamcell.v1 import streamcell_pb2 as pb
 
 from service.engine import snapshot
+from service.errors import Reason, StreamcellError
 from tests import fakes
 from tests.fakes import Alone, bits
 from tests.unit.service.persistence.sessions import X, resume, step, until, until_stored
 
+NEVER = {"checkpoint_interval_seconds": 3600}  # a test asks for each write
 
-@pytest.mark.parametrize("loss", ["all", "some", "another's"])
-async def test_rows_that_the_store_lost_are_written_again(serve, loss):
-    """Rows may be gone, or back at an earlier owner; no session is fenced by a loss."""
-    old, served, alone = await serve(), await serve(), Alone(fakes.recurrence())
-    await old.open("s")
-    before = dataclasses.replace(old.store.rows["\0s"])
-    assert (await resume(served)).epoch == 2
-    await served.ask("Step", step(row=0))
-    await until_stored(served, num_steps=1)
-    alone.step(X[0])
-    served.store.run = old.store.run = "second"
-    if loss == "all":
+
+def stored_steps(served, session_id="s"):
+    """Returns how many steps of a session its row holds."""
+    record = served.store.rows[f"\0{session_id}"].record
+    return int(snapshot.decode(record).progress.next_step[0])
+
+
+async def write(served, session_id="s"):
+    """Waits until a session is written as it is now."""
+    await served.catalog.persistence.wait_until_stored(served.catalog.find("", session_id))
+
+
+def is_resident(served, session_id="s"):
+    """Returns whether a session is in memory."""
+    return served.engines[0].sessions.find(f"\0{session_id}") is not None
+
+
+class TestRestartedStore:
+    """A store that restarted may have lost rows: the server that has the sessions writes them again."""
+
+    @pytest.mark.parametrize("loss", ["all", "some", "another's"])
+    async def test_rows_that_the_store_lost_are_written_again(self, serve, loss):
+        """Rows may be gone, or back at an earlier owner; no session is fenced by a loss."""
+        old, served, alone = await serve(), await serve(), Alone(fakes.recurrence())
+        await old.open("s")
+        before = dataclasses.replace(old.store.rows["\0s"])
+        assert (await resume(served)).epoch == 2
+        await served.ask("Step", step(row=0))
+        await until_stored(served, num_steps=1)
+        alone.step(X[0])
+        served.store.run = old.store.run = "second"
+        if loss == "all":
+            served.store.rows.clear()
+        else:
+            served.store.rows["\0s"] = before
+            before.owner = served.store.owner if loss == "some" else before.owner
+        for row in (1, 2):
+            assert bits((await served.ask("Step", step(row=row))).y) == alone.step(X[row])
+        await until_stored(served, num_steps=3)
+        assert stored_steps(served) == 3
+        if loss == "another's":  # the earlier owner does not profit from the loss
+            await old.ask("Step", step(row=0))
+            await until(lambda: not is_resident(old))
+
+    async def test_a_restarted_store_gets_every_session_in_memory(self, serve):
+        """Idle sessions too: steps that a reply called stored are stored again."""
+        served = await serve()
+        await served.open("s")
+        await served.ask("Step", step())
+        await until_stored(served, num_steps=1)
         served.store.rows.clear()
-    else:
-        served.store.rows["\0s"] = before
-        before.owner = served.store.owner if loss == "some" else before.owner
-    for row in (1, 2):
-        assert bits((await served.ask("Step", step(row=row))).y) == alone.step(X[row])
-    await until_stored(served, num_steps=3)
-    assert snapshot.decode(served.store.rows["\0s"].record).progress.next_step[0] == 3
-    if loss == "another's":  # the earlier owner does not profit from the loss
-        await old.ask("Step", step(row=0))
-        await until(lambda: old.engines[0].sessions.find("\0s") is None)
+        served.store.run = "second"
+        await until(lambda: "\0s" in served.store.rows)
+        assert stored_steps(served) == 1
 
 
-async def test_a_restarted_store_gets_every_session_in_memory(serve):
-    """Idle sessions too: steps that a reply called stored are stored again."""
-    served = await serve()
-    await served.open("s")
-    await served.ask("Step", step())
-    await until_stored(served, num_steps=1)
-    served.store.rows.clear()
-    served.store.run = "second"
-    await until(lambda: "\0s" in served.store.rows)
-    assert snapshot.decode(served.store.rows["\0s"].record).progress.next_step[0] == 1
+class TestRowsThatAreGone:
+    """Rows go while the store runs: deleted by hand, evicted, or expired by a server with a shorter limit."""
+
+    async def test_the_session_is_written_anew(self, serve, logged):
+        """At a higher epoch, with the same bits; the log and a metric say so, and nobody is fenced."""
+        served, alone = await serve(), Alone(fakes.recurrence())
+        await served.open("s")
+        assert bits((await served.ask("Step", step())).y) == alone.step(X[0])
+        await until_stored(served, num_steps=1)
+        served.store.rows.clear()
+        assert bits((await served.ask("Step", step(row=1))).y) == alone.step(X[1])
+        await until_stored(served, num_steps=2)
+        assert (stored_steps(served), served.store.rows["\0s"].epoch) == (2, 2)
+        assert bits((await served.ask("Step", step(row=2))).y) == alone.step(X[2])
+        values = served.metrics.registry.get_sample_value
+        assert values("streamcell_store_rows_lost_total") == 1
+        assert values("streamcell_sessions_fenced_total", {"model": "recurrence", "version": "1"}) in (
+            None,
+            0,
+        )
+        await until(lambda: logged("store_lost_rows"))
+        assert logged("store_lost_rows")[0]["num_rows"] == 1
+
+    async def test_one_lost_row_has_all_sessions_written_again(self, serve):
+        """The others' rows may be gone as well, and their clients were told that they are stored."""
+        served = await serve()
+        await served.open("s", "idle")
+        for name in ("s", "idle"):
+            await served.ask("Step", step(name))
+            await until_stored(served, name, 1)
+        served.store.rows.clear()
+        await served.ask("Step", step("s", row=1))
+        await until(lambda: "\0idle" in served.store.rows)
+        assert stored_steps(served, "idle") == 1
+
+    async def test_a_durable_step_waits_for_the_new_row(self, serve):
+        """Its answer says that the step is stored, and it is."""
+        served = await serve(**NEVER)
+        await served.ask("OpenSession", pb.OpenSessionRequest(session_id="s", durable=True))
+        served.store.rows.clear()
+        assert (await served.ask("Step", step())).num_durable_steps == 1
+        assert stored_steps(served) == 1
+
+    async def test_a_row_that_another_server_expired_is_written_anew(self, serve):
+        """Its limit may be shorter than the one of the server that has the session, which decides."""
+        served, second = await serve(**NEVER), await serve()
+        await served.open("s")
+        await served.ask("Step", step())
+        await write(served)
+        await resume(second)
+        assert (await resume(served)).epoch == 3
+        assert await second.store.expire(float("inf"), 10) == ["\0s"]
+        await served.ask("Step", step(row=1))
+        await write(served)
+        assert (stored_steps(served), served.store.rows["\0s"].epoch) == (2, 4)
+
+    async def test_a_session_that_was_closed_elsewhere_does_not_come_back(self, serve):
+        """A server with an older copy is told by the deletion that the store remembers."""
+        old, owner = await serve(**NEVER), await serve()
+        await old.open("s")
+        assert (await resume(owner)).epoch == 2
+        await owner.ask("CloseSession", pb.CloseSessionRequest(session_id="s"))
+        await until(lambda: not owner.store.rows)
+        assert old.store.ended == {"\0s": 2}
+        await old.ask("Step", step())
+        with pytest.raises(StreamcellError) as caught:
+            await write(old)
+        assert caught.value.reason is Reason.SESSION_FENCED
+        assert not is_resident(old)
+        assert not old.store.rows
+
+    async def test_a_session_that_ends_meanwhile_gets_no_row(self, serve):
+        """The write of a session that is closed before its refusal arrives is not repeated."""
+        served = await serve(**NEVER)
+        await served.open("s")
+        await served.ask("Step", step())
+        served.store.rows.clear()
+        served.store.is_blocked = True
+        writing = asyncio.create_task(write(served))
+        await until(lambda: served.store.num_writes)
+        engine = served.engines[0]
+        engine.residents.close(engine.sessions.find("\0s"))
+        served.store.is_blocked = False
+        with pytest.raises(StreamcellError) as caught:
+            await writing
+        assert caught.value.reason is Reason.SESSION_NOT_FOUND
+        assert not served.store.rows
+
+
+class TestStaleCopies:
+    """After a loss, a server with an older copy of a session may be the first to write it anew."""
+
+    @pytest.mark.parametrize("num_owners", [2, 4])
+    async def test_the_copy_that_is_further_wins(self, serve, num_owners):
+        """The owner goes on with what it told its client is stored; the older copy is dropped.
+
+        With 2 owners the older copy's new row has the owner's epoch, with 4 a lower one.
+        """
+        old, owner, alone = await serve(**NEVER), await serve(**NEVER), Alone(fakes.recurrence())
+        await old.open("s")
+        if num_owners == 4:
+            await resume(owner)
+            await resume(await serve())
+        assert (await resume(owner)).epoch == num_owners
+        for row in range(3):
+            assert bits((await owner.ask("Step", step(row=row))).y) == alone.step(X[row])
+        await write(owner)
+        owner.store.rows.clear()
+        await old.ask("Step", step())
+        await write(old)
+        assert owner.store.rows["\0s"].epoch == 2
+        assert bits((await owner.ask("Step", step(row=3))).y) == alone.step(X[3])
+        await write(owner)
+        assert (stored_steps(owner), owner.store.rows["\0s"].epoch) == (4, num_owners + 1)
+        assert bits((await owner.ask("Step", step(row=4))).y) == alone.step(X[4])
+        with pytest.raises(StreamcellError) as caught:
+            await write(old)
+        assert caught.value.reason is Reason.SESSION_FENCED
+        assert not is_resident(old)
+
+    async def test_the_row_that_is_further_stays(self, serve):
+        """A copy that is behind the row at the same epoch gives the row back as it was."""
+        old, owner = await serve(**NEVER), await serve(**NEVER)
+        await old.open("s")
+        assert (await resume(owner)).epoch == 2
+        owner.store.rows.clear()
+        for row in range(3):
+            await old.ask("Step", step(row=row))
+        await write(old)
+        assert old.store.rows["\0s"].epoch == 2
+        await owner.ask("Step", step())
+        with pytest.raises(StreamcellError) as caught:
+            await write(owner)
+        assert caught.value.reason is Reason.SESSION_FENCED
+        await until(lambda: owner.store.rows["\0s"].owner == "")
+        assert stored_steps(owner) == 3

@@ -8,6 +8,7 @@ import pytest
 from streamcell.v1 import streamcell_pb2 as pb
 
 from service.engine import snapshot
+from service.store.base import WriteKind
 from tests import fakes
 from tests.fakes import Alone, bits, talk
 from tests.unit.service.persistence.sessions import BOUND_SECONDS, X, resume, step, until_stored
@@ -78,6 +79,47 @@ class TestWrites:
         await until_stored(served, num_steps=1)
 
 
+class TestFaults:
+    """A fault of the server's own between two writes ends nothing and loses nothing."""
+
+    @pytest.mark.parametrize("place", ["export", "claims"])
+    async def test_the_task_goes_on(self, serve, monkeypatch, place):
+        """Callers who wait meanwhile are told, the fault is counted, and the next write has everything."""
+        served = await serve()
+        await served.ask("OpenSession", pb.OpenSessionRequest(session_id="s", durable=True))
+        engine, claims = served.engines[0], served.write_behind._claims
+        owner, name = (engine.residents, "export") if place == "export" else (claims, "take")
+        original = getattr(owner, name)
+
+        def fail_once(*_):
+            monkeypatch.setattr(owner, name, original)
+            raise MemoryError("injected")
+
+        monkeypatch.setattr(owner, name, fail_once)
+        if place == "export":
+            assert (await served.refused("Step", step())).reason == "STORE_UNAVAILABLE"
+        else:
+            await served.open("t")  # answered by the next turn
+        assert (await served.ask("Step", step(row=1))).num_durable_steps == (2 if place == "export" else 1)
+        await served.open("u")
+        count = served.metrics.registry.get_sample_value
+        assert count("streamcell_background_faults_total", {"task": "write_behind"}) == 1
+
+    async def test_an_end_with_a_fault_says_what_is_not_stored(self, serve, monkeypatch, logged):
+        """The server ends all the same."""
+        served = await serve(checkpoint_interval_seconds=3600)
+        await served.open("s")
+        await served.ask("Step", step())
+
+        def fail(_):
+            raise MemoryError("injected")
+
+        monkeypatch.setattr(served.engines[0].residents, "export", fail)
+        assert not await served.write_behind.stop()
+        (line,) = logged("sessions_not_stored")
+        assert (line["num_sessions"], line["why"]) == (1, "a fault of the server's own; its log has it")
+
+
 class TestEnd:
     """A server that ends writes everything and releases its rows."""
 
@@ -94,6 +136,32 @@ class TestEnd:
         assert await first.write_behind.stop()
         reply = await second.ask("Step", step(row=3))
         assert (reply.step_index, bits(reply.y)) == (3, alone.step(X[3]))
+
+    async def test_unchanged_sessions_are_released_without_their_states(self, serve):
+        """Their rows have the states already."""
+        served = await serve(checkpoint_interval_seconds=3600)
+        await served.open("s", "t")
+        for name in "st":
+            await served.ask("Step", step(name))
+        await served.catalog.persistence.wait_until_stored(served.catalog.find("", "s"))
+        write, seen = served.store.write, []
+
+        async def record(writes):
+            seen.extend(writes)
+            return await write(writes)
+
+        served.store.write = record
+        assert await served.write_behind.stop()
+        assert {(each.kind, each.key, each.record is None) for each in seen} == {
+            (WriteKind.RELEASE, "\0s", True),
+            (WriteKind.RELEASE, "\0t", False),
+        }
+        rows = served.store.rows
+        assert {rows[key].owner for key in ("\0s", "\0t")} == {""}
+        assert [int(snapshot.decode(rows[key].record).progress.next_step[0]) for key in ("\0s", "\0t")] == [
+            1,
+            1,
+        ]
 
     async def test_a_store_that_swallows_the_cancellation_does_not_delay_the_end(self, serve):
         """A write may answer at the moment of its cancellation; everything is written and released then."""

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from service.store.base import ClaimStatus, StoreError, Write, WriteKind
+from service.store.base import WRITTEN, ClaimStatus, StoreError, Write, WriteKind, WriteOutcome, WriteStatus
 from service.store.redis import RedisStore
 from tests import redis_server
 from tests.redis_server import RedisServer
@@ -88,7 +88,7 @@ async def test_a_redis_that_dies_is_an_error_until_it_is_back(own_redis):
         await check_refused(RedisStore(url_of(own_redis)), "cannot be reached")
         own_redis.start()
         assert await claim_status(store) is ClaimStatus.CREATED
-        assert await store.write([save(1)]) == [True]
+        assert await store.write([save(1)]) == [WRITTEN]
         assert await store.expire(2.0, 9) == ["a"]
 
 
@@ -126,9 +126,9 @@ async def test_a_full_redis_is_an_error_until_there_is_memory(own_redis):
         await check_trouble(store, "no memory left", "maxmemory")
         await check_refused(RedisStore(url_of(own_redis)), "no memory left")
         configure(own_redis, "CONFIG", "SET", "maxmemory", "0")
-        assert await store.write([save(1)]) == [True], "nothing had moved"
+        assert await store.write([save(1)]) == [WRITTEN], "nothing had moved"
         configure(own_redis, "CONFIG", "SET", "maxmemory", "1")
-        assert await store.write([Write(WriteKind.DELETE, "a", 1, None, 0.0)]) == [True]
+        assert await store.write([Write(WriteKind.DELETE, "a", 1, None, 0.0)]) == [WRITTEN]
 
 
 async def test_a_read_only_replica_is_an_error_until_it_is_primary(own_redis):
@@ -139,7 +139,91 @@ async def test_a_read_only_replica_is_an_error_until_it_is_primary(own_redis):
         await check_trouble(store, "read-only replica", "name the primary")
         await check_refused(RedisStore(url_of(own_redis)), "read-only replica")
         configure(own_redis, "REPLICAOF", "NO", "ONE")
-        assert await store.write([save(1)]) == [True]
+        assert await store.write([save(1)]) == [WRITTEN]
+
+
+async def test_a_failover_behind_one_address_is_got_over(tmp_path):
+    """The address leads to the new primary, and open connections to the former one: those are left."""
+    if redis_server.PROGRAM is None:
+        pytest.skip(redis_server.MISSING)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    former, new = (RedisServer(tmp_path / name) for name in "ab")
+    proxy = ReplyDroppingProxy(former.port)
+    try:
+        async with proxy.listening() as url, redis_store(url.replace(":s3cret@", "")) as store:
+            await claim_status(store)
+            assert new.command("REPLICAOF", "127.0.0.1", former.port) == "+OK"
+            await until_replicated(new, "streamcell:session:a")
+            assert new.command("REPLICAOF", "NO", "ONE") == "+OK"
+            assert former.command("REPLICAOF", "127.0.0.1", new.port) == "+OK"
+            proxy.port = new.port
+            with pytest.raises(StoreError, match="read-only replica"):
+                await store.write([save(1)])
+            assert await store.write([save(1)]) == [WRITTEN]
+            await store.check()
+    finally:
+        former.kill()
+        new.kill()
+
+
+async def until_replicated(replica, key):
+    """Waits until a replica has a key."""
+    async with asyncio.timeout(redis_server.BOUND_SECONDS):
+        while replica.command("EXISTS", key) != ":1":  # noqa: ASYNC110 (a replica can only be asked)
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def plain_redis(tmp_path):
+    """A Redis of its own, without a password."""
+    if redis_server.PROGRAM is None:
+        pytest.skip(redis_server.MISSING)
+    server = RedisServer(tmp_path)
+    yield server
+    server.kill()
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random"])
+async def test_a_redis_that_evicts_sessions_is_refused(plain_redis, policy):
+    """Before the first session is lost, and with what to do. A policy for volatile keys touches no row."""
+    assert plain_redis.command("CONFIG", "SET", "maxmemory-policy", policy) == "+OK"
+    await check_refused(RedisStore(plain_redis.url()), f"maxmemory-policy is {policy}", "noeviction")
+    for harmless in ("volatile-lru", "noeviction"):
+        assert plain_redis.command("CONFIG", "SET", "maxmemory-policy", harmless) == "+OK"
+        async with redis_store(plain_redis.url()):
+            pass
+
+
+async def test_a_cluster_is_refused(tmp_path):
+    """With a word for what it is, rather than for the slot that a key is in."""
+    if redis_server.PROGRAM is None:
+        pytest.skip(redis_server.MISSING)
+    cluster = redis_server.RedisServer(tmp_path, "--cluster-enabled", "yes")
+    try:
+        await check_refused(RedisStore(cluster.url()), "is a cluster", "name a server of its own")
+    finally:
+        cluster.kill()
+
+
+async def test_a_user_who_may_run_no_scripts_is_refused(own_redis):
+    """At the start: such a server would serve and open no session."""
+    configure(own_redis, "ACL", "SETUSER", "plain", "on", ">pl4in", "~*", "+@all", "-@scripting")
+    await check_refused(RedisStore(own_redis.url("plain:pl4in@")), "forbids its user", "allow it scripts")
+
+
+async def test_a_redis_that_appends_to_no_file_is_told(plain_redis, caplog):
+    """What it loses when it restarts is said once, at the start."""
+    caplog.set_level("WARNING")
+    async with redis_store(plain_redis.url()):
+        pass
+    (record,) = [each for each in caplog.records if each.getMessage() == "store_not_persistent"]
+    assert "appendonly is no" in record.fields["why"]
+    caplog.clear()
+    assert plain_redis.command("CONFIG", "SET", "appendonly", "yes") == "+OK"
+    async with redis_store(plain_redis.url()):
+        pass
+    assert not caplog.records
 
 
 async def test_a_user_without_rights_is_refused(own_redis):
@@ -153,7 +237,7 @@ class ReplyDroppingProxy:
     """A proxy between store and server that passes on replies, or drops them while `drops_replies`."""
 
     def __init__(self, port):
-        self._port = port
+        self.port = port
         self.drops_replies = False
         self.tasks = set()
 
@@ -169,7 +253,7 @@ class ReplyDroppingProxy:
 
     async def _serve(self, reader, writer):
         self.tasks.add(asyncio.current_task())
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.port)
         await asyncio.gather(
             self._pass(reader, server_writer), self._pass(server_reader, writer, are_replies=True)
         )
@@ -202,12 +286,12 @@ async def test_a_call_whose_reply_is_lost_can_be_repeated(own_redis):
         release = Write(WriteKind.RELEASE, "a", 3, b"end", 1.0)
         for one, again in ((save(3), True), (release, True)):
             await call_without_reply(store.write([one]))
-            assert await store.write([one]) == [again]
+            assert (await store.write([one]) == [WRITTEN]) is again
         (claimed,) = await store.claim([OPENING])
         assert (claimed.epoch, claimed.record) == (4, b"end")
         gone = Write(WriteKind.DELETE, "a", 4, None, 0.0)
         await call_without_reply(store.write([gone]))
-        assert await store.write([gone]) == [False]
+        assert await store.write([gone]) == [WriteOutcome(WriteStatus.GONE, 4)]
 
 
 async def test_a_call_that_is_cancelled_leaves_no_reply_behind(own_redis):

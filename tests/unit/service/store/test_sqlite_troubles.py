@@ -167,13 +167,37 @@ async def test_a_file_that_is_gone_is_an_error_until_it_is_back(tmp_path):
         await store.claim([OPENING])
         await store.write([save(1, b"stored")])
         path.rename(aside)
-        with pytest.raises(StoreError, match="removed or replaced"):
+        with pytest.raises(StoreError, match="removed, replaced or emptied"):
             await store.check()
         await check_trouble(store, "cannot be opened")
         assert not path.exists()
         aside.rename(path)
         (claimed,) = await store.claim([OPENING])
         assert (claimed.epoch, claimed.record) == (2, b"stored")
+
+
+async def test_a_file_that_is_cut_to_nothing_is_found_out(tmp_path):
+    """Writes to what SQLite has cached would still succeed, and a restart would begin at step 0."""
+    path = tmp_path / "s.db"
+    async with sqlite_store(path) as store:
+        await store.claim([OPENING])
+        path.write_bytes(b"")
+        with pytest.raises(StoreError, match="removed, replaced or emptied"):
+            await store.write([save(1)])
+        path.write_bytes(b"")  # what SQLite wrote back when it disconnected
+        await check_trouble(store, "is empty, its sessions are lost")
+
+
+async def test_a_new_file_is_for_its_user_alone(tmp_path):
+    """A row has what a client sent. The mode of a file that exists already stays."""
+    path, theirs = tmp_path / "s.db", tmp_path / "theirs.db"
+    theirs.touch(0o644)
+    for each, mode in ((path, 0o600), (theirs, 0o644)):
+        async with sqlite_store(each) as store:
+            await store.claim([OPENING])
+            files = sorted(tmp_path.glob(f"{each.name}*"))
+            assert len(files) == 3
+            assert [file.stat().st_mode & 0o777 for file in files] == [mode] * 3
 
 
 LOCK_SCRIPT = """

@@ -2,10 +2,20 @@
 
 import asyncio
 import contextlib
+import dataclasses
 
 import pytest
 
-from service.store.base import Claim, Claimed, ClaimStatus, Write, WriteKind
+from service.store.base import (
+    WRITTEN,
+    Claim,
+    Claimed,
+    ClaimStatus,
+    Write,
+    WriteKind,
+    WriteOutcome,
+    WriteStatus,
+)
 from service.store.redis import RedisStore
 from service.store.sqlite import SqliteStore
 from tests.redis_server import BOUND_SECONDS
@@ -55,6 +65,11 @@ def release(key, epoch, record=b"r", used_at=NOW):
     return Write(WriteKind.RELEASE, key, epoch, record, used_at)
 
 
+def verify(key, epoch):
+    """Returns a verification of a row."""
+    return Write(WriteKind.VERIFY, key, epoch, None, 0.0)
+
+
 def delete(key, epoch):
     """Returns a deletion of a row."""
     return Write(WriteKind.DELETE, key, epoch, None, 0.0)
@@ -68,8 +83,13 @@ async def claim(store, one):
 
 async def write(store, one):
     """Returns whether a single write was done."""
-    (was_done,) = await store.write([one])
-    return was_done
+    (written,) = await store.write([one])
+    return written == WRITTEN
+
+
+async def done(store, writes):
+    """Returns whether each of several writes was done."""
+    return [written == WRITTEN for written in await store.write(writes)]
 
 
 class TestClaims:
@@ -106,7 +126,7 @@ class TestClaims:
         assert await claim(ours, opening("a")) == Claimed(ClaimStatus.TAKEN, 2, b"more", 8.0)
         for epoch in (1, 2):
             late = [save("a", epoch, b"late"), release("a", epoch, b"late"), delete("a", epoch)]
-            assert await theirs.write(late) == [False] * 3
+            assert await done(theirs, late) == [False] * 3
         assert await claim(ours, finding("a")) == Claimed(ClaimStatus.TAKEN, 3, b"more", 8.0)
 
     async def test_a_released_row_is_for_everyone(self, make):
@@ -114,20 +134,20 @@ class TestClaims:
         ours, theirs = await make(), await make()
         await theirs.claim([opening("a")])
         assert await write(theirs, release("a", 1, b"left", 9.0))
-        assert await theirs.write([save("a", 1), delete("a", 1)]) == [False, False]
+        assert await done(theirs, [save("a", 1), delete("a", 1)]) == [False, False]
         assert await claim(ours, finding("a")) == Claimed(ClaimStatus.TAKEN, 2, b"left", 9.0)
         assert await claim(theirs, finding("a")) == Claimed(ClaimStatus.OWNED_ELSEWHERE, 2)
 
     @pytest.mark.parametrize("is_released", [False, True])
     async def test_a_row_created_again_refuses_its_former_owner(self, make, is_released):
-        """A row under the same key, at epoch 1 again, refuses the former row's owner, even when released."""
+        """A row under the same key refuses the former row's owner, even when released."""
         ours, theirs = await make(), await make()
         await theirs.claim([opening("a")])
         await ours.claim([opening("a")])
         assert await write(ours, delete("a", 2))
-        assert await claim(ours, opening("a")) == Claimed(ClaimStatus.CREATED, 1, None, NOW)
-        assert await write(ours, (release if is_released else save)("a", 1, b"ours"))
-        assert await theirs.write([save("a", 1), release("a", 1), delete("a", 1)]) == [False] * 3
+        assert await claim(ours, opening("a")) == Claimed(ClaimStatus.CREATED, 3, None, NOW)
+        assert await write(ours, (release if is_released else save)("a", 3, b"ours"))
+        assert await done(theirs, [save("a", 1), release("a", 1), delete("a", 1)]) == [False] * 3
         assert (await claim(ours, finding("a"))).record == b"ours"
 
 
@@ -143,7 +163,7 @@ class TestSequences:
         of_a = [save("a", 3, b"1"), save("a", 3, b"2")]
         of_b = [delete("b", 1), save("b", 1)]
         released = [release("a", 3, b"3"), save("a", 3, b"4")]
-        were_done = await store.write([*of_a, *of_b, *released])
+        were_done = await done(store, [*of_a, *of_b, *released])
         assert were_done == [True, True, True, False, True, False]
         assert await claim(store, finding("a")) == Claimed(ClaimStatus.TAKEN, 4, b"3", NOW)
 
@@ -160,7 +180,7 @@ class TestSequences:
             delete(key, 1) if fates[key] == "deleted" else save(key, 1, key.encode(), float(number))
             for number, key in enumerate(keys)
         ]
-        assert await ours.write(writes) == [fates[key] in ("ours", "deleted") for key in keys]
+        assert await done(ours, writes) == [fates[key] in ("ours", "deleted") for key in keys]
         found = await theirs.claim([finding(key) for key in keys])
         wanted = {
             "ours": ClaimStatus.OWNED_ELSEWHERE, "theirs": ClaimStatus.TAKEN, "released": ClaimStatus.TAKEN,
@@ -201,16 +221,16 @@ class TestWrites:
         assert (await claim(theirs, finding("a"))).record == b"end"
 
     @pytest.mark.parametrize(
-        "record", [None, b"", b"\0\xff\r\n", bytes(range(256)) * 8192], ids=["none", "empty", "odd", "2 MiB"]
+        "record", [b"", b"\0\xff\r\n", bytes(range(256)) * 8192], ids=["empty", "odd", "2 MiB"]
     )
     async def test_records_and_times_come_back_as_they_were(self, make, record):
         """Every byte of a record and every bit of an instant come back, after an earlier record too."""
         store = await make()
         await store.claim([opening(key) for key in ODD_KEYS])
         instants = [0.1 + number / 3 for number in range(len(ODD_KEYS))]
-        assert all(await store.write([save(key, 1, b"before") for key in ODD_KEYS]))
+        assert all(await done(store, [save(key, 1, b"before") for key in ODD_KEYS]))
         writes = [save(key, 1, record, at) for key, at in zip(ODD_KEYS, instants, strict=True)]
-        assert all(await store.write(writes))
+        assert all(await done(store, writes))
         found = await store.claim([finding(key) for key in ODD_KEYS])
         assert found == [Claimed(ClaimStatus.TAKEN, 2, record, at) for at in instants]
 
@@ -224,6 +244,83 @@ class TestWrites:
         later = await make()
         assert await claim(later, finding("a")) == Claimed(ClaimStatus.OWNED_ELSEWHERE, 1)
         assert await claim(later, opening("a")) == Claimed(ClaimStatus.TAKEN, 2, b"kept", NOW)
+
+    async def test_a_release_without_a_record_leaves_the_row_as_it_was(self, make):
+        """Record and last use stay, so that a drain need not write what the store has."""
+        ours, theirs = await make(), await make()
+        await ours.claim([opening("a")])
+        assert await write(ours, save("a", 1, b"stored", 5.5))
+        assert await write(ours, release("a", 1, None, 99.0))
+        assert await claim(theirs, finding("a")) == Claimed(ClaimStatus.TAKEN, 2, b"stored", 5.5)
+
+
+class TestRefusals:
+    """A write that is not done says whether the row is gone or somebody else's."""
+
+    async def test_a_row_that_is_gone(self, make):
+        """Nobody deleted it, as far as the store remembers: it was lost."""
+        store = await make()
+        assert await store.write([save("a", 7), verify("a", 7)]) == [WriteOutcome(WriteStatus.GONE)] * 2
+
+    async def test_a_row_of_another_owner_or_epoch(self, make):
+        """The outcome has the row's epoch, by which the older of two owners is told."""
+        ours, theirs = await make(), await make()
+        await ours.claim([opening("a")])
+        await theirs.claim([opening("a")])
+        late = [save("a", 1), release("a", 1), delete("a", 1), verify("a", 1)]
+        assert await ours.write(late) == [WriteOutcome(WriteStatus.NOT_OWNED, 2)] * 4
+        assert await theirs.write([save("a", 1)]) == [WriteOutcome(WriteStatus.NOT_OWNED, 2)]
+        assert await theirs.write([verify("a", 2), release("a", 2)]) == [WRITTEN] * 2
+        assert (
+            await theirs.write([save("a", 2), verify("a", 2)]) == [WriteOutcome(WriteStatus.NOT_OWNED, 2)] * 2
+        )
+
+    async def test_a_verification_changes_nothing(self, make):
+        """The row has its record, owner and epoch afterwards."""
+        ours, theirs = await make(), await make()
+        await ours.claim([opening("a")])
+        await ours.write([save("a", 1, b"r", 5.5)])
+        assert await ours.write([verify("a", 1)]) == [WRITTEN]
+        assert await claim(theirs, finding("a")) == Claimed(ClaimStatus.OWNED_ELSEWHERE, 1)
+        assert await claim(theirs, opening("a")) == Claimed(ClaimStatus.TAKEN, 2, b"r", 5.5)
+
+
+class TestEpochs:
+    """An epoch never falls."""
+
+    async def test_a_claim_may_name_the_least_epoch(self, make):
+        """A row that is made anew, or that fell back to an older copy, gets at least that."""
+        ours, theirs = await make(), await make()
+        above = dataclasses.replace(opening("a"), least_epoch=7)
+        assert await claim(ours, above) == Claimed(ClaimStatus.CREATED, 7, None, NOW)
+        assert await write(ours, save("a", 7, b"r"))
+        assert (await claim(theirs, above)).epoch == 8
+        assert (await claim(ours, dataclasses.replace(above, least_epoch=20))).epoch == 20
+        assert await theirs.write([save("a", 8)]) == [WriteOutcome(WriteStatus.NOT_OWNED, 20)]
+
+    @pytest.mark.parametrize("by", ["a close", "expiry"])
+    async def test_the_end_of_a_row_that_had_several_owners_is_remembered(self, make, by):
+        """An earlier owner's copy is told the epoch of the end, and a new row of the key begins above."""
+        ours, theirs = await make(), await make()
+        await ours.claim([opening("a")])
+        await theirs.claim([opening("a")])
+        if by == "expiry":
+            assert await theirs.expire(NOW + 1, 9) == ["a"]
+        else:
+            assert await theirs.write([delete("a", 2)]) == [WRITTEN]
+        assert await ours.write([save("a", 1)]) == [WriteOutcome(WriteStatus.GONE, 2)]
+        assert await claim(ours, finding("a")) == Claimed(ClaimStatus.MISSING)
+        assert (await claim(ours, opening("a"))).epoch == 3
+        assert await ours.write([delete("a", 3), save("a", 3)]) == [
+            WRITTEN,
+            WriteOutcome(WriteStatus.GONE, 3),
+        ]
+
+    async def test_the_end_of_a_row_of_one_owner_leaves_nothing(self, make):
+        """Nobody else can have a copy; a server that opens and closes many sessions fills no store."""
+        store = await make()
+        await store.claim([opening("a")])
+        assert await store.write([delete("a", 1), save("a", 1)]) == [WRITTEN, WriteOutcome(WriteStatus.GONE)]
 
 
 class TestExpiry:
@@ -242,7 +339,7 @@ class TestExpiry:
         assert await theirs.expire(11.0, 9) == ["c"]
         assert await theirs.expire(11.0, 9) == []
         assert await theirs.expire(2e12, 0) == []
-        assert await ours.write([save("a", 1), save("d", 1)]) == [False, True]
+        assert await done(ours, [save("a", 1), save("d", 1)]) == [False, True]
         assert await claim(ours, opening("c")) == Claimed(ClaimStatus.CREATED, 1, None, NOW)
 
     async def test_odd_keys_expire_by_hundreds(self, make):

@@ -106,11 +106,15 @@ class TestRoom:
         (found,) = await talk(stream, request(1, 2, request_id="2"))
         assert found.infer_response.id == "2"
         served.store.is_blocked = False
-        assert [(await next_response(stream)).infer_response.id for _ in behind] == [
-            "3 start",
-            "3 end",
-            "3 anew",
+        found = [await next_response(stream) for _ in behind]
+        assert [(each.infer_response.id, each.error_message) for each in found] == [
+            ("3 start", ""),
+            ("3 end", ""),
+            ("3 anew", ""),
         ]
+        alone, anew = Alone(recurrence()), Alone(recurrence())
+        y = [each.infer_response.raw_output_contents[0] for each in found]
+        assert y == [alone.step(X[0]), alone.step(X[1]), anew.step(X[0])]
 
     async def test_steps_without_a_sequence_write_nothing(self, serve):
         """No row and no write, for one step or many, failed ones, and ones in flight at the end."""

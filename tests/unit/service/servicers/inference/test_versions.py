@@ -181,7 +181,7 @@ class TestMigrate:
         server.retire()
         assert not len(old.sessions)
         for then in reversed(writes):
-            then(None)
+            then({})
         for index in range(2):
             response = (await next_response(stream)).infer_response
             assert response.parameters["step_index"].int64_param == index
