@@ -103,7 +103,10 @@ class Gateway:
         self._record(first, last, np.frombuffer(reply.y_raw, "<f4").reshape(len(x), -1))
 
     async def _ask(self, call, **request):
-        await call.write(pb.StreamRequest(**request))
+        try:
+            await call.write(pb.StreamRequest(**request))
+        except asyncio.InvalidStateError:  # the call ended between two messages
+            raise errors.ConnectionLost("the stream ended") from None
         reply = await call.read()
         if not isinstance(reply, pb.StreamResponse):
             raise errors.ConnectionLost("the stream ended")
