@@ -115,6 +115,12 @@ class Config:
     max_resident_sessions: int = _flag(
         100_000, "most sessions in memory, per model; with a store, more sessions may be open"
     )
+    time_order: str = _flag(
+        "rising",
+        "for models that use time: rising refuses a step that is not later than its session's last one; any"
+        " takes it",
+        ("rising", "any"),
+    )
     session_ttl_seconds: float = _flag(3600.0, "idle seconds after which a session expires; 0: never")
     replies_kept: int = _flag(8, "replies remembered per session, for repeated steps")
     max_queue_steps: int = _flag(

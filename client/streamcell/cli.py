@@ -17,6 +17,7 @@ from streamcell.client import Client
 from streamcell.errors import StreamcellError
 from streamcell.lines import read_lines
 from streamcell.predict import Pipe, find_model
+from streamcell.session import Session
 from streamcell.table import CsvError
 from streamcell.values import Model, Tls, Variable
 
@@ -58,13 +59,24 @@ async def predict(options: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         descriptor = _open_input(options.csv, stack)
         out = _open_output(options.out, stack)
-        file_name = "standard input" if options.csv == "-" else options.csv
         async with Client(options.target, tls=_tls(options)) as client:
             keep = options.session is not None  # somebody who names a session means to go on with it
             opening = client.session(model=options.model, session_id=options.session, keep=keep)
             async with opening as session:
-                pipe = Pipe(session, await find_model(client, session), file_name=file_name, out=out)
+                pipe = await _pipe(client, session, options, out)
                 await pipe.run(read_lines(descriptor), options.horizon)
+        if pipe.num_skipped:
+            _note(f"{pipe.num_skipped} rows left out: session {options.session} has them already")
+
+
+async def _pipe(client: Client, session: Session, options: argparse.Namespace, out: TextIO) -> Pipe:
+    """Returns a pipe that goes on where the session stands."""
+    model = await find_model(client, session)
+    known_until_ns = None
+    if model.uses_time and session.next_step_index:
+        known_until_ns = (await session.refresh()).last_time_ns
+    file_name = "standard input" if options.csv == "-" else options.csv
+    return Pipe(session, model, file_name=file_name, out=out, known_until_ns=known_until_ns)
 
 
 async def models(options: argparse.Namespace) -> None:
@@ -164,5 +176,9 @@ def _fail(options: argparse.Namespace, error: Exception) -> int:
 
 
 def _complain(what: str) -> int:
-    sys.stderr.write(f"streamcell: {' '.join(what.split())}\n")
+    _note(what)
     return 1
+
+
+def _note(what: str) -> None:
+    sys.stderr.write(f"streamcell: {' '.join(what.split())}\n")

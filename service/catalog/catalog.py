@@ -168,9 +168,10 @@ class Catalog:
         Raises:
             StreamcellError: MODEL_CHANGED.
         """
+        if model in ("", engine.name):  # nearly always
+            return
         runs_on = str(engine.model)
-        is_named = model in ("", engine.name, runs_on)
-        if not is_named and not self.versions.has_taken_over(engine, model):
+        if model != runs_on and not self.versions.has_taken_over(engine, model):
             raise errors.refusal(Reason.MODEL_CHANGED, session_id=session_id, asked=model, model=runs_on)
 
     async def _fetch(self, key: str, session_id: str, take_over: TakeOver) -> bool:

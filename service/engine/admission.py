@@ -5,10 +5,12 @@ moves nothing. Refused are another input under an applied index, and an index pa
 states, batches or tensors.
 """
 
+import itertools
+
 import numpy as np
 
 from service import errors
-from service.arrays import Float32s, Int64s, Prints
+from service.arrays import Flags, Float32s, Int64s, Prints
 from service.engine.progress import MAX_TIME_NS, TIME_ABSENT
 from service.engine.scheduler import Piece
 from service.engine.session_table import SessionTable
@@ -18,14 +20,19 @@ from service.runtime.manifest import Manifest
 
 
 class Admission:
-    """Checks work against the sessions of one model, in the iteration that is to run the work."""
+    """Checks work against the sessions of one model, in the iteration that is to run the work.
 
-    def __init__(self, sessions: SessionTable, manifest: Manifest) -> None:
+    Args:
+        times_must_rise: whether a step must be later than its session's last one, if the model uses time.
+    """
+
+    def __init__(self, sessions: SessionTable, manifest: Manifest, *, times_must_rise: bool = True) -> None:
         self._sessions = sessions
         self._progress = sessions.progress
         self._durability = sessions.durability
         self._generation, self._next_step = sessions.generation, sessions.progress.next_step
         self.uses_time = manifest.uses_time
+        self._times_must_rise = times_must_rise and manifest.uses_time
         self._interval_ns = manifest.step_interval_ns
 
     def admit_step(self, step: Step) -> bool:
@@ -47,8 +54,12 @@ class Admission:
             return False
         step.step_index = expected
         if self.uses_time:
-            is_given = step.time != TIME_ABSENT
-            step.run_time = step.time if is_given else self._time_after(slot, 1, "time_ns")
+            if step.time == TIME_ABSENT:
+                step.run_time = self._time_after(slot, 1, "time_ns")
+                return True
+            if self._times_must_rise and expected:
+                _check_rising("time_ns", step.time, self._progress.last_time.item(slot))
+            step.run_time = step.time
         return True
 
     def admit_group(self, piece: Piece) -> None:
@@ -70,6 +81,8 @@ class Admission:
         if self.uses_time and block.times is None:
             last = self._progress.last_time[slots] + block.totals[entries] * float(self._interval_ns)
             unusual |= (expected == 0) | (last > MAX_TIME_NS)
+        elif self._times_must_rise and block.times is not None:
+            unusual |= self._may_fall(block, block.times, entries, expected)
         for at in np.flatnonzero(unusual).tolist():
             entry = int(entries[at])
             try:
@@ -78,6 +91,8 @@ class Admission:
                 if self._durability.trouble and needs_store[at]:
                     raise errors.refusal(Reason.STORE_UNAVAILABLE, problem=self._durability.trouble)
                 self._answer_applied_rows(block, entry, int(asked[at]), int(expected[at]))
+                if self._times_must_rise and block.times is not None:
+                    self._check_times(block, block.times, entry, is_first=not expected[at])
             except StreamcellError as error:
                 block.fail(entry, error)
 
@@ -106,6 +121,29 @@ class Admission:
         ahead = np.arange(1, rows.shape[1] + 1) * self._interval_ns  # (T,)
         times: Int64s = self._progress.last_time[block.slots[entries]][:, None] + ahead
         return times
+
+    def _may_fall(self, block: Block, times: Int64s, entries: Int64s, expected: Int64s) -> Flags:
+        """Returns which entries [B] have a time that is not later than the one before; `expected` is [B]."""
+        starts, last_time = block.starts[entries], self._progress.last_time[block.slots[entries]]
+        falls: Flags = (expected > 0) & (times[starts] <= last_time)
+        if block.is_long:
+            # How many of a block's times up to each row are not later than the row's before.
+            num_falls = np.concatenate([[0], np.cumsum(np.diff(times) <= 0)])
+            falls |= num_falls[starts] < num_falls[starts + block.totals[entries] - 1]
+        return falls
+
+    def _check_times(self, block: Block, times: Int64s, entry: int, *, is_first: bool) -> None:
+        """Checks that the times of an entry's remaining rows rise, from the session's last time on.
+
+        Raises:
+            StreamcellError: INVALID_ARGUMENT, with both times.
+        """
+        start = int(block.starts[entry])
+        to_run = times[start : start + int(block.totals[entry])].tolist()
+        if not is_first:
+            to_run.insert(0, int(self._progress.last_time[block.slots[entry]]))
+        for before, after in itertools.pairwise(to_run):
+            _check_rising("time_raw", after, before)
 
     def _time_after(self, slot: int, num_steps: int, field: str) -> int:
         """Returns the time of a session after `num_steps` more steps that give no time."""
@@ -164,6 +202,15 @@ class Admission:
     def _prints(self, block: Block, start: int, count: int) -> Prints:
         rows = np.arange(start, start + count)
         return self._progress.fingerprints(block.x[rows], self.given_times(block, rows))
+
+
+def _check_rising(field: str, time_ns: int, last_ns: int) -> None:
+    if time_ns <= last_ns:
+        raise errors.invalid_argument(
+            field,
+            f"{time_ns} is not later than {last_ns}, the time of the session's step before: was the step"
+            " sent twice? The server's flag --time-order any allows it",
+        )
 
 
 def first_time_missing(field: str) -> StreamcellError:

@@ -74,7 +74,9 @@ class Engine:
             max_batch_steps=settings.max_batch_steps,
             max_piece_steps=settings.max_piece_steps,
         )
-        self._admission = Admission(self.sessions, self.manifest)
+        self._admission = Admission(
+            self.sessions, self.manifest, times_must_rise=settings.time_order == "rising"
+        )
         self._pacer = Pacer(
             loop,
             max_hold_seconds=settings.max_hold_seconds,

@@ -196,7 +196,7 @@ async def _check_soundness(served):
     x = np.float32([[0.5, 0.25]])
     for kind in ("int64_param", "uint64_param", "string_param"):
         for value in VALUES[kind] + [value for of, value in VALID["sequence_id"] if of == kind]:
-            for request in (infer(x, sequence_end=True), infer(x, "timed", [[T0]], sequence_end=True)):
+            for request in (infer(x, sequence_end=True), infer(x, "timed", [[2 * T0]], sequence_end=True)):
                 setattr(request.parameters["sequence_id"], kind, value)
                 with contextlib.suppress(RefusedError):  # it is not live
                     await served.ask(INFER, request)

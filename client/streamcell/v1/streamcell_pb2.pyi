@@ -595,8 +595,9 @@ class StepRequest(_message.Message):
     """
     time_ns: _builtins.int
     """Time of the step, Unix ns, for models that use time; others ignore it. The first step of a
-    session on such a model must give it. Default (absent): the last step's time plus the model's
-    interval.
+    session on such a model must give it. A time that is not later than that of the session's last
+    step is INVALID_ARGUMENT, unless the server is told to take it (--time-order any). Default
+    (absent): the last step's time plus the model's interval.
     """
     model: _builtins.str
     """For a step that opens its session (step_index 0): the model, as in OpenSession. For a session

@@ -73,8 +73,14 @@ class FakeSession:
     def h(self):
         return self.applied[-1][2][0] if self.applied else 0.0
 
+    @property
+    def last_time_ns(self):
+        times = [time_ns for _, time_ns, _ in self.applied if time_ns is not None]
+        return times[-1] if times else 0
+
     def message(self):
         return pb.Session(
+            last_time_ns=self.last_time_ns,
             session_id=self.session_id, model_name=self.model, model_version="1", epoch=self.epoch,
             next_step_index=len(self.applied), num_durable_steps=self.num_durable_steps, durable=self.durable,
         )  # fmt: skip

@@ -125,6 +125,23 @@ class TestPredict:
         assert [row["step_index"] for row in second.table] == ["3"]
         assert len(server.sessions["mine"].applied) == 4
 
+    async def test_rows_that_the_session_has_are_left_out(self, command, series, server):
+        """A command that is run again with a longer file applies the new rows alone, and says so."""
+        assert (await command("predict", "--session", "mine", "--csv", series(SERIES))).err == ""
+        longer = SERIES + "2026-01-01 00:03:00,8\n"
+        again = await command("predict", "--session", "mine", "--csv", series(longer))
+        assert [(row["time"], row["step_index"]) for row in again.table] == [("2026-01-01 00:03:00", "3")]
+        assert again.err == "streamcell: 3 rows left out: session mine has them already\n"
+        assert [x for x, _, _ in server.sessions["mine"].applied] == [[1], [2], [4], [8]]
+
+    async def test_a_file_that_the_session_has_whole_gives_its_forecast(self, command, series, server):
+        """Nothing is applied, and the output is a header and the forecast, from the file's last time."""
+        await command("predict", "--session", "mine", "--csv", series(SERIES))
+        again = await command("predict", "--session", "mine", "--csv", series(SERIES), "--horizon", "1")
+        assert again.status == 0
+        assert [(row["time"], row["step_index"]) for row in again.table] == [("2026-01-01 00:03:00", "3")]
+        assert len(server.sessions["mine"].applied) == 3
+
     async def test_output_goes_to_a_file(self, command, series, tmp_path):
         """--out gets everything that standard output would get."""
         outcome = await command("predict", "--csv", series(SERIES), "--out", str(tmp_path / "out.csv"))

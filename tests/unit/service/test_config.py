@@ -24,6 +24,7 @@ FIELDS = [
     ("threads", "--threads", "3", 3),
     ("cpu_scheduling", "--cpu-scheduling", "normal", "normal"),
     ("max_resident_sessions", "--max-resident-sessions", "7", 7),
+    ("time_order", "--time-order", "any", "any"),
     ("session_ttl_seconds", "--session-ttl-seconds", "0", 0.0),
     ("replies_kept", "--replies-kept", "2", 2),
     ("max_queue_steps", "--max-queue-steps", "5", 5),

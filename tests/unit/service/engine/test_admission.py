@@ -21,12 +21,12 @@ SLOT = 2
 class AdmissionRig:
     """One session, and work on it that is admitted; an applied step predicts its input, negated."""
 
-    def __init__(self, uses_time=False):
+    def __init__(self, uses_time=False, **changes):
         about = parse(json.dumps(manifest_of(uses_time=uses_time)))
         self.model = fakes.recurrence(uses_time)
         self.sessions = fakes.session_table(4, 2, 2, 3)
         self.sessions.open("k", SLOT, 0)
-        self.admission = Admission(self.sessions, about)
+        self.admission = Admission(self.sessions, about, **changes)
 
     def step(self, x, index=INDEX_NEXT, time=TIME_ABSENT, generation=0):
         """Returns a step that was admitted and applied, or is a repeat; raises if the step is refused."""
@@ -157,8 +157,26 @@ class TestTimesOfSteps:
 
     def test_a_time_given_is_taken(self, timed):
         """A given time counts, also one that does not follow by the interval."""
-        assert timed.step([2, 2], time=7).run_time == 7
-        assert timed.sessions.progress.last_time[SLOT] == 7
+        later = 51 * INTERVAL_NS + 7
+        assert timed.step([2, 2], time=later).run_time == later
+        assert timed.sessions.progress.last_time[SLOT] == later
+
+    @pytest.mark.parametrize("time", [51 * INTERVAL_NS, 51 * INTERVAL_NS - 1, -1])
+    def test_a_time_that_is_not_later_is_refused(self, timed, time):
+        """A step that was sent twice would be applied twice; both times are named."""
+        error = timed.refused([2, 2], time=time)
+        assert (error.reason, error.metadata["field"]) == (Reason.INVALID_ARGUMENT, "time_ns")
+        assert f"{time} is not later than {51 * INTERVAL_NS}" in error.message
+        assert timed.next_step == 2
+        assert timed.sessions.progress.last_time[SLOT] == 51 * INTERVAL_NS
+        assert timed.step([2, 2], time=51 * INTERVAL_NS + 1).step_index == 2
+
+    def test_times_may_fall_where_that_is_allowed(self):
+        """With times_must_rise off, any time is taken."""
+        free = AdmissionRig(uses_time=True, times_must_rise=False)
+        for time in (5, 5, -9):
+            assert free.step([0, 0], time=time).run_time == time
+        assert free.group([[1, 1], [2, 2]], times=np.array([-10, -10])).errors == {}
 
     def test_the_first_step_must_give_its_time(self):
         """A first step without a time is refused, with the field's name; the session stays at its start."""
@@ -243,6 +261,41 @@ class TestBlocks:
         """An entry of an earlier generation is refused."""
         plain.sessions.close(SLOT)
         assert plain.group([[5, 5]]).errors[0].reason is Reason.SESSION_NOT_FOUND
+
+    @pytest.mark.parametrize(
+        ("times", "before", "after"),
+        [([51, 52, 53], 51, 51), ([52, 54, 53], 54, 53), ([52, 53, 53], 53, 53), ([50, 52, 53], 51, 50)],
+    )
+    def test_times_of_a_block_must_rise(self, timed, times, before, after):
+        """From the session's last time on; the entry fails as a whole, with the two times at fault."""
+        block = timed.group([[2, 2]] * 3, times=np.array(times) * INTERVAL_NS)
+        assert block.errors[0].metadata["field"] == "time_raw"
+        assert f"{after * INTERVAL_NS} is not later than {before * INTERVAL_NS}" in block.errors[0].message
+        assert left(block)[1] == 0
+
+    def test_times_of_repeated_rows_are_not_compared_with_the_last(self, timed):
+        """A block known in part gets the earlier replies; only the rows that are left must be later."""
+        times = np.array([50, 51, 52]) * INTERVAL_NS
+        free = AdmissionRig(uses_time=True)
+        for number, time in enumerate(times[:2].tolist()):
+            free.step([number, number], time=time)
+        block = free.group([[0, 0], [1, 1], [2, 2]], 0, times=times)
+        assert (block.errors, left(block)) == ({}, (2, 1))
+        times[2] = times[1]
+        assert free.group([[0, 0], [1, 1], [2, 2]], 0, times=times).errors[0].metadata["field"] == "time_raw"
+
+    def test_times_of_different_entries_are_not_compared(self):
+        """Each session has its own time; the first times of a session may be any."""
+        rig = AdmissionRig(uses_time=True)
+        rig.sessions.open("other", 1, 0)
+        times = np.array([7, 8, 3, 4])
+        block = block_of(rig.model, [SLOT, 1], [[[9, 9]] * 2, [[1, 1]] * 2], times=times)
+        rig.admission.admit_group(Piece(block, np.array([0, 1]), 0, 2, begins_group=True))
+        assert block.errors == {}
+        times = np.array([7, 8, 4, 3])
+        block = block_of(rig.model, [SLOT, 1], [[[9, 9]] * 2, [[1, 1]] * 2], times=times)
+        rig.admission.admit_group(Piece(block, np.array([0, 1]), 0, 2, begins_group=True))
+        assert list(block.errors) == [1]
 
     def test_a_refused_entry_leaves_the_others_alone(self, plain):
         """Each entry of a block is checked by itself."""
