@@ -184,9 +184,8 @@ class Sequences:
         """
         parameters, engine = request.parameters, request.parameters.engine
         slot = engine.sessions.find(request.key)  # nearly always there; "" names none
-        if slot is not None and request.read_rows is None and not self._must_look(engine, slot):
-            session = SessionRef.at(engine, slot)
-        else:
+        session = None if slot is None else SessionRef.at(engine, slot)
+        if session is None or request.read_rows is not None or self._must_look(session):
             try:
                 engine.check_room(request.rows.num_steps)  # before a session is opened for the request
                 session = self._find_or_open(request)
@@ -198,11 +197,11 @@ class Sequences:
                 raise in_protocol_terms(error, parameters) from None
         self._submit_to_engine(request, session)
 
-    def _must_look(self, engine: Engine, slot: int) -> bool:
-        """Returns whether the catalog must say if the session in a slot takes work now."""
-        if engine.succession.is_retiring or self._catalog.is_draining:
+    def _must_look(self, session: SessionRef) -> bool:
+        """Returns whether the catalog must say if a session takes work now."""
+        if session.engine.succession.is_retiring or self._catalog.is_draining:
             return True
-        return self._catalog.persistence.must_confirm(SessionRef.at(engine, slot))
+        return self._catalog.persistence.must_confirm(session)
 
     def _submit_to_engine(self, request: InferenceRequest, session: SessionRef) -> None:
         parameters = request.parameters
