@@ -74,8 +74,10 @@ _SAVE = f"""
     FROM given WHERE {_MAY_WRITE}"""  # noqa: S608 (every part is a constant of this module)
 _DELETE = "DELETE FROM sessions WHERE key IN (VALUES {rows})"
 _REMEMBER = """
+    WITH given (key) AS (VALUES {rows})
     INSERT OR REPLACE INTO ended
-    SELECT key, epoch, ? FROM sessions WHERE epoch > 1 AND key IN (VALUES {rows})"""
+    SELECT sessions.key, epoch, ? FROM given CROSS JOIN sessions ON sessions.key = given.key
+    WHERE epoch > 1"""
 _ENDED = "SELECT key, epoch FROM ended WHERE key IN (VALUES {rows})"
 _FORGET = "DELETE FROM ended WHERE key IN (VALUES {rows})"
 _FORGET_OLD = "DELETE FROM ended WHERE ended_at < ?"
@@ -159,8 +161,7 @@ def _delete(database: Database, writes: list[Write], owner: str, now: float) -> 
 def _remove(database: Database, keys: list[str], now: float) -> None:
     """Deletes rows, and remembers those that had several owners."""
     rows = [(key,) for key in keys]
-    if rows:
-        database.execute(_REMEMBER.format(rows=", ".join(["(?)"] * len(rows))), [now, *keys])
+    _run(database, _REMEMBER, rows, now)
     _run(database, _DELETE, rows)
 
 
