@@ -93,14 +93,8 @@ class SessionTable:
         """Takes over why another version's sessions ended, except for keys that are live here."""
         self.endings.remember_all(source.endings, live=self._slots)
 
-    def is_stored_whole(self, slot: int) -> bool:
-        """Returns whether the store has a session in its present state: no write is due or under way."""
-        if self.durability.is_changed.item(slot):
-            return False
-        return self.durability.num_durable.item(slot) == self.progress.next_step.item(slot)
-
     def are_stored_whole(self, slots: Int64s) -> Flags:
-        """Returns for sessions [N] what `is_stored_whole` does for one."""
+        """Returns of which sessions [N] the store has the present state: no write is due or under way."""
         is_changed, num_durable = self.durability.is_changed[slots], self.durability.num_durable[slots]
         are_whole: Flags = ~is_changed & (num_durable == self.progress.next_step[slots])
         return are_whole

@@ -104,10 +104,11 @@ class Changes:
         """Releases a row as it was, with the next write, for whoever claims it."""
         self._departing.append(Write(WriteKind.RELEASE, key, epoch, record, used_at))
 
-    def wait(self, session: SessionRef, on_stored: OnStored) -> None:
-        """Calls a function once a session is written as it is now; the next write includes the session."""
-        waiting = self._waiting.setdefault(session.engine, {})
-        waiting.setdefault((session.slot, session.generation), []).append(on_stored)
+    def wait(self, session: SessionRef, *callers: OnStored) -> None:
+        """Calls functions once a session is written as it is now; the next write includes the session."""
+        if callers:
+            waiting = self._waiting.setdefault(session.engine, {})
+            waiting.setdefault((session.slot, session.generation), []).extend(callers)
 
     @property
     def num_changed(self) -> int:
@@ -124,8 +125,7 @@ class Changes:
         for place in gone:
             callers, session = waiting.pop(place), SessionRef(engine, *place).current
             if session.is_live:
-                for on_stored in callers:
-                    self.wait(session, on_stored)
+                self.wait(session, *callers)
             else:
                 _call(callers, _ended(session))
         if not waiting:
@@ -163,8 +163,7 @@ class Changes:
                     room -= len(slots)
         except BaseException:
             for session, callers in self._undo(checkpoint).items():
-                for on_stored in callers:
-                    self.wait(session, on_stored)
+                self.wait(session, *callers)
             raise
         return checkpoint if checkpoint.writes else None
 
@@ -224,12 +223,11 @@ class Changes:
     def retry(self, refused: Refused) -> None:
         """Marks a session for another write, for which its callers wait on."""
         session = refused.session.current
-        if not session.is_live:
+        if session.is_live:
+            session.engine.sessions.durability.mark_changed(np.array([session.slot], np.int64))
+            self.wait(session, *refused.waiting)
+        else:
             _call(refused.waiting, _ended(session))
-            return
-        session.engine.sessions.durability.mark_changed(np.array([session.slot], np.int64))
-        for on_stored in refused.waiting:
-            self.wait(session, on_stored)
 
     def put_back(self, refused: Refused, error: StreamcellError) -> None:
         """Marks a session for another write; callers who wait get the error."""

@@ -7,6 +7,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
+import numpy as np
+
 from service import errors
 from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
@@ -64,7 +66,8 @@ class Eviction:
         idle = engine.at_rest(max(share, self._newcomers[engine]))
         if not idle:
             raise errors.refusal(Reason.SESSIONS_FULL, max_resident_sessions=engine.residents.max_sessions)
-        stored = [slot for slot in idle if engine.sessions.is_stored_whole(slot)]
+        slots = np.array(idle, np.int64)
+        stored: list[int] = slots[engine.sessions.are_stored_whole(slots)].tolist()
         for slot in stored:
             engine.residents.evict(slot)
         if stored:
