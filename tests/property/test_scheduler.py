@@ -2,15 +2,15 @@
 
 from collections import deque
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from service.engine.scheduler import Batch, Scheduler
-from service.engine.work import INDEX_NEXT, Block, Control, Phase, Step
+from service.engine.work import Block, Control, Phase
 from service.errors import Reason, StreamcellError
+from tests.fakes.work import block_with, step_of
 
 CAPACITY, QUEUE, BATCH, PIECE = 6, 30, 4, 3
 SLOTS = st.integers(0, CAPACITY - 1)
@@ -40,29 +40,6 @@ def long_steps(batch):
     pieces = [piece for piece in batch.pieces if piece.block.is_long]
     rows = sum(len(piece.entries) for piece in pieces)
     return rows * max((piece.length for piece in pieces), default=0)
-
-
-def step_of(slot):
-    """Returns a step of a session."""
-    return Step(slot, 0, b"", time=0, index=INDEX_NEXT, arrived_ns=0, on_done=print)
-
-
-def block_of(counts):
-    """Returns a block with counts[slot] steps for each slot."""
-    slots, steps = np.array(list(counts)), np.array(list(counts.values()))
-    x = np.zeros((int(steps.sum()), 1), np.float32)
-    return Block(
-        slots,
-        slots * 0,
-        counts=steps,
-        x=x,
-        times=None,
-        indexes=slots * 0 - 1,
-        num_outputs=1,
-        wants_replies=True,
-        arrived_ns=0,
-        on_done=print,
-    )
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -106,7 +83,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(counts=st.dictionaries(SLOTS, st.integers(1, 9), min_size=1))
     def submit_block(self, counts):
         """Submits a block over some sessions."""
-        work = block_of(counts)
+        work = block_with(counts)
         self.rows[work] = [[] for _ in counts]
         self.submit(work, counts)
 
@@ -218,7 +195,7 @@ def test_a_single_step_is_in_the_very_next_batch(lengths, max_batch, max_piece, 
     )
     free, waited = iter(range(3, num_long + 3)), {}  # batches since each long input last ran, until it ends
     for entries in lengths:
-        block = block_of({next(free): length for length in entries})
+        block = block_with({next(free): length for length in entries})
         scheduler.submit(block)
         waited[block] = 0
     for number in range(num_long * 60 + len(arrivals)):
@@ -258,7 +235,7 @@ def test_steps_ended_together_are_steps_ended_one_by_one(works, gone):
         order, named = [], {}
         for number, (slot, kind) in enumerate(works):
             if kind == "block":
-                work = block_of({slot: 1, (slot + 1) % 4: 2})
+                work = block_with({slot: 1, (slot + 1) % 4: 2})
             elif kind == "control":
                 work = Control(slot, 0, print, arrived_ns=0, on_done=print)
             else:

@@ -1,44 +1,16 @@
 """The scheduler: lanes keep each session's order, batches are bounded, long inputs leave room for others."""
 
-import numpy as np
 import pytest
 
 from service.engine.scheduler import Lanes, Scheduler
-from service.engine.work import INDEX_NEXT, Block, Control, Phase, Step
+from service.engine.work import Control, Phase
 from service.errors import Reason, StreamcellError
-
-
-def nothing(*_):
-    """Ignores its arguments."""
-
-
-def step(slot):
-    """Returns a step of a session."""
-    return Step(slot, 0, b"", time=0, index=INDEX_NEXT, arrived_ns=0, on_done=nothing)
+from tests.fakes.work import block_with, nothing, step_of
 
 
 def control(slot):
     """Returns a control of a session."""
     return Control(slot, 0, nothing, arrived_ns=0, on_done=nothing)
-
-
-def block(counts):
-    """Returns a block with counts[slot] steps for each slot."""
-    slots = np.array(list(counts), np.int64)
-    steps = np.array(list(counts.values()), np.int64)
-    x = np.zeros((int(steps.sum()), 1), np.float32)
-    return Block(
-        slots,
-        slots * 0,
-        counts=steps,
-        x=x,
-        times=None,
-        indexes=slots * 0 - 1,
-        num_outputs=1,
-        wants_replies=True,
-        arrived_ns=0,
-        on_done=nothing,
-    )
 
 
 def scheduler(queue=1000, batch=8, piece=4):
@@ -86,7 +58,7 @@ class TestLanes:
 
     def test_the_first_in_a_lane_may_run_and_the_next_waits(self):
         """The work of a lane runs one at a time, in order."""
-        lanes, first, second, third = Lanes(4), step(1), control(1), step(1)
+        lanes, first, second, third = Lanes(4), step_of(1), control(1), step_of(1)
         assert [lanes.enter(work) for work in (first, second, third)] == [True, False, False]
         assert lanes.leave(first) == [second]
         assert lanes.leave(second) == [third]
@@ -97,18 +69,18 @@ class TestLanes:
     def test_lanes_of_other_sessions_are_free(self):
         """Work on one session delays no other session."""
         lanes = Lanes(4)
-        assert lanes.enter(step(0))
-        assert lanes.enter(step(1))
+        assert lanes.enter(step_of(0))
+        assert lanes.enter(step_of(1))
         assert [lanes.is_taken(slot) for slot in range(4)] == [True, True, False, False]
 
     def test_a_block_waits_in_all_its_lanes_and_blocks_all_of_them(self):
         """A block runs once it is first in every lane, and later work of any of these lanes waits for it."""
-        lanes, one, three = Lanes(4), step(1), step(3)
+        lanes, one, three = Lanes(4), step_of(1), step_of(3)
         assert lanes.enter(one)
         assert lanes.enter(three)
-        both = block({0: 1, 1: 1, 3: 1})
+        both = block_with({0: 1, 1: 1, 3: 1})
         assert not lanes.enter(both)
-        later = [step(0), step(1)]
+        later = [step_of(0), step_of(1)]
         assert [lanes.enter(work) for work in later] == [False, False]
         assert lanes.leave(three) == []
         assert lanes.leave(one) == [both]
@@ -118,22 +90,22 @@ class TestLanes:
 
     def test_a_block_alone_leaves_its_lanes_free(self):
         """After a block its lanes are free if no work waits in them."""
-        lanes, alone = Lanes(4), block({0: 1, 2: 1})
+        lanes, alone = Lanes(4), block_with({0: 1, 2: 1})
         assert lanes.enter(alone)
         assert lanes.leave(alone) == []
         assert not any(lanes.is_taken(slot) for slot in range(4))
 
     def test_two_blocks_in_opposite_order_do_not_wait_for_each_other(self):
         """A block enters its lanes at once, so blocks over the same sessions cannot deadlock."""
-        lanes, first, second = Lanes(4), block({0: 1, 1: 1}), block({1: 1, 0: 1})
+        lanes, first, second = Lanes(4), block_with({0: 1, 1: 1}), block_with({1: 1, 0: 1})
         assert lanes.enter(first)
         assert not lanes.enter(second)
         assert lanes.leave(first) == [second]
 
     def test_steps_leave_their_lanes_together(self):
         """Lanes without waiting work are free; the others pass on to their next work, in order."""
-        lanes, steps = Lanes(5), [step(slot) for slot in (3, 0, 1)]
-        both, behind, last = block({0: 1, 1: 1}), step(3), step(1)
+        lanes, steps = Lanes(5), [step_of(slot) for slot in (3, 0, 1)]
+        both, behind, last = block_with({0: 1, 1: 1}), step_of(3), step_of(1)
         assert [lanes.enter(work) for work in [*steps, behind, both, last]] == [True] * 3 + [False] * 3
         assert lanes.leave_all(steps) == [behind, both]
         assert [lanes.is_taken(slot) for slot in range(5)] == [True, True, False, True, False]
@@ -147,7 +119,7 @@ class TestBatches:
 
     def test_whatever_is_ready_is_the_batch(self):
         """The steps of many sessions run together, without a wait for more."""
-        policy, works = scheduler(), [step(slot) for slot in range(3)]
+        policy, works = scheduler(), [step_of(slot) for slot in range(3)]
         submit(policy, *works)
         batch = policy.schedule()
         assert batch.steps == works
@@ -156,7 +128,7 @@ class TestBatches:
 
     def test_two_steps_of_one_session_never_share_a_batch(self):
         """The second step of a session is in a batch after the first one has finished."""
-        policy, first, second, other = scheduler(), step(1), step(1), step(2)
+        policy, first, second, other = scheduler(), step_of(1), step_of(1), step_of(2)
         submit(policy, first, second, other)
         batch = policy.schedule()
         assert batch.steps == [first, other]
@@ -166,7 +138,7 @@ class TestBatches:
 
     def test_a_step_behind_a_block_of_its_session_waits_for_all_of_the_block(self):
         """A step after a long input of the same session runs after the last piece of the input."""
-        policy, long, after, other = scheduler(piece=2), block({1: 5}), step(1), step(2)
+        policy, long, after, other = scheduler(piece=2), block_with({1: 5}), step_of(1), step_of(2)
         submit(policy, long, after, other)
         order = []
         while policy.has_ready:
@@ -180,10 +152,10 @@ class TestBatches:
 
     def test_single_steps_get_in_between_the_pieces_of_a_long_input(self):
         """A step that arrives while a long input runs is in the very next batch."""
-        policy, long = scheduler(piece=4), block({0: 40})
+        policy, long = scheduler(piece=4), block_with({0: 40})
         policy.submit(long)
         for round_number in range(10):
-            late = step(1)
+            late = step_of(1)
             policy.submit(late)
             batch = policy.schedule()
             assert batch.steps == [late]
@@ -193,7 +165,7 @@ class TestBatches:
 
     def test_steps_beyond_the_largest_batch_go_into_the_next(self):
         """A batch has at most max_batch_steps single steps, first come, first served."""
-        policy, works = scheduler(batch=8), [step(slot) for slot in range(20)]
+        policy, works = scheduler(batch=8), [step_of(slot) for slot in range(20)]
         submit(policy, *works)
         sizes = []
         served = []
@@ -207,7 +179,7 @@ class TestBatches:
     def test_steps_and_frames_share_a_batch_by_halves(self):
         """Steps and frames get half of the room each, and the room that the others leave."""
         policy = scheduler(batch=8)
-        steps, frame = [step(slot) for slot in range(20)], block(dict.fromkeys(range(20, 30), 1))
+        steps, frame = [step_of(slot) for slot in range(20)], block_with(dict.fromkeys(range(20, 30), 1))
         submit(policy, *steps, frame)
         sizes = []
         while policy.has_ready:
@@ -218,8 +190,8 @@ class TestBatches:
 
     def test_a_long_input_takes_no_room_from_steps_and_frames(self):
         """A long input has a cell call of its own, so both calls may be full in one iteration."""
-        policy, long = scheduler(batch=8, piece=4), block({30: 40, 31: 40})
-        steps, frame = [step(slot) for slot in range(4)], block(dict.fromkeys(range(20, 24), 1))
+        policy, long = scheduler(batch=8, piece=4), block_with({30: 40, 31: 40})
+        steps, frame = [step_of(slot) for slot in range(4)], block_with(dict.fromkeys(range(20, 24), 1))
         submit(policy, long, *steps, frame)
         batch = policy.schedule()
         assert batch.steps == steps
@@ -230,8 +202,12 @@ class TestBatches:
     def test_a_block_without_room_delays_no_other_block(self):
         """A block that does not fit waits at the front, while later blocks that fit run."""
         policy = scheduler(batch=4, piece=4)
-        first, second = block(dict.fromkeys(range(4), 1)), block(dict.fromkeys(range(4, 8), 1))
-        wide, long, longer = block(dict.fromkeys(range(8, 12), 3)), block({12: 8}), block({13: 5})
+        first, second = block_with(dict.fromkeys(range(4), 1)), block_with(dict.fromkeys(range(4, 8), 1))
+        wide, long, longer = (
+            block_with(dict.fromkeys(range(8, 12), 3)),
+            block_with({12: 8}),
+            block_with({13: 5}),
+        )
         submit(policy, first, second, wide, long)
         batch = policy.schedule()
         assert [piece.block for piece in batch.pieces] == [first, wide]
@@ -244,7 +220,7 @@ class TestBatches:
 
     def test_controls_keep_their_place_in_the_lane(self):
         """A control between two steps of a session is in a batch between theirs."""
-        policy, works = scheduler(), [step(0), control(0), step(0)]
+        policy, works = scheduler(), [step_of(0), control(0), step_of(0)]
         submit(policy, *works)
         order = []
         while policy.has_ready:
@@ -259,13 +235,13 @@ class TestPieces:
 
     def test_a_long_input_is_cut_into_bounded_pieces(self):
         """Eleven steps run in pieces of at most four, end to end."""
-        policy, long = scheduler(piece=4), block({0: 11})
+        policy, long = scheduler(piece=4), block_with({0: 11})
         policy.submit(long)
         assert rounds(policy, long) == [([0], 0, 4, True), ([0], 4, 4, False), ([0], 8, 3, False)]
 
     def test_entries_of_different_lengths_drop_out_as_they_end(self):
         """A block goes on with the entries that have rows left."""
-        policy, long = scheduler(batch=100, piece=4), block({0: 1, 1: 6, 2: 4, 3: 9})
+        policy, long = scheduler(batch=100, piece=4), block_with({0: 1, 1: 6, 2: 4, 3: 9})
         policy.submit(long)
         assert rounds(policy, long) == [
             ([0, 1, 2, 3], 0, 4, True), ([1, 3], 4, 4, False), ([3], 8, 1, False),
@@ -273,7 +249,7 @@ class TestPieces:
 
     def test_many_entries_run_in_groups_that_fit_a_batch(self):
         """A block of more sessions than fit a batch runs in groups, each to its last row."""
-        policy, wide = scheduler(batch=8, piece=4), block(dict.fromkeys(range(20), 2))
+        policy, wide = scheduler(batch=8, piece=4), block_with(dict.fromkeys(range(20), 2))
         policy.submit(wide)
         found = rounds(policy, wide)
         summary = [(entries[0], entries[-1], *rest) for entries, *rest in found]
@@ -285,7 +261,7 @@ class TestPieces:
 
     def test_a_piece_of_many_sessions_is_shorter(self):
         """A piece has at most max_batch_steps sessions times time steps."""
-        policy, wide = scheduler(batch=8, piece=4), block({0: 9, 1: 9, 2: 9})
+        policy, wide = scheduler(batch=8, piece=4), block_with({0: 9, 1: 9, 2: 9})
         policy.submit(wide)
         found = rounds(policy, wide)
         assert [length for _, _, length, _ in found] == [2, 2, 2, 2, 1]
@@ -293,7 +269,7 @@ class TestPieces:
 
     def test_blocks_take_turns(self):
         """Long inputs that do not fit into one batch advance in turns."""
-        policy, first, second = scheduler(batch=4, piece=4), block({0: 8}), block({1: 8})
+        policy, first, second = scheduler(batch=4, piece=4), block_with({0: 8}), block_with({1: 8})
         submit(policy, first, second)
         turns = []
         while policy.has_ready:
@@ -308,18 +284,18 @@ class TestWithdrawing:
 
     def test_withdrawn_steps_are_not_scheduled(self):
         """A withdrawn step never runs, and the work behind it is ready at once."""
-        policy, gone, behind, other = scheduler(), step(0), step(0), step(1)
+        policy, gone, behind, other = scheduler(), step_of(0), step_of(0), step_of(1)
         submit(policy, gone, behind, other)
         assert policy.withdraw(gone)
         assert policy.schedule().steps == [other, behind]
         assert policy.num_queued_steps == 2
 
     @pytest.mark.parametrize(
-        "gone", [step(0), control(0), block({0: 3, 1: 2})], ids=["step", "control", "block"]
+        "gone", [step_of(0), control(0), block_with({0: 3, 1: 2})], ids=["step", "control", "block"]
     )
     def test_withdrawn_work_that_waits_in_a_lane_is_passed_over(self, gone):
         """Work withdrawn in the middle of a lane never runs and no longer counts."""
-        policy, before, behind = scheduler(), step(0), step(0)
+        policy, before, behind = scheduler(), step_of(0), step_of(0)
         submit(policy, before, gone, behind)
         assert policy.withdraw(gone)
         ran = []
@@ -334,7 +310,7 @@ class TestWithdrawing:
 
     def test_a_step_in_its_batch_cannot_be_withdrawn(self):
         """A scheduled step cannot be withdrawn; no work can be withdrawn twice."""
-        policy, running, waiting = scheduler(), step(0), step(0)
+        policy, running, waiting = scheduler(), step_of(0), step_of(0)
         submit(policy, running, waiting)
         policy.schedule()
         assert not policy.withdraw(running)
@@ -344,13 +320,13 @@ class TestWithdrawing:
 
     def test_the_rest_of_a_started_block_can_be_withdrawn(self):
         """The rows of a withdrawn long input that are not scheduled yet never run."""
-        policy, long, behind = scheduler(piece=4), block({0: 40}), step(0)
+        policy, long, behind = scheduler(piece=4), block_with({0: 40}), step_of(0)
         submit(policy, long, behind)
         batch = policy.schedule()
         assert policy.withdraw(long)
         finish(policy, batch)
         assert policy.schedule().steps == [behind]
-        again = block({1: 40})
+        again = block_with({1: 40})
         policy.submit(again)
         finish(policy, policy.schedule())
         assert policy.withdraw(again)
@@ -365,9 +341,9 @@ class TestBounds:
     def test_a_full_queue_refuses_at_once(self):
         """Work beyond the bound is refused as a whole, with a delay for the retry."""
         policy = scheduler(queue=10)
-        policy.submit(block({0: 9}))
-        policy.submit(step(1))
-        for work in (step(2), block({2: 1}), control(2)):
+        policy.submit(block_with({0: 9}))
+        policy.submit(step_of(1))
+        for work in (step_of(2), block_with({2: 1}), control(2)):
             with pytest.raises(StreamcellError) as caught:
                 policy.submit(work)
             assert caught.value.reason is Reason.OVERLOADED
@@ -378,25 +354,25 @@ class TestBounds:
     def test_a_queue_has_room_again_as_work_ends(self):
         """Steps count until they are done, not merely until they are scheduled."""
         policy = scheduler(queue=2)
-        submit(policy, step(0), step(1))
+        submit(policy, step_of(0), step_of(1))
         batch = policy.schedule()
         with pytest.raises(StreamcellError):
-            policy.submit(step(2))
+            policy.submit(step_of(2))
         finish(policy, batch)
-        policy.submit(step(2))
+        policy.submit(step_of(2))
         assert policy.num_queued_steps == 1
 
     def test_an_empty_queue_takes_any_message(self):
         """A message larger than the queue is served when no other work is queued."""
         policy = scheduler(queue=5)
-        policy.submit(block({0: 50}))
+        policy.submit(block_with({0: 50}))
         assert policy.num_queued_steps == 50
         with pytest.raises(StreamcellError):
-            policy.submit(step(1))
+            policy.submit(step_of(1))
 
     def test_a_session_is_busy_while_its_work_is_queued_or_running(self):
         """A session is busy until its work is finished."""
-        policy, only = scheduler(), step(3)
+        policy, only = scheduler(), step_of(3)
         assert not policy.is_busy(3)
         policy.submit(only)
         assert policy.is_busy(3)
