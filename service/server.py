@@ -48,8 +48,11 @@ class Front(Protocol):
     async def start(self) -> Address:
         """Begins to serve and returns the address."""
 
-    async def stop(self, grace_seconds: float) -> None:
-        """Gives calls under way `grace_seconds`, then cancels them; the router refuses new ones meanwhile."""
+    async def stop(self, grace_seconds: float) -> bool:
+        """Gives active calls `grace_seconds`, then cancels them; returns whether all ended by themselves.
+
+        The router refuses new calls meanwhile.
+        """
 
 
 class FrontFactory(Protocol):
@@ -183,9 +186,7 @@ class Server:
         started, seconds = time.monotonic(), self._settings.drain_timeout_seconds
         # Calls that do not end must leave time to write their sessions.
         grace = seconds if self._write_behind is None else seconds * (1 - _WRITE_SHARE)
-        # stop returns when all calls have ended by themselves, or cancels them when the time is over.
-        await self.front.stop(grace)
-        is_clean = time.monotonic() - started < grace
+        is_clean = await self.front.stop(grace)
         if self._write_behind is not None:
             is_clean &= await self._write_behind.stop(started + seconds - time.monotonic())
         await self._close()

@@ -67,8 +67,10 @@ class GrpcioFront:
         await self._server.start()
         return Address(wanted.host, port)
 
-    async def stop(self, grace_seconds: float) -> None:
-        """Waits `grace_seconds` for active calls, then cancels them; the router refuses new calls.
+    async def stop(self, grace_seconds: float) -> bool:
+        """Waits `grace_seconds` for active calls, then cancels them; returns whether all ended by themselves.
+
+        The router refuses new calls meanwhile.
 
         Once gRPC's server stops, it cancels every call that reaches it and every call that it has not passed
         on yet, without a reason. So it stops last: when the active calls have ended, the calls that came
@@ -76,13 +78,15 @@ class GrpcioFront:
         the calls on their way at that moment; no method has seen them.
         """
         now = asyncio.get_running_loop().time
-        deadline = now() + grace_seconds
+        deadline, all_ended = now() + grace_seconds, False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 await self._calls.wait_until_none()
+            all_ended = True
             async with asyncio.timeout(min(_MAX_QUIET_SECONDS, (deadline - now()) / 2)):
                 await self._calls.wait_until_quiet()
         await self._server.stop(max(0.0, deadline - now()))
+        return all_ended
 
 
 class _WakeUpSocket(socket.socket):

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = pathlib.Path(__file__).parents[2]
 BOUND_SECONDS = 120.0  # for what never takes long, on a busy machine either: a hang fails here
@@ -72,6 +74,13 @@ class ServerProcess:
         self._reader.join(BOUND_SECONDS)
         self.process.stderr.close()
         self.process.stdout.close()
+
+
+def samples(metrics, name):
+    """Returns a metric's samples on the page at an address, as pairs of labels and value."""
+    with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=BOUND_SECONDS) as response:
+        families = text_string_to_metric_families(response.read().decode())
+    return [(each.labels, each.value) for family in families for each in family.samples if each.name == name]
 
 
 def children(pid):

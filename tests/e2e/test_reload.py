@@ -5,19 +5,17 @@ import dataclasses
 import shutil
 import signal
 import threading
-import urllib.request
 
 import grpc
 import numpy as np
 import pytest
 import torch
-from prometheus_client.parser import text_string_to_metric_families
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as stubs
 
 from service.runtime import artifact
 from tests import fakes
-from tests.e2e.conftest import BOUND_SECONDS
+from tests.e2e.conftest import BOUND_SECONDS, samples
 from tests.fakes import bits
 
 X = np.random.default_rng(7).standard_normal((64, 2)).astype(np.float32)
@@ -171,11 +169,8 @@ def statuses(stub):
 
 def sample(server, name, **labels):
     """Returns a value of a metric; None if there is no such sample."""
-    url = f"http://{server.serving['metrics']}/metrics"
-    with urllib.request.urlopen(url, timeout=BOUND_SECONDS) as response:
-        families = text_string_to_metric_families(response.read().decode())
-    found = [s for family in families for s in family.samples if s.name == name]
-    found = [s.value for s in found if labels.items() <= s.labels.items()]
+    found = samples(server.serving["metrics"], name)
+    found = [value for given, value in found if labels.items() <= given.items()]
     return found[0] if found else None
 
 

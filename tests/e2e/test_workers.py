@@ -4,15 +4,13 @@ import contextlib
 import os
 import signal
 import socket
-import urllib.request
 
 import grpc
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as stubs
 
-from tests.e2e.conftest import BOUND_SECONDS, children, until_gone
+from tests.e2e.conftest import BOUND_SECONDS, children, samples, until_gone
 
 NUM_CLIENTS = 24  # enough that the system gives each of two workers some
 
@@ -24,13 +22,6 @@ def clients(address, count=NUM_CLIENTS):
         options = [("grpc.use_local_subchannel_pool", 1)]
         channels = [stack.enter_context(grpc.insecure_channel(address, options)) for _ in range(count)]
         yield [stubs.StreamcellServiceStub(channel) for channel in channels]
-
-
-def samples(metrics, name):
-    """Returns a metric's samples, as pairs of labels and value."""
-    with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=BOUND_SECONDS) as response:
-        families = text_string_to_metric_families(response.read().decode())
-    return [(s.labels, s.value) for family in families for s in family.samples if s.name == name]
 
 
 def step(stub, number):

@@ -197,8 +197,7 @@ class _EchoServer:
 
     async def drain(self) -> bool:
         self._router.drain()
-        await self.front.stop(self._grace_seconds)
-        return True
+        return await self.front.stop(self._grace_seconds)
 
     async def abandon(self) -> None:
         await self.front.stop(0)

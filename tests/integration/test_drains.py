@@ -166,8 +166,14 @@ class TestEndOfADrain:
                 assert await outcome(channel) == ("OK", "")
             assert await asyncio.wait_for(rig.server.drain(), BOUND_SECONDS)
 
+    async def test_a_drain_without_time_is_clean_if_no_call_is_active(self, front):
+        """A timeout of 0 means not to wait; where there is nothing to wait for, nothing was cut short."""
+        async with serving(front, drain_timeout_seconds=0.0) as rig:
+            assert await outcome(rig.channels[0]) == ("OK", "")
+            assert await asyncio.wait_for(rig.server.drain(), BOUND_SECONDS)
+
     async def test_a_call_that_never_ends_is_aborted_at_the_timeout(self, front):
-        """The timeout holds although other clients call without a pause."""
+        """The timeout holds although other clients call without a pause, and the drain was not clean."""
         async with serving(front, drain_timeout_seconds=0.5) as rig:
             waiting = await rig.call_without_end()
             drained = asyncio.create_task(rig.server.drain())
@@ -177,6 +183,6 @@ class TestEndOfADrain:
                     await outcome(channel)
 
             callers = [asyncio.create_task(call_on(channel)) for channel in rig.channels]
-            await asyncio.wait_for(drained, BOUND_SECONDS)
+            assert not await asyncio.wait_for(drained, BOUND_SECONDS)
             await asyncio.gather(*callers)
             assert await waiting.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)

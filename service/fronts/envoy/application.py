@@ -64,18 +64,24 @@ class EnvoyFront:
         self._checking.start()
         return self._listen
 
-    async def stop(self, grace_seconds: float) -> None:
-        """Waits `grace_seconds` for active calls, then aborts them; the router refuses new calls."""
+    async def stop(self, grace_seconds: float) -> bool:
+        """Waits `grace_seconds` for active calls, then aborts them; returns whether all ended by themselves.
+
+        The router refuses new calls meanwhile.
+        """
+        all_ended = True
         try:
             async with asyncio.timeout(grace_seconds):
                 while self._calls:
                     self._none_active.clear()
                     await self._none_active.wait()
         except TimeoutError:
+            all_ended = False
             status = Status(Code.CANCELLED, "the server is stopping: connect again, to another one", b"")
             for call in list(self._calls):
                 call.abort(status)
         await self._checking.stop()
+        return all_ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one HTTP request."""
