@@ -12,32 +12,39 @@ MISSING = "redis-server is not installed"
 BOUND_SECONDS = 30.0  # to start and to answer: never takes long, on a busy machine either
 # Below the ports that the system gives to connections: a connection could take the port of a stopped server.
 PORTS = range(20_000, 32_000)
+NUM_PORTS = 5  # to try
 
 
 class RedisServer:
     """`redis-server` in a folder. A test can kill the server and start it again on the same port."""
 
     def __init__(self, folder, *flags):
+        where = ("--bind", "127.0.0.1", "--dir", str(folder))
+        self._flags = (*where, "--save", "", "--appendonly", "no", *flags)
+        for _ in range(NUM_PORTS - 1):
+            self.port = free_port()
+            with contextlib.suppress(AssertionError):  # a cluster also needs the port above by 10,000
+                self.start()
+                return
         self.port = free_port()
-        self._arguments = [
-            *(PROGRAM, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)),
-            *("--save", "", "--appendonly", "no", *flags),
-        ]
         self.start()
 
     def start(self):
         """Starts the server, and returns when its log says that the server takes connections."""
-        self.process = subprocess.Popen(self._arguments, stdout=subprocess.PIPE, text=True)
+        arguments = [PROGRAM, "--port", str(self.port), *self._flags]
+        self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
         watch = threading.Timer(BOUND_SECONDS, self.process.kill)
         watch.start()
-        lines = []
+        lines, is_ready = [], False
         for line in self.process.stdout:
             lines.append(line)
             if "eady to accept connections" in line:
+                is_ready = True
                 break
         watch.cancel()
         watch.join()
-        if self.process.poll() is not None:
+        if not is_ready:
+            self.kill()
             raise AssertionError("redis-server ended: " + "".join(lines))
 
     def kill(self):
