@@ -47,6 +47,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/,*?#@]+")
 _LEAST = {
     "session_ttl_seconds": 0,
     "drain_timeout_seconds": 0,
+    "drain_delay_seconds": 0,
     "max_metadata_bytes": 1024,
     "max_hold_seconds": 0,
     "models_poll_seconds": 0,
@@ -145,6 +146,11 @@ class Config:
         "most unanswered messages of one stream; then the server stops reading the stream until it answers",
     )
     drain_timeout_seconds: float = _flag(20.0, "most seconds to finish accepted steps after SIGTERM")
+    drain_delay_seconds: float = _flag(
+        0.0,
+        "seconds after SIGTERM for which the server reports NOT_SERVING and still serves; more than the time"
+        " between two looks of whoever polls its health",
+    )
     reflection: bool = _flag(True, "whether to offer server reflection, for tools such as grpcurl")
     channelz: bool = _flag(
         False, "whether to offer channelz, the state of connections and calls; only on the grpcio front"

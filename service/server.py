@@ -12,6 +12,7 @@ import grpc
 import torch
 from prometheus_client import generate_latest
 
+from service import errors
 from service.background import BackgroundTask
 from service.catalog.catalog import Catalog
 from service.catalog.folder import Folder
@@ -19,13 +20,13 @@ from service.catalog.loader import Loader
 from service.catalog.versions import Versions
 from service.catalog.watcher import ModelWatcher
 from service.config import Address, Config
-from service.errors import ConfigError, StreamcellError
+from service.errors import ConfigError, Reason, StreamcellError
 from service.fronts.grpcio import GrpcioFront
 from service.persistence.base import Persistence
 from service.persistence.memory_only import MemoryOnly
 from service.persistence.stored_sessions import StoredSessions
 from service.persistence.write_behind import WriteBehind
-from service.processes import tuning
+from service.processes import ending, tuning
 from service.rpc.methods import Streaming, Unary
 from service.rpc.router import Router
 from service.servicers.inference import servicer as inference
@@ -177,9 +178,14 @@ class Server:
         gc.collect()
         gc.freeze()
 
+    def become_lame_duck(self) -> None:
+        """Reports NOT_SERVING from now on, and serves on."""
+        self.catalog.why_not_ready = errors.refusal(Reason.DRAINING).message
+        self._health.set_all(is_serving=False)
+
     async def drain(self) -> bool:
         """Refuses new work, finishes what is in flight and ends; returns whether all finished in time."""
-        self._health.set_all(is_serving=False)
+        self.become_lame_duck()
         self.catalog.is_draining = True
         self._router.drain()
         await self._models.stop()
@@ -237,7 +243,8 @@ def _persistence(write_behind: WriteBehind | None, versions: Versions) -> Persis
 async def run(settings: Config) -> int:
     """Serves until a signal, and returns the exit status: 0 after a clean drain, 1 otherwise.
 
-    The first SIGTERM or SIGINT drains, a second one ends at once. SIGHUP looks for new versions of models.
+    The first SIGTERM or SIGINT drains, after --drain-delay-seconds; a second one ends at once. SIGHUP looks
+    for new versions of models.
 
     Raises:
         ConfigError: the server cannot start; the message says why.
@@ -255,17 +262,11 @@ async def run(settings: Config) -> int:
     log.info("serving", listen=str(server.listen), metrics=str(server.metrics_listen), front="grpcio")
     # Stage 2: serve until the first signal.
     first = await signals.get()
-    log.info("draining", signal=first.name, timeout_seconds=settings.drain_timeout_seconds)
     # Stage 3: drain until all is finished, or until a second signal.
-    draining = asyncio.create_task(server.drain())
-    forced = asyncio.create_task(signals.get())
-    await asyncio.wait((draining, forced), return_when=asyncio.FIRST_COMPLETED)
-    if not draining.done():
-        draining.cancel()
+    is_clean = await ending.end(server, settings, first, signals.get())
+    if is_clean is None:
         await server.abandon()
         log.warning("stopped", clean=False, why="a second signal")
         return 1
-    forced.cancel()
-    is_clean = draining.result()
     log.info("stopped", clean=is_clean)
     return 0 if is_clean else 1

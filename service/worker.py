@@ -40,6 +40,9 @@ class _Server(Protocol):
     def page(self) -> str:
         """Returns the page for Prometheus."""
 
+    def become_lame_duck(self) -> None:
+        """Reports NOT_SERVING from now on, and serves on."""
+
     async def drain(self) -> bool:
         """Finishes active calls; returns whether all of them finished in time."""
 
@@ -78,6 +81,8 @@ class SupervisedServer:
                 self._channel.send(event="page", page=self.server.page())
             elif message["order"] == "reload":
                 self.server.reload()
+            elif message["order"] == "lame_duck":
+                self.server.become_lame_duck()
             elif self._draining is None:
                 self._draining = asyncio.create_task(self._drain())
 

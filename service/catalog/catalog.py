@@ -56,6 +56,8 @@ class Catalog:
         self.versions = versions
         self.persistence = MemoryOnly() if persistence is None else persistence
         self.is_draining = False
+        self.why_not_ready = ""
+        """Why the server wants no new clients although it serves; empty if it wants them."""
 
     # -- Sessions in memory ------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from prometheus_client.registry import CollectorRegistry
 from service.background import BackgroundTask
 from service.config import Address, Config
 from service.errors import ConfigError
-from service.processes import worker_process
+from service.processes import ending, worker_process
 from service.processes.replacement import Replacement
 from service.processes.worker_pages import WorkerPages
 from service.processes.worker_process import APPLICATION, WorkerProcess
@@ -44,6 +44,7 @@ class Supervisor:
         self._page: MetricsPage | None = None
         self._replacing: list[BackgroundTask] = []
         self._watching: asyncio.Task[None] | None = None
+        self._is_lame_duck = False
         self._registry = CollectorRegistry()
         loop = asyncio.get_running_loop()
         self.is_single = settings.workers == 1
@@ -94,6 +95,8 @@ class Supervisor:
         folder = pathlib.Path(self._folder.name)
         worker = await worker_process.start(self._settings, folder, self._application)
         self._workers[number] = worker
+        if self._is_lame_duck:
+            worker.become_lame_duck()
         try:
             self.listen = await worker.ready()
         except ConfigError:
@@ -123,6 +126,12 @@ class Supervisor:
         for worker in self._workers.values():
             worker.reload()
 
+    def become_lame_duck(self) -> None:
+        """Orders all workers, and those that replace them, to report NOT_SERVING and to serve on."""
+        self._is_lame_duck = True
+        for worker in self._workers.values():
+            worker.become_lame_duck()
+
     async def drain(self) -> bool:
         """Orders all workers to finish their active calls; returns whether all of them finished."""
         await self._stop_watching()
@@ -149,7 +158,8 @@ class Supervisor:
 async def run(settings: Config) -> int:
     """Serves until a signal, and returns the exit status: 0 after a clean drain, otherwise 1.
 
-    The first SIGTERM or SIGINT drains, a second signal ends at once. SIGHUP looks for new versions of models.
+    The first SIGTERM or SIGINT drains, after --drain-delay-seconds; a second signal ends at once. SIGHUP
+    looks for new versions of models.
     If the only worker ends by itself, the supervisor ends too.
 
     Raises:
@@ -190,15 +200,11 @@ async def _serve(
     if not first_signal.done():
         log.warning("stopped", clean=False, why=supervisor.ended.result())
         return 1
-    name = first_signal.result().name
-    log.info("draining", signal=name, timeout_seconds=settings.drain_timeout_seconds)
     # Stage 3: drain, unless a second signal comes.
-    drained, again = asyncio.create_task(supervisor.drain()), asyncio.create_task(signals.get())
-    await asyncio.wait((drained, again), return_when=asyncio.FIRST_COMPLETED)
-    if not drained.done():
+    is_clean = await ending.end(supervisor, settings, first_signal.result(), signals.get())
+    if is_clean is None:
         log.warning("stopped", clean=False, why="a second signal")
         return 1
-    is_clean = drained.result()
     await supervisor.stop()
     log.info("stopped", clean=is_clean)
     return 0 if is_clean else 1

@@ -80,6 +80,10 @@ class WorkerProcess:
         """Orders the worker to look for new versions of the models now."""
         self._channel.send(order="reload")
 
+    def become_lame_duck(self) -> None:
+        """Orders the worker to report NOT_SERVING from now on, and to serve on."""
+        self._channel.send(order="lame_duck")
+
     async def drain(self) -> bool:
         """Orders the worker to finish its active calls; returns whether all of them finished."""
         reply = await self._request("drain")

@@ -7,6 +7,7 @@ import socket
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as stubs
 
@@ -96,6 +97,43 @@ def test_workers_drain_together_and_leave_no_process_behind(start_server):
     assert server.wait() == 0
     for process in processes:
         until_gone(process)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_in_the_delay_of_a_drain_all_workers_are_not_serving_and_serve(start_server, workers):
+    """Old connections and new ones; a worker that dies meanwhile is replaced by one that is not serving.
+
+    A second signal does not wait for the delay.
+    """
+    server = start_server("--workers", workers, "--drain-delay-seconds", "3600")
+    listen = server.event("serving")["listen"]
+    server.signal()
+    assert server.event("lame_duck")["delay_seconds"] == 3600
+    with clients(listen) as each:
+        for number, stub in enumerate(each):
+            until_not_serving(listen)
+            assert step(stub, number).y
+        if workers == "2":
+            os.kill(children(server.process.pid)[0], signal.SIGKILL)
+            server.event("worker_restarted")
+            for _ in each:
+                assert health(listen) == health_pb2.HealthCheckResponse.NOT_SERVING
+        server.signal()
+        assert server.wait() == 1
+    assert not any("draining" in line for line in server.lines)
+
+
+def health(listen):
+    """Returns the health that a new connection is told."""
+    with grpc.insecure_channel(listen, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        return stub.Check(health_pb2.HealthCheckRequest(), timeout=BOUND_SECONDS).status
+
+
+def until_not_serving(listen):
+    """Asks until a worker is not serving: an order takes a moment to reach each."""
+    while health(listen) != health_pb2.HealthCheckResponse.NOT_SERVING:
+        pass
 
 
 def test_the_workers_of_a_killed_supervisor_end(start_server):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import pathlib
+import signal
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as stubs
 
 from service.config import Address, Config
+from service.processes import ending
 from service.processes.supervisor import Supervisor
 from service.runtime import artifact
 from service.runtime.artifact import Artifact
@@ -30,11 +32,17 @@ ARTIFACTS = ROOT / "model" / "artifacts"
 BOUND_SECONDS = 60.0  # for waits that are short unless the server hangs
 
 
+Sleep = Callable[[float], Awaitable[None]]
+
+
 class RunningServer(Protocol):
     """A server that runs."""
 
     listen: Address
     metrics_listen: str
+
+    async def end(self, settings: Config, sleep: "Sleep") -> bool | None:
+        """Ends the server as a signal does; `sleep` is the delay. Returns whether every call finished."""
 
     async def drain(self) -> bool:
         """Drains the server, which then ends; returns whether every call finished."""
@@ -51,6 +59,12 @@ class GrpcioServer:
         self._server: Server | None = Server(settings)
         await self._server.start()
         self.listen, self.metrics_listen = self._server.listen, str(self._server.metrics_listen)
+
+    async def end(self, settings: Config, sleep: Sleep) -> bool | None:
+        """Ends the server as a signal does."""
+        assert self._server is not None
+        server, self._server = self._server, None
+        return await ending.end(server, settings, signal.SIGTERM, asyncio.Future(), sleep=sleep)
 
     async def drain(self) -> bool:
         """Drains the server."""
@@ -72,6 +86,10 @@ class EnvoyServer:
         self._supervisor = Supervisor(settings)
         await self._supervisor.start()
         self.listen, self.metrics_listen = self._supervisor.listen, str(self._supervisor.metrics_listen)
+
+    async def end(self, settings: Config, sleep: Sleep) -> bool | None:
+        """Ends the server as a signal does."""
+        return await ending.end(self._supervisor, settings, signal.SIGTERM, asyncio.Future(), sleep=sleep)
 
     async def drain(self) -> bool:
         """Drains the server."""

@@ -9,11 +9,13 @@ from grpc import aio
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from streamcell.inference import open_inference_pb2 as inference
+from streamcell.inference import open_inference_pb2_grpc as inference_stubs
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as stubs
 
 from service.errors import ConfigError
-from tests.integration.conftest import BOUND_SECONDS, refusal, refusal_of
+from tests.integration.conftest import BOUND_SECONDS, refusal, refusal_of, settings
 
 SERVICE = "streamcell.v1.StreamcellService"
 INFERENCE = "inference.GRPCInferenceService"
@@ -158,6 +160,44 @@ class TestDrain:
         assert rest == list(range(1, 1 + len(rest)))
         found = refusal_of(caught.value)
         assert (found.code, found.reason) == ("UNAVAILABLE", "DRAINING")
+
+    async def test_who_polls_in_the_delay_of_a_drain_meets_no_refusal(self, start):
+        """The server reports NOT_SERVING and serves on; all have left before it refuses."""
+        peer = await start()
+        is_lame, have_left = asyncio.Event(), asyncio.Event()
+        have_begun, num_steps = asyncio.Event(), 0
+
+        async def delay(seconds):
+            assert seconds == 7.0
+            is_lame.set()
+            await have_left.wait()
+
+        async def poll_and_step(session_id):
+            """Steps for as long as health says SERVING; once more as a lame duck, in a session of its own."""
+            nonlocal num_steps
+            health = health_pb2_grpc.HealthStub(peer.channel)
+            status = health_pb2.HealthCheckResponse.SERVING
+            while status == health_pb2.HealthCheckResponse.SERVING:
+                await peer.stub.Step(pb.StepRequest(session_id=session_id, x=[0.5]))
+                num_steps += 1
+                if num_steps >= 50:
+                    have_begun.set()
+                status = (await health.Check(health_pb2.HealthCheckRequest())).status
+            assert is_lame.is_set()
+            ready = await inference_stubs.GRPCInferenceServiceStub(peer.channel).ServerReady(
+                inference.ServerReadyRequest()
+            )
+            assert not ready.ready
+            await peer.stub.Step(pb.StepRequest(session_id=session_id, x=[0.5]))
+            await peer.open(f"{session_id}-anew")
+
+        pollers = [asyncio.create_task(poll_and_step(await peer.open())) for _ in range(5)]
+        async with asyncio.timeout(BOUND_SECONDS):
+            await have_begun.wait()
+            ending = asyncio.create_task(peer.server.end(settings(drain_delay_seconds=7.0), delay))
+            await asyncio.gather(*pollers)
+            have_left.set()
+            assert await ending
 
     @pytest.mark.parametrize("front", ["envoy"], indirect=True)
     async def test_an_idle_envoy_has_nothing_to_send(self, peer):

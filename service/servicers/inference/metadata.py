@@ -59,7 +59,7 @@ class MetadataServicer:
 
     async def server_ready(self, request: pb.ServerReadyRequest, call: Call) -> pb.ServerReadyResponse:
         """Answers ServerReady."""
-        return pb.ServerReadyResponse(ready=not self._catalog.is_draining)
+        return pb.ServerReadyResponse(ready=not self._why_not_ready())
 
     async def model_ready(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
         """Answers ModelReady."""
@@ -69,7 +69,13 @@ class MetadataServicer:
             pass
         except StreamcellError:
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=not self._catalog.is_draining)
+        return pb.ModelReadyResponse(ready=not self._why_not_ready())
+
+    def _why_not_ready(self) -> str:
+        """Returns why the server is not ready; empty if it is."""
+        if self._catalog.is_draining:
+            return errors.refusal(Reason.DRAINING).message
+        return self._catalog.why_not_ready
 
     async def server_metadata(
         self, request: pb.ServerMetadataRequest, call: Call
@@ -137,11 +143,10 @@ class MetadataServicer:
         self, request: pb.RepositoryIndexRequest, call: Call
     ) -> pb.RepositoryIndexResponse:
         """Answers RepositoryIndex."""
-        state, reason = "READY", ""
-        if self._catalog.is_draining:
-            if request.ready:
-                return pb.RepositoryIndexResponse()
-            state, reason = "UNAVAILABLE", errors.refusal(Reason.DRAINING).message
+        reason = self._why_not_ready()
+        if reason and request.ready:
+            return pb.RepositoryIndexResponse()
+        state = "UNAVAILABLE" if reason else "READY"
         models = [
             _Index(name=engine.name, version=engine.version, state=state, reason=reason)
             for engine in self._catalog.versions.engines

@@ -38,6 +38,7 @@ FIELDS = [
     ("max_stream_sessions", "--max-stream-sessions", "18", 18),
     ("max_stream_messages", "--max-stream-messages", "14", 14),
     ("drain_timeout_seconds", "--drain-timeout-seconds", "0.5", 0.5),
+    ("drain_delay_seconds", "--drain-delay-seconds", "2.5", 2.5),
     ("reflection", "--reflection", "false", False),
     ("channelz", "--channelz", "true", True),
     ("cors_origins", "--cors-origins", "https://a.example,http://b:80", "https://a.example,http://b:80"),

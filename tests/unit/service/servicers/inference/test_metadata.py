@@ -39,6 +39,16 @@ class TestHealth:
             assert {each.state for each in index} == {"READY" if is_ready else "UNAVAILABLE"}
             assert len((await ask(served, "RepositoryIndex", ready=True)).models) == (3 if is_ready else 0)
 
+    async def test_a_server_that_wants_no_new_clients_is_not_ready_and_serves(self, served):
+        """Before it is ready and as a lame duck: the index says why, and requests are answered."""
+        served.catalog.why_not_ready = "not yet"
+        assert not (await ask(served, "ServerReady")).ready
+        assert not (await ask(served, "ModelReady", name="flow")).ready
+        index = (await ask(served, "RepositoryIndex")).models
+        assert {(each.state, each.reason) for each in index} == {("UNAVAILABLE", "not yet")}
+        found = await served.ask(f"{SERVICE}/ModelInfer", infer(X[:1], "flow"))
+        assert found.outputs
+
     @pytest.mark.parametrize("fields", [{"name": "none"}, {"name": "flow", "version": "2"}, {}])
     async def test_a_model_that_is_not_served_is_not_ready(self, served, fields):
         """The answer is that it is not ready, not an error."""
