@@ -100,8 +100,8 @@ class Gateway:
             raise errors.from_stream_error(failed.error)
         assert np.array_equal(np.frombuffer(reply.step_index_raw, "<u8"), first), self.name
         # A server may be ahead: it had applied and stored steps that it was killed before answering.
-        applied = np.maximum(last, self._next_steps)
-        assert (np.frombuffer(reply.num_durable_steps_raw, "<u8") <= applied).all(), self.name
+        self._next_steps = np.maximum(self._next_steps, last)
+        assert (np.frombuffer(reply.num_durable_steps_raw, "<u8") <= self._next_steps).all(), self.name
         self._record(first, last, np.frombuffer(reply.y_raw, "<f4").reshape(len(x), -1))
 
     async def _ask(self, call, **request):
@@ -123,7 +123,6 @@ class Gateway:
             y_now, num_known = entry.tolist(), len(known) - a
             assert y_now[:num_known] == known[a:], self.name
             known += y_now[num_known:]
-        self._next_steps = last.copy()
         self.num_answered += 1
         self.load.notify()
 
