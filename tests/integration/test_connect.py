@@ -466,7 +466,7 @@ class TestServer:
         address = await server.start(settings(front="envoy", drain_timeout_seconds=1.0))
         waiting = asyncio.create_task(post(address, "/t/Wait", "d"))
         await until_recorded(address, "waits d")
-        assert await server.drain()
+        assert not await server.drain()
         found = await waiting
         assert found.refusal == (499, "canceled", "")
         assert "stopping" in found.json["message"]
