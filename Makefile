@@ -92,6 +92,19 @@ redis:
 	        && RUNLEVEL=1 apt-get -qq install -y --no-install-recommends redis-server > /dev/null; } \
 	    || echo "There is no redis-server here, and it cannot be installed: the tests that need it are skipped."
 
+# Debian's package, and gcc, which compiles the search.
+.PHONY: spin
+spin:
+	@{ command -v spin && command -v gcc; } > /dev/null \
+	    || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && echo "Installing spin ..." \
+	        && apt-get -qq update \
+	        && apt-get -qq install -y --no-install-recommends spin gcc libc6-dev > /dev/null; } \
+	    || true
+
+.PHONY: model-check
+model-check: $(VENV)/.dev spin ## Searches the model of a session's ownership (docs/adr/0008-ownership.pml) for errors
+	$(BIN)/python -m tests.model_check
+
 .PHONY: lint
 lint: $(VENV)/.dev ## Checks style, types, the Dockerfile and the compose file
 	$(BIN)/ruff check

@@ -65,6 +65,9 @@ class FakeStore:
 
     def _claim(self, claim: Claim) -> Claimed:
         row = self.rows.get(claim.key)
+        last = row.epoch if row else self.ended.get(claim.key, 0)
+        if last > claim.most_epoch:
+            return Claimed(ClaimStatus.NEWER, last)
         if row is None:
             if not claim.may_create:
                 return Claimed(ClaimStatus.MISSING)
@@ -90,7 +93,7 @@ class FakeStore:
         if row is None:
             return WriteOutcome(WriteStatus.GONE, self.ended.get(write.key, 0))
         if (row.epoch, row.owner) != (write.epoch, self.owner):
-            return WriteOutcome(WriteStatus.NOT_OWNED, row.epoch)
+            return WriteOutcome(WriteStatus.NOT_OWNED, row.epoch, is_own=row.owner == self.owner)
         if write.kind is WriteKind.DELETE:
             self._delete(write.key)
         elif write.kind is not WriteKind.VERIFY:

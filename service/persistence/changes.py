@@ -170,6 +170,10 @@ class Changes:
     def complete(self, checkpoint: Checkpoint, outcomes: Sequence[WriteOutcome]) -> list[Refused]:
         """Records what is stored, and answers callers; returns the sessions whose writes were refused."""
         at, refused = checkpoint.num_departing, []
+        for write, outcome in zip(checkpoint.writes[:at], outcomes[:at], strict=True):
+            if write.kind is WriteKind.DELETE and outcome.is_own:
+                # The row was made anew while the session ended here: what is deleted is the new row.
+                self.delete(write.key, outcome.epoch)
         for each in checkpoint.sessions:
             of_engine = slice(at, at + len(each.slots))
             at += len(each.slots)

@@ -2,8 +2,9 @@
 
 The epoch tells which. A row, or a deletion that the store remembers, at a higher epoch than this server's is
 a newer owner's: the session is dropped here. Any other refusal means that the store lost the row or went back
-to an older copy, and the session is written anew, at an epoch above this server's. Does not know when the
-store is written to.
+to an older copy, and the session is written anew, at an epoch above this server's. The same goes for a row
+that is this server's at a higher epoch: the reply to a claim was lost. Does not know when the store is
+written to.
 """
 
 from collections.abc import Callable, Sequence
@@ -79,7 +80,7 @@ class RefusedWrites:
         """Drops or regains sessions whose writes were refused; returns whether the store could be asked."""
         lost = []
         for each in refused:
-            if each.outcome.epoch > each.epoch:
+            if each.outcome.epoch > each.epoch and not each.outcome.is_own:
                 self._changes.lose(each)
             elif each.session.current.is_live:
                 lost.append(each)
@@ -107,7 +108,10 @@ class RefusedWrites:
             self._mark_all_changed()
 
     async def _claim(self, lost: list[Refused]) -> list[Claimed]:
-        """Claims rows that the store lost, or has an older copy of, at epochs above this server's."""
+        """Claims rows that the store lost, or has an older copy of, at epochs above this server's.
+
+        A newer owner may come between the refused write and the claim, which then leaves the row alone.
+        """
         if not lost:
             return []
         claims = []
@@ -121,6 +125,7 @@ class RefusedWrites:
                     may_take_over=not is_gone,
                     record=_record_of(session) if is_gone and session.is_live else None,
                     least_epoch=each.epoch + 1,
+                    most_epoch=max(each.epoch, each.outcome.epoch),
                 )
             )
         return await self._availability.ask(self._store.claim(claims))
@@ -129,7 +134,7 @@ class RefusedWrites:
         """Goes on with a session whose row was claimed, or for which the claim came too late."""
         if claimed.status not in (ClaimStatus.CREATED, ClaimStatus.TAKEN):
             self._changes.retry(refused)  # the row came or went since the write, which the next write sees
-        elif claimed.status is ClaimStatus.TAKEN and self._is_newer(refused, claimed):
+        elif claimed.status is ClaimStatus.TAKEN and self._is_further(refused, claimed):
             self._changes.release(refused.key, claimed.epoch, claimed.record, claimed.used_at)
             self._changes.lose(refused)
         else:
@@ -137,13 +142,11 @@ class RefusedWrites:
             self._metrics.rows_lost.inc()
             self._changes.regain(refused, claimed.epoch)
 
-    def _is_newer(self, refused: Refused, claimed: Claimed) -> bool:
+    def _is_further(self, refused: Refused, claimed: Claimed) -> bool:
         """Returns whether a row that was taken over holds a newer state of the session than memory.
 
         At an equal epoch nothing but the progress tells: two servers may have written the session anew.
         """
-        if claimed.epoch > refused.epoch + 1:  # the row's epoch was higher than this server's
-            return True
         if refused.outcome.epoch < refused.epoch or claimed.record is None:
             return False
         try:

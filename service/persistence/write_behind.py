@@ -19,7 +19,7 @@ from service.persistence import pending_claims
 from service.persistence.availability import FAULT, Availability
 from service.persistence.changes import Changes, Checkpoint
 from service.persistence.expiry import Expiry
-from service.persistence.pending_claims import PendingClaims
+from service.persistence.pending_claims import Pending, PendingClaims
 from service.persistence.refused_writes import RefusedWrites
 from service.persistence.wall_clock import WallClock
 from service.store.base import Claim, Claimed, Store, StoreError, WriteKind
@@ -108,6 +108,8 @@ class WriteBehind:
         try:
             async with asyncio.timeout(max(seconds, _LEAST_STOP_SECONDS)):
                 is_written = await self._write(everything=True, kind=WriteKind.RELEASE)
+                while is_written and self.changes.num_changed:  # rows that were lost, and made anew
+                    is_written = await self._write(everything=True, kind=WriteKind.RELEASE)
                 why = self._availability.trouble
         except TimeoutError:
             pass
@@ -191,23 +193,33 @@ class WriteBehind:
         while self._claims:
             batch = self._claims.take()
             try:
-                await self._write_urgent()
+                if not await self._write_urgent():
+                    self._refuse_claims(batch)
+                    return
                 outcomes = await self._availability.ask(self._store.claim([claim for claim, _ in batch]))
             except StoreError as error:
                 self._availability.record_failure(error)
-                self._claims.put_back(batch)
-                self._claims.refuse_all(self._availability.refusal())
+                self._refuse_claims(batch)
                 return
             except BaseException:
                 self._claims.put_back(batch)
                 raise
             pending_claims.resolve(batch, outcomes)
 
-    async def _write_urgent(self) -> None:
-        """Writes what callers wait for: a row that a session gives up goes before another claim for it."""
+    def _refuse_claims(self, batch: list[Pending]) -> None:
+        """Answers the callers of a batch, and all who came since, that the store is away."""
+        self._claims.put_back(batch)
+        self._claims.refuse_all(self._availability.refusal())
+
+    async def _write_urgent(self) -> bool:
+        """Writes what callers wait for, before any claim; returns whether the store could be asked.
+
+        A claim that overtook a row's deletion would raise the epoch, and bring back what a client has closed.
+        """
         while (urgent := self.changes.take(_MAX_WRITES, everything=False)) is not None:
             if not await self._write_one(urgent):
-                break
+                return False
+        return True
 
     async def _sweep(self) -> None:
         """Looks for a loss of rows, and expires idle rows; not while the store is away."""

@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+MAX_EPOCH = 1 << 53
+"""Above every epoch; numbers up to this one are exact in a Redis script."""
+
 
 class StoreError(Exception):
     """The store cannot be used now: gone, full, read-only, damaged, too slow. The text says what to do.
@@ -29,7 +32,9 @@ class Claim:
 
     `may_create` allows a new row, which then has `record`. `may_find` allows a row that exists, and
     `may_take_over` allows that row to belong to another owner. The row's epoch becomes `least_epoch` at
-    least: an owner whose row was lost, or fell back to an older copy, never falls behind its own epoch.
+    least: an owner whose row was lost, or fell back to an older copy, never falls behind its own epoch. A row
+    above `most_epoch`, or one that was deleted above it, is left alone: since the owner looked, a newer owner
+    has had it.
     """
 
     key: str
@@ -38,6 +43,7 @@ class Claim:
     may_take_over: bool
     record: bytes | None = None
     least_epoch: int = 1
+    most_epoch: int = MAX_EPOCH
 
 
 class ClaimStatus(enum.Enum):
@@ -47,6 +53,7 @@ class ClaimStatus(enum.Enum):
     TAKEN = "taken"  # the row is this owner's now, at a higher epoch
     MISSING = "missing"  # there is no row, and the claim may not create one
     EXISTS = "exists"  # there is a row, and the claim may not find one
+    NEWER = "newer"  # the row is above the claim's most_epoch, or its deletion is
     OWNED_ELSEWHERE = "owned_elsewhere"  # another owner has the row, and the claim may not take it over
 
 
@@ -98,12 +105,15 @@ class WriteStatus(enum.Enum):
 class WriteOutcome:
     """The outcome of a write.
 
-    NOT_OWNED comes with the row's epoch. GONE comes with the epoch that the row was deleted at, 0 if no
-    deletion is remembered: the row was lost, or deleted while nobody but its first owner could have a copy.
+    NOT_OWNED comes with the row's epoch; `is_own` says that the row is this owner's all the same, at another
+    epoch: the reply to a claim was lost, or the row is an older copy. GONE comes with the epoch that the row
+    was deleted at, 0 if no deletion is remembered: the row was lost, or deleted while nobody but its first
+    owner could have a copy.
     """
 
     status: WriteStatus
     epoch: int = 0
+    is_own: bool = False
 
 
 WRITTEN = WriteOutcome(WriteStatus.DONE)
@@ -131,7 +141,8 @@ class Store(Protocol):
         Where there is no row, a claim that may_create makes one, with the claim's record, at an epoch above
         that of a row of the key whose deletion is remembered. Where there is a row, a claim that may not find
         it ends with EXISTS. A row that is released, or this store's own, is TAKEN; another owner's row is
-        TAKEN only by a claim that may_take_over.
+        TAKEN only by a claim that may_take_over. Before all that, a row or a remembered deletion above the
+        claim's most_epoch ends it with NEWER.
 
         A claim whose reply was lost may have been applied. Then the row is this store's own, and a repeated
         claim that may find it takes it.

@@ -136,9 +136,7 @@ class RedisStore:
         async with self._explaining():
             for start in range(0, len(claims), _CHUNK_ROWS):
                 chunk = claims[start : start + _CHUNK_ROWS]
-                fields = [
-                    field for one in chunk for field in (_letters(one), one.least_epoch, one.record or b"")
-                ]
+                fields = [field for one in chunk for field in _claim_fields(one)]
                 replies = await self._claim(_keys(chunk), [self.owner, now, *fields])
                 claimed += [_claimed(*reply) for reply in replies]
         return claimed
@@ -241,20 +239,21 @@ def _keys(rows: Sequence[Claim] | Sequence[Write]) -> list[str]:
     return [*(_ROW + row.key for row in rows), _USED]
 
 
-def _letters(claim: Claim) -> str:
-    may = "c" * claim.may_create + "f" * claim.may_find + "t" * claim.may_take_over
-    return may + "r" * (claim.record is not None)
+def _claim_fields(claim: Claim) -> tuple[str | int | bytes, ...]:
+    letters = "c" * claim.may_create + "f" * claim.may_find + "t" * claim.may_take_over
+    letters += "r" * (claim.record is not None)
+    return letters, claim.least_epoch, claim.most_epoch, claim.record or b""
 
 
 def _claimed(status: bytes, epoch: int, used_at: bytes, record: bytes | None) -> Claimed:
     return Claimed(ClaimStatus(status.decode()), epoch, record, float(used_at))
 
 
-def _written(reply: "int | tuple[bytes, int]") -> WriteOutcome:
+def _written(reply: "int | tuple[bytes, int, int]") -> WriteOutcome:
     if reply == 1:
         return WRITTEN
-    status, epoch = cast("tuple[bytes, int]", reply)
-    return WriteOutcome(WriteStatus(status.decode()), epoch)
+    status, epoch, is_own = cast("tuple[bytes, int, int]", reply)
+    return WriteOutcome(WriteStatus(status.decode()), epoch, is_own == 1)
 
 
 def _fields(write: Write) -> tuple[str | int | bytes, ...]:

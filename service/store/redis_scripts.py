@@ -14,8 +14,8 @@ local function ended(row)
 end
 """
 
-# ARGV: owner, now; then for each row its letters, its least epoch and its record. Letters: "c" may create,
-# "f" may find, "t" may take over, "r" a record is given.
+# ARGV: owner, now; then for each row its letters, its least and its most epoch, and its record. Letters: "c"
+# may create, "f" may find, "t" may take over, "r" a record is given.
 # Returns for each row: status, a value of base.ClaimStatus; epoch; used_at; record.
 CLAIM = (
     _ENDED
@@ -23,10 +23,14 @@ CLAIM = (
 local owner, now, used = ARGV[1], ARGV[2], KEYS[#KEYS]
 local replies = {}
 for i = 1, #KEYS - 1 do
-    local row, may, least, given = KEYS[i], ARGV[3 * i], tonumber(ARGV[3 * i + 1]), ARGV[3 * i + 2]
-    local last_owner, is_released = unpack(redis.call("HMGET", row, "owner", "is_released"))
-    if not last_owner and string.find(may, "c") then
-        local epoch = math.max(least, 1 + (tonumber(redis.call("GET", ended(row))) or 0))
+    local row, may, given = KEYS[i], ARGV[4 * i - 1], ARGV[4 * i + 2]
+    local least, most = tonumber(ARGV[4 * i]), tonumber(ARGV[4 * i + 1])
+    local last_owner, is_released, last = unpack(redis.call("HMGET", row, "owner", "is_released", "epoch"))
+    last = tonumber(last or redis.call("GET", ended(row)) or 0)
+    if last > most then
+        replies[i] = {"newer", last, "0", false}
+    elseif not last_owner and string.find(may, "c") then
+        local epoch = math.max(least, 1 + last)
         redis.call("HSET", row, "epoch", epoch, "owner", owner, "is_released", 0, "used_at", now)
         redis.call("DEL", ended(row))
         if string.find(may, "r") then
@@ -39,12 +43,12 @@ for i = 1, #KEYS - 1 do
     elseif not string.find(may, "f") then
         replies[i] = {"exists", 0, "0", false}
     elseif is_released == "1" or last_owner == owner or string.find(may, "t") then
-        local epoch = math.max(least, 1 + tonumber(redis.call("HGET", row, "epoch")))
+        local epoch = math.max(least, 1 + last)
         redis.call("HSET", row, "epoch", epoch, "owner", owner, "is_released", 0)
         local used_at, record = unpack(redis.call("HMGET", row, "used_at", "record"))
         replies[i] = {"taken", epoch, used_at, record}
     else
-        replies[i] = {"owned_elsewhere", tonumber(redis.call("HGET", row, "epoch")), "0", false}
+        replies[i] = {"owned_elsewhere", last, "0", false}
     end
 end
 return replies
@@ -52,8 +56,8 @@ return replies
 )
 
 # ARGV: owner; then for each row kind (a value of base.WriteKind), epoch, used_at, 1 if a record is given,
-# record. Returns for each row 1 if the write was done, otherwise a value of base.WriteStatus and an epoch. On
-# a released row only a repeated release is done.
+# record. Returns for each row 1 if the write was done, otherwise a value of base.WriteStatus, an epoch, and 1
+# if the row is the owner's at that epoch. On a released row only a repeated release is done.
 WRITE = (
     _ENDED
     + """
@@ -64,9 +68,10 @@ for i = 1, #KEYS - 1 do
     local kind, epoch, used_at, has_record, record = unpack(ARGV, 5 * i - 3, 5 * i + 1)
     local at, last_owner, is_released = unpack(redis.call("HMGET", row, "epoch", "owner", "is_released"))
     if not at then
-        replies[i] = {"gone", tonumber(redis.call("GET", ended(row))) or 0}
+        replies[i] = {"gone", tonumber(redis.call("GET", ended(row))) or 0, 0}
     elseif at ~= epoch or last_owner ~= owner or (is_released == "1" and kind ~= "release") then
-        replies[i] = {"not_owned", tonumber(at)}
+        local is_own = last_owner == owner and is_released == "0"
+        replies[i] = {"not_owned", tonumber(at), is_own and 1 or 0}
     elseif kind == "verify" then
         replies[i] = 1
     elseif kind == "delete" then

@@ -104,8 +104,11 @@ def claim(database: Database, claims: Sequence[Claim], owner: str, now: float) -
 
 
 def _outcome(one: Claim, row: list[Any] | None, ended: int, owner: str, now: float) -> Claimed:
+    last = ended if row is None else row[0]
+    if last > one.most_epoch:
+        return Claimed(ClaimStatus.NEWER, last)
     if row is None and one.may_create:
-        return Claimed(ClaimStatus.CREATED, max(one.least_epoch, ended + 1), one.record, now)
+        return Claimed(ClaimStatus.CREATED, max(one.least_epoch, last + 1), one.record, now)
     if row is None:
         return Claimed(ClaimStatus.MISSING)
     if not one.may_find:
@@ -126,7 +129,7 @@ def write(database: Database, writes: Sequence[Write], owner: str, now: float) -
         done = _save(database, by_kind[WriteKind.SAVE] + by_kind[WriteKind.RELEASE], owner)
         done |= _writable(database, by_kind[WriteKind.VERIFY], owner)
         done |= _delete(database, by_kind[WriteKind.DELETE], owner, now)
-        refused = _refusals(database, [one.key for one in chunk if one.key not in done])
+        refused = _refusals(database, [one.key for one in chunk if one.key not in done], owner)
         written += [refused.get(one.key, WRITTEN) for one in chunk]
     return written
 
@@ -177,17 +180,15 @@ def _writable(database: Database, writes: list[Write], owner: str) -> set[str]:
     return {writes[int(number)].key for number in numbers.split(",")} if numbers else set()
 
 
-def _refusals(database: Database, keys: list[str]) -> dict[str, WriteOutcome]:
+def _refusals(database: Database, keys: list[str], owner: str) -> dict[str, WriteOutcome]:
     """Returns why writes were not done, by key: the row is gone, or not the owner's at that epoch."""
     rows = [(key,) for key in keys]
-    epochs = {key: epoch for key, epoch, *_ in _run(database, _FIND, rows)}
-    ended = dict(_run(database, _ENDED, [row for row in rows if row[0] not in epochs]).fetchall())
-    return {
-        key: WriteOutcome(WriteStatus.NOT_OWNED, epochs[key])
-        if key in epochs
-        else WriteOutcome(WriteStatus.GONE, ended.get(key, 0))
-        for key in keys
+    found = {
+        key: WriteOutcome(WriteStatus.NOT_OWNED, epoch, is_own=last_owner == owner and not is_released)
+        for key, epoch, last_owner, is_released, *_ in _run(database, _FIND, rows)
     }
+    ended = dict(_run(database, _ENDED, [row for row in rows if row[0] not in found]).fetchall())
+    return {key: found.get(key) or WriteOutcome(WriteStatus.GONE, ended.get(key, 0)) for key in keys}
 
 
 def expire(database: Database, before: float, limit: int, now: float) -> list[str]:

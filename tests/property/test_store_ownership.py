@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from service.store.base import (
+    MAX_EPOCH,
     WRITTEN,
     Claim,
     Claimed,
@@ -30,7 +31,16 @@ INSTANTS = st.sampled_from(
     [-1e9, 0.0, 0.1, 1.7e9, 1.7e9 + 1e-6, 1e12]
 )  # jumps, and instants next to each other
 RECORDS = st.none() | st.binary(max_size=3)
-CLAIMS = st.builds(Claim, KEYS, st.booleans(), st.booleans(), st.booleans(), RECORDS, st.integers(1, 3))
+CLAIMS = st.builds(
+    Claim,
+    KEYS,
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    RECORDS,
+    st.integers(1, 3),
+    st.integers(1, 4) | st.just(MAX_EPOCH),
+)
 REMEMBERED_SECONDS = 86_400  # how long the end of a row is
 WRITES = st.tuples(st.sampled_from(WriteKind), KEYS, st.integers(0, 2), RECORDS, INSTANTS)
 
@@ -99,6 +109,9 @@ class Ownership(RuleBasedStateMachine):
     def expected(self, store, one):
         """Returns the outcome that a claim must have, and applies the claim to the model."""
         row = self.rows.get(one.key)
+        last = row.epoch if row else self.ended.get(one.key, (0, 0))[0]
+        if last > one.most_epoch:
+            return Claimed(ClaimStatus.NEWER, last)
         if row is None:
             if not one.may_create:
                 return Claimed(ClaimStatus.MISSING)
@@ -141,7 +154,8 @@ class Ownership(RuleBasedStateMachine):
             return WriteOutcome(WriteStatus.GONE, self.ended.get(one.key, (0, 0))[0])
         is_owned = row.owner is store and row.epoch == one.epoch
         if not is_owned or (row.is_released and one.kind is not WriteKind.RELEASE):
-            return WriteOutcome(WriteStatus.NOT_OWNED, row.epoch)
+            is_own = row.owner is store and not row.is_released
+            return WriteOutcome(WriteStatus.NOT_OWNED, row.epoch, is_own)
         if one.kind is WriteKind.DELETE:
             self.forget(one.key)
         elif one.kind is not WriteKind.VERIFY:

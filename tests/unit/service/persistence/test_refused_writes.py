@@ -8,6 +8,7 @@ from streamcell.v1 import streamcell_pb2 as pb
 
 from service.engine import snapshot
 from service.errors import Reason, StreamcellError
+from service.store.base import StoreError
 from tests import fakes
 from tests.fakes import Alone, bits
 from tests.unit.service.persistence.sessions import X, resume, step, until, until_stored
@@ -206,3 +207,147 @@ class TestStaleCopies:
         assert caught.value.reason is Reason.SESSION_FENCED
         await until(lambda: owner.store.rows["\0s"].owner == "")
         assert stored_steps(owner) == 3
+
+
+def next_call(store, name, behaviour):
+    """Has a store's next call of a method go through a function of the method and what it is called with."""
+    method = getattr(store, name)
+
+    async def replaced(asked):
+        setattr(store, name, method)
+        return await behaviour(method, asked)
+
+    setattr(store, name, replaced)
+
+
+async def reply_lost(method, asked):
+    """Does a call, whose reply does not arrive."""
+    await method(asked)
+    raise StoreError("the connection broke")
+
+
+async def not_done(method, asked):
+    """Fails before anything is done."""
+    raise StoreError("the connection broke")
+
+
+class TestBetweenRefusalAndClaim:
+    """A refused write and the claim that follows are two calls, between which other servers go on.
+
+    docs/adr/0008-ownership.pml finds these cases.
+    """
+
+    async def test_a_session_that_was_closed_meanwhile_stays_closed(self, serve):
+        """The claim leaves alone what is at a higher epoch, the remembered deletion too."""
+        old = await serve(**NEVER)
+        await old.open("s")
+        await old.ask("Step", step())
+        row = old.store.rows.pop("\0s")
+
+        async def after_the_close(method, asked):
+            old.store.ended["\0s"] = row.epoch + 2
+            return await method(asked)
+
+        next_call(old.store, "claim", after_the_close)
+        with pytest.raises(StreamcellError) as caught:
+            await write(old)
+        assert caught.value.reason is Reason.SESSION_FENCED
+        assert (old.store.rows, old.store.ended) == ({}, {"\0s": 3})
+
+    async def test_a_third_server_that_took_the_row_over_keeps_it(self, serve):
+        """At an equal epoch the further copy wins, but only over the owner that was seen."""
+        old, owner, third = await serve(**NEVER), await serve(**NEVER), await serve(**NEVER)
+        await old.open("s")
+        assert (await resume(owner)).epoch == 2
+        await owner.ask("Step", step())
+        owner.store.rows.clear()
+        await old.ask("Step", step())
+        await write(old)
+
+        async def after_the_move(method, asked):
+            assert (await resume(third)).epoch == 3
+            return await method(asked)
+
+        next_call(owner.store, "claim", after_the_move)
+        with pytest.raises(StreamcellError) as caught:
+            await write(owner)
+        assert caught.value.reason is Reason.SESSION_FENCED
+        assert (owner.store.rows["\0s"].epoch, owner.store.rows["\0s"].owner) == (3, third.store.owner)
+
+    async def test_a_claim_whose_reply_was_lost_is_nobody_elses(self, serve):
+        """The row is this server's at a higher epoch: what memory has beyond it is not given up."""
+        old, owner = await serve(**NEVER), await serve(**NEVER)
+        await old.open("s")
+        before = dataclasses.replace(old.store.rows["\0s"])
+        assert (await resume(owner)).epoch == 2
+        for row in range(3):
+            await owner.ask("Step", step(row=row))
+        await write(owner)
+        owner.store.rows["\0s"] = before
+        await owner.ask("Step", step(row=3))
+        next_call(owner.store, "claim", reply_lost)
+        with pytest.raises(StreamcellError) as caught:
+            await write(owner)
+        assert caught.value.reason is Reason.STORE_UNAVAILABLE
+        assert owner.store.rows["\0s"].owner == owner.store.owner
+        await write(owner)
+        assert stored_steps(owner) == 4
+        assert is_resident(owner)
+
+    @pytest.mark.parametrize("reply", ["comes", "is lost"])
+    async def test_a_session_that_is_closed_while_it_is_written_anew_is_deleted(self, serve, reply):
+        """The new row goes too, at its own epoch."""
+        served = await serve(**NEVER)
+        await served.open("s")
+        await served.ask("Step", step())
+        served.store.rows.clear()
+
+        async def while_it_closes(method, asked):
+            outcomes = await method(asked)
+            assert "\0s" in served.store.rows
+            engine = served.engines[0]
+            engine.residents.close(engine.sessions.find("\0s"))
+            if reply == "is lost":
+                raise StoreError("the connection broke")
+            return outcomes
+
+        next_call(served.store, "claim", while_it_closes)
+        with pytest.raises(StreamcellError):
+            await write(served)
+        await until(lambda: not served.store.rows)
+        assert served.store.ended == {"\0s": 2}
+
+
+class TestOrder:
+    """What a server gives up goes to the store before what it claims."""
+
+    async def test_no_claim_overtakes_a_deletion_that_failed(self, serve):
+        """The claim is refused for now; done first, it would bring back the session that a client closed."""
+        served = await serve(**NEVER)
+        await served.open("s")
+        await served.ask("Step", step())
+        await write(served)
+        next_call(served.store, "write", not_done)
+        engine, resuming = served.engines[0], pb.OpenSessionRequest(session_id="s", mode=pb.OPEN_MODE_RESUME)
+        engine.residents.close(engine.sessions.find("\0s"))
+        assert (await served.refused("OpenSession", resuming)).reason == "STORE_UNAVAILABLE"
+        await until(lambda: not served.store.rows)
+        await until(lambda: not served.write_behind.trouble)
+        assert (await served.refused("OpenSession", resuming)).reason == "SESSION_NOT_FOUND"
+
+
+class TestDrain:
+    """A server that ends gives its sessions to the store."""
+
+    async def test_a_row_that_fell_back_is_written_before_the_end(self, serve):
+        """The older copy is claimed and then overwritten: the next owner has all steps."""
+        old, owner = await serve(**NEVER), await serve(**NEVER)
+        await old.open("s")
+        before = dataclasses.replace(old.store.rows["\0s"])
+        assert (await resume(owner)).epoch == 2
+        for row in range(3):
+            await owner.ask("Step", step(row=row))
+        await write(owner)
+        owner.store.rows["\0s"] = before
+        assert await owner.write_behind.stop()
+        assert (stored_steps(old), old.store.rows["\0s"].owner) == (3, "")

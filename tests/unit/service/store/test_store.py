@@ -269,11 +269,17 @@ class TestRefusals:
         await theirs.claim([opening("a")])
         late = [save("a", 1), release("a", 1), delete("a", 1), verify("a", 1)]
         assert await ours.write(late) == [WriteOutcome(WriteStatus.NOT_OWNED, 2)] * 4
-        assert await theirs.write([save("a", 1)]) == [WriteOutcome(WriteStatus.NOT_OWNED, 2)]
         assert await theirs.write([verify("a", 2), release("a", 2)]) == [WRITTEN] * 2
         assert (
             await theirs.write([save("a", 2), verify("a", 2)]) == [WriteOutcome(WriteStatus.NOT_OWNED, 2)] * 2
         )
+
+    async def test_a_row_of_the_same_owner_at_another_epoch(self, make):
+        """The owner is told so: a claim whose reply was lost has raised the epoch, not another owner."""
+        store = await make()
+        await store.claim([opening("a"), opening("a")])
+        late = [save("a", 1), release("a", 1), delete("a", 1), verify("a", 1), save("a", 3)]
+        assert await store.write(late) == [WriteOutcome(WriteStatus.NOT_OWNED, 2, is_own=True)] * 5
 
     async def test_a_verification_changes_nothing(self, make):
         """The row has its record, owner and epoch afterwards."""
@@ -297,6 +303,18 @@ class TestEpochs:
         assert (await claim(theirs, above)).epoch == 8
         assert (await claim(ours, dataclasses.replace(above, least_epoch=20))).epoch == 20
         assert await theirs.write([save("a", 8)]) == [WriteOutcome(WriteStatus.NOT_OWNED, 20)]
+
+    async def test_a_claim_may_name_the_most_epoch(self, make):
+        """A row above it is left as it is, and so is the remembered deletion of one."""
+        ours, theirs = await make(), await make()
+        await ours.claim([opening("a")])
+        at_most = [dataclasses.replace(opening("a"), most_epoch=most) for most in (1, 2)]
+        assert (await claim(theirs, at_most[0])).epoch == 2
+        assert await claim(ours, at_most[0]) == Claimed(ClaimStatus.NEWER, 2)
+        assert await theirs.write([verify("a", 2), delete("a", 2)]) == [WRITTEN] * 2
+        assert await claim(ours, at_most[0]) == Claimed(ClaimStatus.NEWER, 2)
+        assert await claim(ours, finding("a")) == Claimed(ClaimStatus.MISSING)
+        assert await claim(ours, at_most[1]) == Claimed(ClaimStatus.CREATED, 3, None, NOW)
 
     @pytest.mark.parametrize("by", ["a close", "expiry"])
     async def test_the_end_of_a_row_that_had_several_owners_is_remembered(self, make, by):
