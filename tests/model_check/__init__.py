@@ -1,0 +1,1 @@
+"""The exhaustive search of the model of ownership."""

@@ -17,6 +17,7 @@ BOUNDS = (
     "-DMAX_STEPS=1 -DMAX_FETCHES=1",
     "-DMAX_STEPS=1 -DMAX_FAILURES=0",
     "-DMAX_STEPS=2 -DMAX_LOSSES=0",
+    "-DMAX_STEPS=2 -DMAX_FETCHES=2 -DMAX_LOSSES=1 -DMAX_FAILURES=1",
 )
 LEFT_OUT = {
     "FENCE": "a write is done at any epoch, by anybody",
