@@ -9,6 +9,7 @@ from typing import Any
 
 FORMAT_VERSION = 1
 _MAX_INTERVAL_SECONDS = 366 * 86400.0
+_MAX_STATE_SIZE = 1 << 28  # the bound of a snapshot's sizes: a session beyond it could not be stored
 
 
 class ManifestError(ValueError):
@@ -65,7 +66,7 @@ def parse(text: str) -> Manifest:
     """
     try:
         raw = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"the manifest is not JSON: {error}") from None
     if not isinstance(raw, dict):
         raise ManifestError("the manifest is not a JSON object")
@@ -85,15 +86,15 @@ def parse(text: str) -> Manifest:
 
 def _build(raw: dict[str, Any], text: str) -> Manifest:
     manifest = Manifest(
-        name=str(raw["name"]),
-        version=str(raw["version"]),
-        description=str(raw.get("description", "")),
+        name=_text(raw["name"]),
+        version=_text(raw["version"]),
+        description=_text(raw.get("description", "")),
         inputs=_variables(raw, "inputs"),
         outputs=_variables(raw, "outputs"),
         future=_variables(raw, "future"),
         state_size=_whole(raw["state"]["size"]),
         state_layout=tuple(
-            StateField(str(part["name"]), _whole(part["offset"]), _whole(part["size"]))
+            StateField(_text(part["name"]), _whole(part["offset"]), _whole(part["size"]))
             for part in raw["state"]["layout"]
         ),
         uses_time=_truth(raw["uses_time"]),
@@ -107,10 +108,10 @@ def _build(raw: dict[str, Any], text: str) -> Manifest:
 def _variables(raw: dict[str, Any], key: str) -> tuple[Variable, ...]:
     rows = tuple(
         Variable(
-            name=str(row["name"]),
-            unit=str(row.get("unit") or ""),
-            target=str(row.get("target") or ""),
-            role=str(row.get("role") or ""),
+            name=_text(row["name"]),
+            unit=_text(row.get("unit") or ""),
+            target=_text(row.get("target") or ""),
+            role=_text(row.get("role") or ""),
             quantile=float(row.get("quantile") or 0.0),
         )
         for row in raw[key]
@@ -118,6 +119,15 @@ def _variables(raw: dict[str, Any], key: str) -> tuple[Variable, ...]:
     if len({row.name for row in rows}) < len(rows):
         raise ManifestError(f"the manifest names one of its {key} twice")
     return rows
+
+
+def _text(value: object) -> str:
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a pair of \uXXXX, which JSON takes and no message does
+        raise ValueError(f"{text!a} is not Unicode text") from None
+    return text
 
 
 def _whole(number: object) -> int:
@@ -144,5 +154,7 @@ def _check(manifest: Manifest) -> None:
         if part.offset != offset or part.size < 1:
             raise ManifestError(f"state field {part.name!r} does not begin where the one before it ends")
         offset += part.size
+    if offset > _MAX_STATE_SIZE:
+        raise ManifestError(f"the state has {offset} values, more than {_MAX_STATE_SIZE}")
     if offset != manifest.state_size:
         raise ManifestError(f"the state fields cover {offset} values of {manifest.state_size}")

@@ -134,3 +134,31 @@ def test_numbers_out_of_range_are_damage(changes):
     """Numbers that are not finite or not whole, and texts for booleans, are refused."""
     with pytest.raises(ManifestError):
         parse(**changes)
+
+
+@pytest.mark.parametrize("place", ["name", "description", "inputs", "state"])
+def test_a_text_that_no_message_can_carry_is_refused(place):
+    """JSON takes half of a surrogate pair; the messages that show the model cannot be made of it."""
+    changes = {
+        "name": "\ud800",
+        "description": "a \ud800 model",
+        "inputs": [{"name": "flow", "unit": "\udc00"}],
+        "state": {"size": 1, "layout": [{"name": "\ud800", "offset": 0, "size": 1}]},
+    }
+    with pytest.raises(ManifestError, match="is not Unicode text") as caught:
+        parse(**{place: changes[place]})
+    assert str(caught.value).isascii()
+
+
+def test_a_text_that_nests_too_deep_is_refused():
+    """The reader of JSON gives up on it in another way than on other texts."""
+    with pytest.raises(ManifestError, match="is not JSON"):
+        manifest.parse('{"name": ' + "[" * 100_000)
+
+
+def test_a_state_beyond_every_snapshot_is_refused():
+    """No memory has room for such a row, and no message for its size."""
+    size = (1 << 28) + 1
+    state = {"size": size, "layout": [{"name": "level", "offset": 0, "size": size}]}
+    with pytest.raises(ManifestError, match="more than 268435456"):
+        parse(state=state)
