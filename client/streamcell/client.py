@@ -91,6 +91,7 @@ class Client:
         mode: OpenMode = "open",
         durable: bool = False,
         keep: bool = False,
+        metadata: Mapping[str, str] | None = None,
     ) -> Session:
         """Returns a session; its `async with` opens it.
 
@@ -103,9 +104,12 @@ class Client:
             durable: the server answers a step only once the step is in its store.
             keep: leaves the session on the server at the end. Without `keep` a session that was created
                 here is closed; a session that was found always stays.
+            metadata: sent with every call of the session beside the client's, keys in lower case. The key
+                x-session-id, by which a balancer can send a session's calls to one server, is the session's
+                id unless it is given here.
         """
         request = open_request(model=model, session_id=session_id, mode=mode, durable=durable)
-        return Session(self._open_connection(), request, keep=keep)
+        return Session(self._open_connection(), request, keep=keep, metadata=metadata or {})
 
     def _open_connection(self) -> Connection:
         if self._connection is None:

@@ -81,18 +81,22 @@ class Connection:
         """Returns the pace for the attempts of one operation; giving up early means after five attempts."""
         return Backoff(self._retry, self._sources, max_attempts=_FEW_ATTEMPTS if gives_up_early else None)
 
-    async def unary(self, choose: "Choose[Request, Response]", request: Request) -> Response:
-        """Makes one call of the method that `choose` takes from a stub.
+    async def unary(
+        self, choose: "Choose[Request, Response]", request: Request, metadata: Metadata = ()
+    ) -> Response:
+        """Makes one call of the method that `choose` takes from a stub, with more metadata if any is given.
 
         Raises:
             StreamcellError: the call failed.
         """
         async with self._using_channel() as channel:
             return await choose(channel.stub)(
-                request, timeout=self.timeout.call_seconds, metadata=self._metadata
+                request, timeout=self.timeout.call_seconds, metadata=self._metadata + metadata
             )
 
-    async def unary_reconnecting(self, choose: "Choose[Request, Response]", request: Request) -> Response:
+    async def unary_reconnecting(
+        self, choose: "Choose[Request, Response]", request: Request, metadata: Metadata = ()
+    ) -> Response:
         """Makes a call that also looks for a server, for use after a connection was lost.
 
         Waits until the server listens if there is one target. With several targets it does not wait, so that
@@ -106,7 +110,10 @@ class Connection:
         async with self._using_channel() as channel:
             try:
                 return await choose(channel.stub)(
-                    request, timeout=seconds, metadata=self._metadata, wait_for_ready=len(self._targets) == 1
+                    request,
+                    timeout=seconds,
+                    metadata=self._metadata + metadata,
+                    wait_for_ready=len(self._targets) == 1,
                 )
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -128,7 +135,7 @@ class Connection:
                 await backoff.pause(error)
 
     @contextlib.asynccontextmanager
-    async def stream(self) -> AsyncIterator[StreamCall]:
+    async def stream(self, metadata: Metadata = ()) -> AsyncIterator[StreamCall]:
         """Opens a bidirectional stream and cancels it at the end of the block.
 
         A StreamcellError that the block raises counts as a failure of the server, too: it may change servers.
@@ -137,7 +144,7 @@ class Connection:
             StreamcellError: the stream failed.
         """
         async with self._using_channel() as channel:
-            call = channel.stub.Stream(None, metadata=self._metadata)
+            call = channel.stub.Stream(None, metadata=self._metadata + metadata)
             try:
                 yield call
             finally:

@@ -9,12 +9,12 @@ provided that the tail has all of them. Knows nothing of the calls that were int
 import asyncio
 
 from streamcell import convert
-from streamcell.connection import Connection
 from streamcell.convert import History
 from streamcell.errors import SessionNotFound, StreamcellError
 from streamcell.pieces import in_pieces
 from streamcell.position import SessionPosition
 from streamcell.retry import Backoff, is_curable, is_reopenable
+from streamcell.session_connection import SessionConnection
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.values import SessionInfo
 
@@ -22,7 +22,7 @@ from streamcell.values import SessionInfo
 class Recovery:
     """Recovers one session, so that a caller need not notice that its server was lost."""
 
-    def __init__(self, connection: Connection, position: SessionPosition) -> None:
+    def __init__(self, connection: SessionConnection, position: SessionPosition) -> None:
         self._connection = connection
         self._position = position
         # A stream and a call beside it may both find that their server is gone.

@@ -5,7 +5,7 @@ Knows nothing of channels. `SessionCalls` orders and repeats the calls; `StepStr
 
 import contextlib
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -25,6 +25,7 @@ from streamcell.errors import (
 from streamcell.pieces import in_pieces
 from streamcell.position import SessionPosition
 from streamcell.session_calls import SessionCalls
+from streamcell.session_connection import SessionConnection
 from streamcell.stream import StepStream, step_request
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.values import OpenMode, Prediction, SessionInfo
@@ -56,8 +57,16 @@ class Session:
     server applied it. The next call asks the server first; `refresh` asks at once.
     """
 
-    def __init__(self, connection: Connection, request: pb.OpenSessionRequest, *, keep: bool) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        request: pb.OpenSessionRequest,
+        *,
+        keep: bool,
+        metadata: Mapping[str, str],
+    ) -> None:
         self._connection = connection
+        self._metadata = metadata
         self._request = request
         self._keep = keep
         self._created = False
@@ -67,11 +76,19 @@ class Session:
     async def __aenter__(self) -> Self:
         if self._calls is not None or self._is_closed:
             raise Misuse("a session object is entered once; ask the client for another")
-        reply = await self._open()
+        request = pb.OpenSessionRequest()
+        request.CopyFrom(self._request)
+        is_unnamed = not request.session_id
+        if is_unnamed:
+            # A repetition finds what an earlier attempt opened.
+            request.session_id = secrets.token_urlsafe(_ID_BYTES)
+            request.mode = pb.OPEN_MODE_UNSPECIFIED
+        connection = SessionConnection(self._connection, request.session_id, self._metadata)
+        reply = await _open(connection, request, is_unnamed=is_unnamed)
         self._created = reply.created
-        limits = convert.to_limits(self._connection.limits, reply.limits)
+        limits = convert.to_limits(connection.limits, reply.limits)
         position = SessionPosition(convert.to_session_info(reply.session), limits)
-        self._calls = SessionCalls(self._connection, position)
+        self._calls = SessionCalls(connection, position)
         return self
 
     async def __aexit__(
@@ -88,7 +105,7 @@ class Session:
         quiet = (StreamcellError,) if error is not None else (Unavailable, Fenced)
         request = pb.CloseSessionRequest(session_id=calls.position.session_id, allow_missing=True)
         with contextlib.suppress(*quiet):
-            await self._connection.unary(lambda stub: stub.CloseSession, request)
+            await calls.connection.unary(lambda stub: stub.CloseSession, request)
 
     @property
     def session_id(self) -> str:
@@ -209,29 +226,6 @@ class Session:
             raise NotOpen("the session is not open: use it inside its `async with`")
         return self._calls
 
-    async def _open(self) -> pb.OpenSessionResponse:
-        """Opens the session, and repeats that where a repetition cannot find or open another session.
-
-        Makes a random id if none was given, so that a repetition finds what an earlier attempt opened.
-        """
-        request = pb.OpenSessionRequest()
-        request.CopyFrom(self._request)
-        is_unnamed = not request.session_id
-        if is_unnamed:
-            request.session_id = secrets.token_urlsafe(_ID_BYTES)
-            request.mode = pb.OPEN_MODE_UNSPECIFIED
-        backoff = self._connection.backoff(gives_up_early=is_unnamed)
-        while True:
-            try:
-                reply = await self._connection.unary(lambda stub: stub.OpenSession, request)
-            except StreamcellError as error:
-                if isinstance(error, ConnectionLost) and request.mode == pb.OPEN_MODE_CREATE:
-                    raise
-                await backoff.pause(error)
-            else:
-                reply.created |= is_unnamed
-                return reply
-
     async def _prime_piece(self, calls: SessionCalls, history: History, start: int, stop: int) -> Prediction:
         position, piece = calls.position, history.between(start, stop)
         x_raw, time_raw = piece.packed()
@@ -248,9 +242,26 @@ class Session:
 
     async def _forecast(self, calls: SessionCalls, request: pb.ForecastRequest) -> pb.ForecastResponse:
         answered = calls.position.next_step_index  # before the call: a stream may go on meanwhile
-        reply = await self._connection.unary(lambda stub: stub.Forecast, request)
+        reply = await calls.connection.unary(lambda stub: stub.Forecast, request)
         calls.position.check_reached(reply.next_step_index, answered)
         return reply
+
+
+async def _open(
+    connection: SessionConnection, request: pb.OpenSessionRequest, *, is_unnamed: bool
+) -> pb.OpenSessionResponse:
+    """Opens a session, and repeats that where a repetition cannot find or open another session."""
+    backoff = connection.backoff(gives_up_early=is_unnamed)
+    while True:
+        try:
+            reply = await connection.unary(lambda stub: stub.OpenSession, request)
+        except StreamcellError as error:
+            if isinstance(error, ConnectionLost) and request.mode == pb.OPEN_MODE_CREATE:
+                raise
+            await backoff.pause(error)
+        else:
+            reply.created |= is_unnamed
+            return reply
 
 
 def open_request(

@@ -10,11 +10,12 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from streamcell import convert
-from streamcell.connection import Choose, Connection, Request, Response
+from streamcell.connection import Choose, Request, Response
 from streamcell.errors import StepGap, StreamcellError
 from streamcell.position import SessionPosition
 from streamcell.recovery import Recovery
 from streamcell.retry import Backoff, is_curable
+from streamcell.session_connection import SessionConnection
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.values import SessionInfo
 
@@ -27,7 +28,7 @@ class SessionCalls:
             reply = await calls.unary(lambda stub: stub.Step, request)
     """
 
-    def __init__(self, connection: Connection, position: SessionPosition) -> None:
+    def __init__(self, connection: SessionConnection, position: SessionPosition) -> None:
         self.connection = connection
         self.position = position
         self._recovery = Recovery(connection, position)

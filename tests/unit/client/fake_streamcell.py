@@ -119,6 +119,7 @@ class FakeServer(pb_grpc.StreamcellServiceServicer):
         self.sessions: dict[str, FakeSession] = {}
         self.calls: list[tuple[str, object]] = []
         self.peers: list[str] = []  # where each of the calls came from: one connection, one peer
+        self.metadata: list[tuple[str, dict[str, str]]] = []  # of each call, streams too
         self.arrived: list[int] = []  # indexes of the steps read from streams
         self.applied: list[tuple[str, int]] = []
         self.before: Hook = _nothing
@@ -246,6 +247,7 @@ class FakeServer(pb_grpc.StreamcellServiceServicer):
 
     async def Stream(self, request_iterator, context):
         self.num_streams += 1
+        self.metadata.append(("Stream", dict(context.invocation_metadata())))
         requests: asyncio.Queue = asyncio.Queue()
         reader = asyncio.create_task(self._read(request_iterator, requests))
         try:
@@ -346,6 +348,7 @@ class FakeServer(pb_grpc.StreamcellServiceServicer):
     async def _answering(self, method, request, context):
         self.calls.append((method, request))
         self.peers.append(context.peer())
+        self.metadata.append((method, dict(context.invocation_metadata())))
         try:
             await self.before_call.get(method, _nothing)(request)
             if self.is_draining:
