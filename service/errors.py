@@ -239,7 +239,7 @@ REASONS: Mapping[Reason, ReasonSpec] = {
         {
             # For a step without an index, which takes no session over.
             "owned_elsewhere": Message(
-                "session {session_id!r} belongs to another server, or to one that ended: take it over with"
+                "session {session_id!r} belongs to another server, which does not answer: take it over with"
                 " OpenSession, which tells where it stands, or give the step_index",
                 metadata=("session_id",),
             ),

@@ -31,11 +31,18 @@ class Row:
 class FakeStore:
     """One server's store, over rows, and the ends of rows, that other servers' stores share.
 
-    While `trouble` has a text, calls raise StoreError with that text. While `is_blocked`, writes wait.
+    `asked` has the keys that each living owner is asked for, by owner; without it no owner hears another, and
+    all count as living. While `trouble` has a text, calls raise StoreError with that text. While
+    `is_blocked`, writes wait.
     `num_writes` counts the calls of `write`. A test that removes rows, as a restart may, changes `run` too.
     """
 
-    def __init__(self, rows: dict[str, Row] | None = None, ended: dict[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        rows: dict[str, Row] | None = None,
+        ended: dict[str, int] | None = None,
+        asked: "dict[str, asyncio.Queue[str]] | None" = None,
+    ) -> None:
         self.rows: dict[str, Row] = {} if rows is None else rows
         # Epochs of deleted rows that had several owners.
         self.ended: dict[str, int] = {} if ended is None else ended
@@ -43,6 +50,8 @@ class FakeStore:
         self.trouble = ""
         self.run = "first"
         self.num_writes = 0
+        self.asked = asked
+        self._asked: asyncio.Queue[str] = asyncio.Queue()
         self._may_write = asyncio.Event()
         self._may_write.set()
 
@@ -56,7 +65,9 @@ class FakeStore:
         (self._may_write.clear if value else self._may_write.set)()
 
     async def open(self) -> None:
-        """Does nothing."""
+        """Shows that the owner lives."""
+        if self.asked is not None:
+            self.asked[self.owner] = self._asked
 
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
         """Claims rows."""
@@ -76,10 +87,22 @@ class FakeStore:
             return Claimed(ClaimStatus.CREATED, epoch, claim.record)
         if not claim.may_find:
             return Claimed(ClaimStatus.EXISTS)
-        if row.owner not in ("", self.owner) and not claim.may_take_over:
+        if row.owner not in ("", self.owner) and not claim.may_take_over and self._is_refused(claim, row):
             return Claimed(ClaimStatus.OWNED_ELSEWHERE, row.epoch)
         row.epoch, row.owner = max(claim.least_epoch, row.epoch + 1), self.owner
         return Claimed(ClaimStatus.TAKEN, row.epoch, row.record, row.used_at)
+
+    def _is_refused(self, claim: Claim, row: Row) -> bool:
+        """Returns whether a claim does not get another owner's row, and asks that owner if it may."""
+        if not claim.asks or self.asked is None:
+            return True
+        if row.owner in self.asked:
+            self.asked[row.owner].put_nowait(claim.key)
+        return row.owner in self.asked
+
+    async def asked_for(self) -> list[str]:
+        """Waits for the next key."""
+        return [await self._asked.get()]
 
     async def write(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         """Writes rows."""
@@ -128,4 +151,6 @@ class FakeStore:
             raise StoreError(self.trouble)
 
     async def close(self) -> None:
-        """Does nothing."""
+        """Ends the owner's life."""
+        if self.asked is not None:
+            self.asked.pop(self.owner, None)

@@ -23,7 +23,7 @@ from service.persistence.memory_only import MemoryOnly
 class TakeOver(enum.Enum):
     """Whether a request takes over a session that another server owns."""
 
-    NEVER = "never"  # the other server's state may be newer than the row
+    NEVER = "never"  # the other server's state may be newer than the row, unless that server is dead
     IF_INDEXED = "if indexed"  # the request's step index shows whether the row is old
     ALWAYS = "always"  # even a session that another server took over from this one
 
@@ -65,8 +65,8 @@ class Catalog:
         """Returns a session in memory.
 
         Raises:
-            NotResident: the session may be in the store, is to move to another version first, or was idle
-                for so long that another server may have taken it over.
+            NotResident: the session may be in the store, is to move to another version or server first, or
+                was idle for so long that another server may have taken it over.
             StreamcellError: DRAINING; SESSION_NOT_FOUND, SESSION_EXPIRED; INVALID_ARGUMENT for an empty id.
         """
         if self.is_draining:

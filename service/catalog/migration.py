@@ -5,12 +5,11 @@ turn. A request for a session that has work under way waits until that work is d
 version takes over.
 """
 
-import asyncio
 import itertools
 
 from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
-from service.engine.work import AnyWork, Control
+from service.persistence.between_steps import between_steps
 
 _MAX_A_TURN = 256  # sessions that move at once in the background: that takes about as long as a batch
 
@@ -36,17 +35,11 @@ async def migrate_when_idle(session: SessionRef) -> None:
         StreamcellError: OVERLOADED.
     """
     engine = session.engine
-    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    await between_steps(session, lambda slot: _move(engine, slot))
 
-    def move(slot: int) -> None:
-        engine.move([slot])
 
-    def on_done(_: AnyWork) -> None:
-        if not done.done():
-            done.set_result(None)
-
-    engine.submit(Control(session.slot, session.generation, move, arrived_ns=engine.now(), on_done=on_done))
-    await done
+def _move(engine: Engine, slot: int) -> None:
+    engine.move([slot])
 
 
 def migrate_some(engine: Engine) -> bool:

@@ -1,8 +1,8 @@
 """One model's sessions in memory, with their states: opening, adopting from the store, ending, evicting.
 
 A session leaves memory when its client closes it, when it expires, is fenced or moves to another version, and
-when it is evicted; an evicted session can come back from the store. Does not know queues, batches, nor how
-the store works.
+when it is evicted or handed over to another server; then it can come back from the store. Does not know
+queues, batches, nor how the store works.
 """
 
 from collections.abc import Callable
@@ -138,8 +138,12 @@ class Residents:
     def evict(self, slot: int) -> None:
         """Removes a session from memory whose present state the store has."""
         self._metrics.sessions_evicted.inc()
-        self.sessions.close(slot)
-        self._release(slot)
+        self._leave(slot)
+
+    def hand_over(self, slot: int) -> None:
+        """Removes a session from memory for another server that asked for it; the store has it."""
+        self._metrics.sessions_handed_over.inc()
+        self._leave(slot)
 
     def reset(self, slot: int) -> None:
         """Puts a session back to its start. Called from a control."""
@@ -227,6 +231,10 @@ class Residents:
     def _report_end(self, slot: int) -> None:
         if self.on_end is not None and self.sessions.durability.is_tracked[slot]:
             self.on_end(self.sessions.key(slot), self.sessions.ownership.epoch.item(slot))
+
+    def _leave(self, slot: int) -> None:
+        self.sessions.close(slot)
+        self._release(slot)
 
     def _release(self, slot: int) -> None:
         self._slots.give_back(slot)

@@ -24,13 +24,15 @@ class Persistence(Protocol):
     async def fetch(self, key: str, is_resident: Callable[[], bool], *, may_take_over: bool) -> bool:
         """Fetches a session from the store into memory; returns False if there is no such session.
 
+        Another server that owns the session is asked for it.
+
         Args:
             key: the session's key.
             is_resident: returns whether the session is in memory: an earlier caller may have fetched it.
-            may_take_over: whether to take the session over if another server owns it.
+            may_take_over: whether to take the session over if its owner lives and does not answer.
 
         Raises:
-            StreamcellError: SESSION_FENCED, another server owns it; SNAPSHOT_REJECTED; STORE_UNAVAILABLE;
+            StreamcellError: SESSION_FENCED, its owner lives and does not answer; SNAPSHOT_REJECTED; STORE_UNAVAILABLE;
                 SESSIONS_FULL; MODEL_NOT_FOUND, MODEL_CHANGED.
         """
 
@@ -56,12 +58,15 @@ class Persistence(Protocol):
         """
 
     async def is_still_owned(self, session: SessionRef) -> bool:
-        """Returns whether this server still owns a session; True where the store cannot be asked."""
+        """Returns whether this server still owns a session; True where the store cannot be asked.
+
+        Waits for a session that is on its way to another server.
+        """
 
     def must_confirm(self, session: SessionRef) -> bool:
-        """Returns whether another server may have taken a session over that was idle: `is_still_owned` asks.
+        """Returns whether a session is leaving, or was idle for so long that another server may have it.
 
-        False where the store cannot be asked.
+        `is_still_owned` finds out. False where the store cannot be asked.
         """
 
     def slots_to_confirm(self, engine: Engine, slots: Int64s) -> Int64s:

@@ -8,6 +8,8 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 
+import numpy as np
+
 from service import errors
 from service.arrays import Int64s
 from service.engine import session_key, snapshot
@@ -16,7 +18,9 @@ from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
 from service.engine.snapshot import Snapshot, SnapshotError
 from service.errors import Reason, StreamcellError
+from service.persistence.asking import Asking
 from service.persistence.eviction import Eviction
+from service.persistence.hand_over import HandOver
 from service.persistence.write_behind import WriteBehind
 from service.store.base import Claim, Claimed, ClaimStatus
 
@@ -38,6 +42,18 @@ class StoredSessions:
         self._changes = write_behind.changes
         self._engine_of = engine_of
         self._eviction = Eviction(self.wait_until_stored)
+        self._asking = Asking(write_behind.claim)
+        self._hand_over = HandOver(
+            engines=write_behind.engines,
+            changes=self._changes,
+            claim=write_behind.claim,
+            wake=write_behind.wake,
+            alone=self._alone,
+            wait_until_stored=self.wait_until_stored,
+            count_fault=write_behind.count_fault,
+        )
+        self._leaving = self._hand_over.leaving
+        write_behind.on_asked = self._hand_over
         self._confirm_after_ns = write_behind.confirm_after_ns
         self._under_way: dict[str, asyncio.Future[None]] = {}  # by key: done when the caller has finished
 
@@ -57,19 +73,20 @@ class StoredSessions:
 
     async def fetch(self, key: str, is_resident: Callable[[], bool], *, may_take_over: bool) -> bool:
         """Fetches a session from the store into memory; returns False if there is no such session."""
-        async with self._alone(key):
-            if is_resident():
-                return True
-            wanted = Claim(key, may_create=False, may_find=True, may_take_over=may_take_over)
-            claimed = await self._write_behind.claim(wanted)
-            if claimed.status is ClaimStatus.MISSING:
-                return False
-            if claimed.status is ClaimStatus.OWNED_ELSEWHERE:
-                raise errors.refusal(
-                    Reason.SESSION_FENCED, case="owned_elsewhere", session_id=session_key.id_of(key)
-                )
-            await self._adopt(key, claimed)
-            return True
+        with self._asking.taking_over(key) if may_take_over else contextlib.nullcontext():
+            async with self._alone(key):
+                return is_resident() or await self._fetch(key)
+
+    async def _fetch(self, key: str) -> bool:
+        claimed = await self._asking.claim(key)
+        if claimed.status is ClaimStatus.MISSING:
+            return False
+        if claimed.status is ClaimStatus.OWNED_ELSEWHERE:
+            raise errors.refusal(
+                Reason.SESSION_FENCED, case="owned_elsewhere", session_id=session_key.id_of(key)
+            )
+        await self._adopt(key, claimed)
+        return True
 
     async def create(self, key: str, engine: Engine, session: Snapshot) -> SessionRef:
         """Opens a new session, in memory and in the store, that stands where `session` does."""
@@ -158,6 +175,9 @@ class StoredSessions:
 
     async def is_still_owned(self, session: SessionRef) -> bool:
         """Returns whether this server still owns a session; True while the store is away."""
+        if session in self._leaving:
+            async with self._alone(session.engine.sessions.key(session.slot)):
+                return False  # it may have left by now
         try:
             await self.wait_until_stored(session)
         except StreamcellError as error:
@@ -165,11 +185,13 @@ class StoredSessions:
         return True
 
     def must_confirm(self, session: SessionRef) -> bool:
-        """Returns whether a session was idle for so long that another server may have taken it over.
+        """Returns whether a session is leaving, or was idle for so long that another server may have it.
 
         A session in use is written once a checkpoint interval, which confirms its owner. While the store is
         away nothing can be confirmed, and serving goes on from memory.
         """
+        if self._leaving and session in self._leaving:
+            return True
         sessions, since_ns = session.engine.sessions, session.engine.now() - self._confirm_after_ns
         if sessions.last_used.item(session.slot) >= since_ns or self._write_behind.trouble:
             return False
@@ -179,9 +201,12 @@ class StoredSessions:
         """Returns the slots among `slots` of sessions for which `must_confirm` is true."""
         since_ns = engine.now() - self._confirm_after_ns
         idle = slots[engine.sessions.last_used[slots] < since_ns]
-        if self._write_behind.trouble or not len(idle):
-            return idle[:0]
-        return engine.sessions.ownership.not_confirmed_since(idle, since_ns)
+        if self._write_behind.trouble:
+            idle = idle[:0]
+        due = engine.sessions.ownership.not_confirmed_since(idle, since_ns) if len(idle) else idle
+        if self._leaving:  # seldom
+            due = np.union1d(due, np.intersect1d(slots, self._hand_over.slots_leaving(engine)))
+        return due
 
     def _when_stored(self, engine: Engine, slots: list[int], on_all_stored: OnAllStored) -> None:
         """Calls a function once, when each session is in the store or cannot be, with the errors by slot."""

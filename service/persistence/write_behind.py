@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from service import errors
 from service.background import BackgroundTask
@@ -31,6 +32,16 @@ _PROBE_SECONDS = 0.5  # how often a store that is away is asked whether it is ba
 _LEAST_CONFIRM_NS = 250_000_000  # a session must not seem idle for the time that a confirmation takes
 _STOP_SECONDS = 10.0
 _LEAST_STOP_SECONDS = 0.5  # for the last write, however little time is left
+
+
+class OnAsked(Protocol):
+    """What happens when other servers ask for sessions."""
+
+    def give(self, key: str) -> None:
+        """Begins to hand a session over."""
+
+    async def stop(self) -> None:
+        """Ends what is under way."""
 
 
 class WriteBehind:
@@ -59,8 +70,10 @@ class WriteBehind:
     ) -> None:
         self.wall_clock = WallClock(clock, wall)
         self.changes = Changes(engines, self.wall_clock)
+        self.engines = engines
+        self.count_fault = count_fault
+        self.on_asked: OnAsked | None = None
         self._store = store
-        self._engines = engines
         self._metrics = metrics
         self._clock = clock
         self._interval_ns = round(settings.checkpoint_interval_seconds * 1e9)
@@ -83,6 +96,7 @@ class WriteBehind:
         self._stored_ns = self.wall_clock.began_ns  # all changes before this instant are in the store
         self._due_ns = self.wall_clock.began_ns  # when everything that changed is written next
         self._task = BackgroundTask("write_behind", self._turn, count_fault)
+        self._listening = BackgroundTask("listen_for_servers", self._listen, count_fault)
 
     # -- Start and stop --------------------------------------------------------------------------------
 
@@ -100,10 +114,11 @@ class WriteBehind:
         self._availability.record_success()
         self._due_ns = self._clock() + self._interval_ns
         self._task.start()
+        self._listening.start()
 
     async def stop(self, seconds: float = _STOP_SECONDS) -> bool:
         """Writes all sessions and gives up their rows; returns whether there was time for it."""
-        await self._end_task()
+        await self._end_tasks()
         is_written, why = False, "no time"
         try:
             async with asyncio.timeout(max(seconds, _LEAST_STOP_SECONDS)):
@@ -123,10 +138,13 @@ class WriteBehind:
 
     async def abandon(self) -> None:
         """Ends at once. What was not written is lost to whoever claims the row."""
-        await self._end_task()
+        await self._end_tasks()
         await self._store.close()
 
-    async def _end_task(self) -> None:
+    async def _end_tasks(self) -> None:
+        await self._listening.stop()
+        if self.on_asked is not None:
+            await self.on_asked.stop()
         await self._task.stop()
         self._claims.refuse_all(errors.refusal(Reason.DRAINING))
 
@@ -261,6 +279,17 @@ class WriteBehind:
         """Asks a store that is away whether it is back; if so, the next turn starts now."""
         if await self._availability.probe(self.changes.num_changed):
             self.wake()
+
+    async def _listen(self) -> None:
+        """Hears which rows other servers ask for; while the store is away, nothing."""
+        try:
+            keys = await self._store.asked_for()
+        except StoreError:
+            await asyncio.sleep(_PROBE_SECONDS)
+            return
+        if self.on_asked is not None:
+            for key in keys:
+                self.on_asked.give(key)
 
     def _measure(self) -> None:
         num_changed = self.changes.num_changed

@@ -6,6 +6,9 @@ raises the row's epoch, and a write is done only for the row's owner and at the 
 has two live owners. The epoch alone would not do: a row that is deleted and created again starts at epoch 1
 once more, and only the token shows that the former owner is not the present one.
 
+Owners may also ask each other for rows. What they say is a hint: it may be lost, or come late or twice. Only
+owner and epoch decide who may write.
+
 This module does not know sessions, models or the content of a record, nor any database.
 """
 
@@ -34,7 +37,7 @@ class Claim:
     `may_take_over` allows that row to belong to another owner. The row's epoch becomes `least_epoch` at
     least: an owner whose row was lost, or fell back to an older copy, never falls behind its own epoch. A row
     above `most_epoch`, or one that was deleted above it, is left alone: since the owner looked, a newer owner
-    has had it.
+    has had it. `asks` takes the row of a dead owner, and asks a living owner to release it.
     """
 
     key: str
@@ -44,6 +47,7 @@ class Claim:
     record: bytes | None = None
     least_epoch: int = 1
     most_epoch: int = MAX_EPOCH
+    asks: bool = False
 
 
 class ClaimStatus(enum.Enum):
@@ -141,8 +145,8 @@ class Store(Protocol):
         Where there is no row, a claim that may_create makes one, with the claim's record, at an epoch above
         that of a row of the key whose deletion is remembered. Where there is a row, a claim that may not find
         it ends with EXISTS. A row that is released, or this store's own, is TAKEN; another owner's row is
-        TAKEN only by a claim that may_take_over. Before all that, a row or a remembered deletion above the
-        claim's most_epoch ends it with NEWER.
+        TAKEN only by a claim that may_take_over, or that asks if the owner is dead. Before all that, a row or
+        a remembered deletion above the claim's most_epoch ends it with NEWER.
 
         A claim whose reply was lost may have been applied. Then the row is this store's own, and a repeated
         claim that may find it takes it.
@@ -162,6 +166,13 @@ class Store(Protocol):
         """Deletes up to `limit` rows of any owner that were last used before an instant, longest idle first.
 
         Returns their keys. Deletions are remembered as those of `write` are.
+        """
+
+    async def asked_for(self) -> list[str]:
+        """Waits until other owners ask for rows of this one, a second or so at most, and returns the keys.
+
+        A key may be of a row that is not this owner's any more. An owner that does not call this method again
+        and again may count as dead after some seconds, one that has closed its store counts as dead at once.
         """
 
     async def incarnation(self) -> str:

@@ -5,6 +5,7 @@ row changes atomically. The server may be a single one or a primary with replica
 `maxmemory-policy noeviction`: a row that Redis evicts is a session lost. Does not know how a script works.
 """
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -13,6 +14,7 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -36,7 +38,11 @@ _USED = "streamcell:used"
 _FORMAT = "streamcell:format"
 _FORMAT_VERSION = b"1"
 
+_ASKED = "streamcell:asked:"  # and an owner: the channel on which the owner is asked for rows
+
 _TIMEOUT_SECONDS = 3.0
+_LISTEN_SECONDS = 1.0  # at a time, on the owner's channel; three times as long without a sign, and it is dead
+_FAREWELL_SECONDS = 0.5  # for a last word, which spares others the wait until this owner counts as dead
 _MAX_CONNECTIONS = 8
 _CHUNK_ROWS = 100  # rows a script; the server's other clients wait for them, about a millisecond
 
@@ -91,6 +97,8 @@ class RedisStore:
         self._claim = self._redis.register_script(redis_scripts.CLAIM)
         self._write = self._redis.register_script(redis_scripts.WRITE)
         self._expire = self._redis.register_script(redis_scripts.EXPIRE)
+        self._beat = self._redis.register_script(redis_scripts.BEAT)
+        self._channel: PubSub | None = None
 
     def __str__(self) -> str:
         return self._name
@@ -113,6 +121,7 @@ class RedisStore:
             found = await self._redis.info()
             for script in (self._claim, self._write, self._expire):  # over no rows: nothing changes
                 await script([_USED], [self.owner, "0"])
+            await self._show_life()
         if int(found.get("cluster_enabled", 0)):
             raise StoreError(f"{self} is a cluster, of which no store can be made: name a server of its own")
         policy = str(found.get("maxmemory_policy", "noeviction"))
@@ -164,6 +173,35 @@ class RedisStore:
                 expired += await self._expire([*rows, _USED], [repr(before)])
         return [row.decode().removeprefix(_ROW) for row in expired]
 
+    async def asked_for(self) -> list[str]:
+        """Shows that this owner lives, and listens on its channel for a second."""
+        async with self._explaining():
+            await self._show_life()
+            try:
+                return await self._listen()
+            except BaseException:
+                await self._stop_listening()
+                raise
+
+    async def _show_life(self, *, is_alive: bool = True) -> None:
+        await self._beat([], [self.owner, int(is_alive)])
+
+    async def _listen(self) -> list[str]:
+        if self._channel is None:
+            self._channel = self._redis.pubsub(ignore_subscribe_messages=True)
+            await self._channel.subscribe(_ASKED + self.owner)
+        keys, seconds = set(), _LISTEN_SECONDS
+        while (message := await self._channel.get_message(timeout=seconds)) is not None:
+            keys.add(message["data"].decode())
+            seconds = 0.0  # for what has come already
+        return list(keys)
+
+    async def _stop_listening(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            with contextlib.suppress(exceptions.RedisError, OSError):
+                await channel.aclose()  # type: ignore[no-untyped-call]  # untyped in redis-py
+
     async def incarnation(self) -> str:
         """Returns the server's run_id: a new run, or another server, starts from what is on its disk."""
         async with self._explaining():
@@ -183,6 +221,10 @@ class RedisStore:
 
     async def close(self) -> None:
         """Disconnects."""
+        await self._stop_listening()
+        with contextlib.suppress(exceptions.RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                await self._show_life(is_alive=False)
         with contextlib.suppress(exceptions.RedisError, OSError):
             await self._redis.aclose()
 
@@ -241,7 +283,7 @@ def _keys(rows: Sequence[Claim] | Sequence[Write]) -> list[str]:
 
 def _claim_fields(claim: Claim) -> tuple[str | int | bytes, ...]:
     letters = "c" * claim.may_create + "f" * claim.may_find + "t" * claim.may_take_over
-    letters += "r" * (claim.record is not None)
+    letters += "r" * (claim.record is not None) + "a" * claim.asks
     return letters, claim.least_epoch, claim.most_epoch, claim.record or b""
 
 

@@ -3,8 +3,8 @@
 KEYS are the rows and, as the last key, the sorted set of the rows' last uses. A row is a hash of epoch,
 owner, is_released, used_at and, once saved, record. A released row keeps its last owner's token, so that a
 script recognises a repeated release. Beside the rows, the epoch of a deleted row that had several owners is
-remembered for a day. When memory is short, a script fails before the first thing that it
-adds, so no row is left half done.
+remembered for a day, and each living owner has a key that expires unless it is renewed. When memory is
+short, a script fails before the first thing that it adds, so no row is left half done.
 """
 
 # The key that remembers the deletion of a row.
@@ -14,11 +14,40 @@ local function ended(row)
 end
 """
 
+# Whether an owner lives. Its key may be missing because the server has just restarted: an owner is dead only
+# if nothing is heard of it for a second and a half after the first doubt. The doubt of an owner that closed
+# its store is old at once.
+_ALIVE = """
+local function is_alive(owner)
+    if redis.call("EXISTS", "streamcell:alive:" .. owner) == 1 then
+        return true
+    end
+    local doubt = "streamcell:doubt:" .. owner
+    redis.call("SET", doubt, 1, "NX", "PX", 60000)
+    return redis.call("PTTL", doubt) > 58500
+end
+"""
+
+# ARGV: owner; "1" if the owner lives, "0" if it has closed its store.
+BEAT = """
+local alive, doubt = "streamcell:alive:" .. ARGV[1], "streamcell:doubt:" .. ARGV[1]
+if ARGV[2] == "1" then
+    redis.call("SET", alive, 1, "PX", 3000)
+    redis.call("DEL", doubt)
+else
+    redis.call("DEL", alive)
+    redis.call("SET", doubt, 1, "PX", 58000)
+end
+"""
+
 # ARGV: owner, now; then for each row its letters, its least and its most epoch, and its record. Letters: "c"
-# may create, "f" may find, "t" may take over, "r" a record is given.
+# may create, "f" may find, "t" may take over, "r" a record is given, "a" asks. What is asked goes to the
+# owner's channel; if the channel is forbidden, the owner does not hear it, and the claim is answered all the
+# same.
 # Returns for each row: status, a value of base.ClaimStatus; epoch; used_at; record.
 CLAIM = (
     _ENDED
+    + _ALIVE
     + """
 local owner, now, used = ARGV[1], ARGV[2], KEYS[#KEYS]
 local replies = {}
@@ -42,12 +71,17 @@ for i = 1, #KEYS - 1 do
         replies[i] = {"missing", 0, "0", false}
     elseif not string.find(may, "f") then
         replies[i] = {"exists", 0, "0", false}
-    elseif is_released == "1" or last_owner == owner or string.find(may, "t") then
+    elseif is_released == "1" or last_owner == owner or string.find(may, "t")
+            or (string.find(may, "a") and not is_alive(last_owner)) then
         local epoch = math.max(least, 1 + last)
         redis.call("HSET", row, "epoch", epoch, "owner", owner, "is_released", 0)
         local used_at, record = unpack(redis.call("HMGET", row, "used_at", "record"))
         replies[i] = {"taken", epoch, used_at, record}
     else
+        if string.find(may, "a") then
+            local key = string.sub(row, 1 + string.len("streamcell:session:"))
+            redis.pcall("PUBLISH", "streamcell:asked:" .. last_owner, key)
+        end
         replies[i] = {"owned_elsewhere", last, "0", false}
     end
 end

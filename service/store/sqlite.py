@@ -19,6 +19,7 @@ from typing import TypeVar
 from service.errors import ConfigError
 from service.store import sqlite_rows
 from service.store.base import Claim, Claimed, StoreError, Write, WriteOutcome, new_owner
+from service.store.owner_locks import OwnerLocks
 from service.store.sqlite_rows import FORMAT_VERSION, LEAST_SQLITE, Database
 
 T = TypeVar("T")
@@ -27,6 +28,8 @@ _APPLICATION_ID = int.from_bytes(b"Scel")  # in the file's header, where `file` 
 _BUSY_SECONDS = 5.0  # how long to wait for another process's lock on the file
 _RETRY_SECONDS = 0.01
 _PROBE_BYTES = 1 << 16
+_LOOK_SECONDS = 0.02  # between two looks whether another owner has written to the file
+_NUM_LOOKS = 50
 _SETTINGS = (
     # A commit that is done is on the disk, and survives a power failure. That takes one fsync a transaction,
     # of any size: a quarter of a millisecond where it was measured. NORMAL would save too little.
@@ -63,9 +66,11 @@ class SqliteStore:
         self._busy_seconds = busy_seconds
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._is_closed = False
-        # Only the thread uses these two.
+        self._log = _ChangingFile(self._path.with_name(self._path.name + "-wal"))
+        # Only the thread uses these three.
         self._database: Database | None = None
         self._file: tuple[int, int] | None = None
+        self._locks = OwnerLocks(self._path.with_name(self._path.name + "-owners"), self.owner)
 
     def __str__(self) -> str:
         return f"sqlite:{self._path}"
@@ -80,7 +85,11 @@ class SqliteStore:
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
         """Claims rows, in one transaction."""
         now = self._clock()
-        return await self._transaction(lambda database: sqlite_rows.claim(database, claims, self.owner, now))
+        return await self._transaction(
+            lambda database: sqlite_rows.claim(
+                database, claims, self.owner, now, is_alive=self._locks.is_alive
+            )
+        )
 
     async def write(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         """Writes rows, in one transaction, with one fsync for all."""
@@ -91,6 +100,17 @@ class SqliteStore:
         """Deletes rows last used before an instant, in one transaction."""
         now = self._clock()
         return await self._transaction(lambda database: sqlite_rows.expire(database, before, limit, now))
+
+    async def asked_for(self) -> list[str]:
+        """Waits for a change of the write-ahead log, which any writer makes, and then looks for questions."""
+        await self._on_thread(self._locks.hold)
+        for _ in range(_NUM_LOOKS):
+            if self._log.may_have_changed():
+                keys = await self._on_thread(self._asked_for)
+                if keys:
+                    return keys
+            await asyncio.sleep(_LOOK_SECONDS)
+        return []
 
     async def incarnation(self) -> str:
         """Returns the same name always: what is committed to the file stays there."""
@@ -105,6 +125,7 @@ class SqliteStore:
         if not self._is_closed:
             self._is_closed = True
             await self._on_thread(self._disconnect)
+            await self._on_thread(self._locks.release)
             self._thread.shutdown()
 
     async def _transaction(self, work: Callable[[Database], T]) -> T:
@@ -123,6 +144,8 @@ class SqliteStore:
             # The state of this connection is unknown after an error. The next call makes a new one.
             self._disconnect()
             raise StoreError(self._explained(error)) from error
+        except OSError as error:  # of the owners' files
+            raise StoreError(f"{self} cannot be used: {error}") from error
 
     def _explained(self, error: sqlite3.Error) -> str:
         name: str = getattr(error, "sqlite_errorname", "")
@@ -137,6 +160,7 @@ class SqliteStore:
             raise StoreError(f"SQLite is of version {sqlite3.sqlite_version} here, too old: {least} would do")
         self._database = self._connect(may_create=True)
         self._probe()  # only a write shows whether the file can be written
+        self._locks.hold()
 
     def _connect(self, *, may_create: bool) -> Database:
         mode = "rwc" if may_create else "rw"
@@ -216,6 +240,13 @@ class SqliteStore:
             return None
         return (status.st_dev, status.st_ino) if status.st_size else None
 
+    def _asked_for(self) -> list[str]:
+        """Reads what is asked for, which waits for no writer; forgets it if there is anything."""
+        keys = sqlite_rows.asked_for(self._connected(), self.owner)
+        if keys:
+            self._transact(lambda database: sqlite_rows.forget_asked(database, keys))
+        return keys
+
     def _transact(self, work: Callable[[Database], T]) -> T:
         database = self._connected()
         with _transaction(database):
@@ -233,6 +264,31 @@ class SqliteStore:
         if database is not None:
             with contextlib.suppress(sqlite3.Error):
                 database.close()
+
+
+class _ChangingFile:
+    """A file that others write to.
+
+    The clock of a file system has ticks: two writes in one tick leave the same time. So after a change the
+    next look reports a change, too.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int] | None = None
+        self._has_changed = True
+
+    def may_have_changed(self) -> bool:
+        """Returns whether the file may have changed since the last look."""
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            now = None
+        else:
+            now = status.st_mtime_ns, status.st_size
+        before, self._has_changed = self._has_changed, now != self._seen
+        self._seen = now
+        return before or self._has_changed
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ loop that may be busy: row by row, 10,000 writes took over a second, and this wa
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from service.store.base import (
@@ -42,11 +42,12 @@ LAYOUT = (
     "CREATE INDEX sessions_by_use ON sessions (used_at)",
     "CREATE TABLE probe (filler BLOB)",
 )
-# Deleted rows that had several owners, with their epochs. Not a part of the layout: files of the first
-# release lack it, and servers of the first release do not need it.
+# Deleted rows that had several owners, with their epochs, and rows that other owners ask for. Not a part of
+# the layout: files of the first release lack them, and servers of the first release do not need them.
 ADDITIONS = (
     "CREATE TABLE IF NOT EXISTS ended (key TEXT PRIMARY KEY, epoch INTEGER NOT NULL, ended_at REAL NOT NULL)",
     "CREATE INDEX IF NOT EXISTS ended_by_time ON ended (ended_at)",
+    "CREATE TABLE IF NOT EXISTS asked (key TEXT PRIMARY KEY, owner TEXT NOT NULL)",
 )
 _ENDED_SECONDS = 86400.0
 
@@ -55,6 +56,7 @@ _FIND = """
     WITH given (key) AS (VALUES {rows})
     SELECT sessions.key, epoch, owner, is_released, used_at, record
     FROM given CROSS JOIN sessions ON sessions.key = given.key"""
+_OWNER, _IS_RELEASED = 1, 2  # in a row that was found, after its key
 _CREATE = "INSERT INTO sessions (key, epoch, owner, is_released, used_at, record) VALUES {rows}"
 _TAKE = """
     WITH given (key, epoch) AS (VALUES {rows})
@@ -81,16 +83,22 @@ _REMEMBER = """
 _ENDED = "SELECT key, epoch FROM ended WHERE key IN (VALUES {rows})"
 _FORGET = "DELETE FROM ended WHERE key IN (VALUES {rows})"
 _FORGET_OLD = "DELETE FROM ended WHERE ended_at < ?"
+_ASK = "INSERT OR REPLACE INTO asked (key, owner) VALUES {rows}"
+_ASKED = "SELECT key FROM asked WHERE owner = ?"
+_ANSWERED = "DELETE FROM asked WHERE key IN (VALUES {rows})"
 _IDLE = "SELECT key FROM sessions WHERE used_at < ? ORDER BY used_at LIMIT ?"
 
 
-def claim(database: Database, claims: Sequence[Claim], owner: str, now: float) -> list[Claimed]:
-    """Claims rows for an owner, as `base.Store.claim` describes it."""
+def claim(
+    database: Database, claims: Sequence[Claim], owner: str, now: float, *, is_alive: Callable[[str], bool]
+) -> list[Claimed]:
+    """Claims rows for an owner, as `base.Store.claim` describes it; `is_alive` tells of other owners."""
     claimed: list[Claimed] = []
     for chunk in _chunks(claims):
         keys = [(one.key,) for one in chunk]
         found = {key: row for key, *row in _run(database, _FIND, keys)}
         ended = dict(_run(database, _ENDED, [key for key in keys if key[0] not in found]).fetchall())
+        _release_of_dead(chunk, found, owner, is_alive)
         outcomes = [_outcome(one, found.get(one.key), ended.get(one.key, 0), owner, now) for one in chunk]
         by_status: dict[ClaimStatus, list[tuple[Claim, int]]] = {status: [] for status in ClaimStatus}
         for one, outcome in zip(chunk, outcomes, strict=True):
@@ -98,9 +106,35 @@ def claim(database: Database, claims: Sequence[Claim], owner: str, now: float) -
         created = by_status[ClaimStatus.CREATED]
         _run(database, _CREATE, [(one.key, epoch, owner, 0, now, one.record) for one, epoch in created])
         _run(database, _FORGET, [(one.key,) for one, _ in created if one.key in ended])
-        _run(database, _TAKE, [(one.key, epoch) for one, epoch in by_status[ClaimStatus.TAKEN]], owner)
+        taken = by_status[ClaimStatus.TAKEN]
+        _run(database, _TAKE, [(one.key, epoch) for one, epoch in taken], owner)
+        _run(database, _ANSWERED, [(one.key,) for one, _ in taken if one.asks])
+        elsewhere = by_status[ClaimStatus.OWNED_ELSEWHERE]
+        _run(database, _ASK, [(one.key, found[one.key][_OWNER]) for one, _ in elsewhere if one.asks])
         claimed += outcomes
     return claimed
+
+
+def _release_of_dead(
+    claims: list[Claim], found: dict[str, list[Any]], owner: str, is_alive: Callable[[str], bool]
+) -> None:
+    """Treats the rows of dead owners as released, for the claims that ask."""
+    asked = [found[one.key] for one in claims if one.asks and one.key in found]
+    others = {row[_OWNER] for row in asked} - {owner}
+    dead = {other for other in others if not is_alive(other)}
+    for row in asked:
+        row[_IS_RELEASED] |= row[_OWNER] in dead
+
+
+def asked_for(database: Database, owner: str) -> list[str]:
+    """Returns the keys of an owner's rows that others ask for."""
+    return [key for (key,) in database.execute(_ASKED, (owner,))]
+
+
+def forget_asked(database: Database, keys: list[str]) -> None:
+    """Forgets that rows were asked for."""
+    for start in range(0, len(keys), _CHUNK_ROWS):
+        _run(database, _ANSWERED, [(key,) for key in keys[start : start + _CHUNK_ROWS]])
 
 
 def _outcome(one: Claim, row: list[Any] | None, ended: int, owner: str, now: float) -> Claimed:

@@ -126,12 +126,13 @@ class ModelMetrics:
         self.forecasts = metrics.forecasts.labels(*labels)
         self.inference_failed_seconds = metrics.inference_failed_seconds.labels(*labels)
         self.sessions = metrics.sessions.labels(*labels)
-        self.sessions_opened = metrics.sessions_opened.labels(*labels)
-        self.sessions_expired = metrics.sessions_expired.labels(*labels)
-        self.sessions_restored = metrics.sessions_restored.labels(*labels)
-        self.sessions_evicted = metrics.sessions_evicted.labels(*labels)
-        self.sessions_fenced = metrics.sessions_fenced.labels(*labels)
-        self.sessions_migrated = metrics.sessions_migrated.labels(*labels)
+        self.sessions_opened = metrics.session_events.opened.labels(*labels)
+        self.sessions_expired = metrics.session_events.expired.labels(*labels)
+        self.sessions_restored = metrics.session_events.restored.labels(*labels)
+        self.sessions_evicted = metrics.session_events.evicted.labels(*labels)
+        self.sessions_fenced = metrics.session_events.fenced.labels(*labels)
+        self.sessions_handed_over = metrics.session_events.handed_over.labels(*labels)
+        self.sessions_migrated = metrics.session_events.migrated.labels(*labels)
         self.queued_steps = metrics.queued_steps.labels(*labels)
 
 
@@ -167,6 +168,22 @@ class StoreMetrics:
         )
 
 
+class _SessionEvents:
+    """Counters of what happens to sessions."""
+
+    def __init__(self, registry: CollectorRegistry, labels: list[str]) -> None:
+        def counter(name: str, documentation: str) -> Counter:
+            return Counter(f"streamcell_sessions_{name}", documentation, labels, registry=registry)
+
+        self.opened = counter("opened", "Sessions opened.")
+        self.expired = counter("expired", "Sessions expired.")
+        self.restored = counter("restored", "Sessions fetched from the store into memory.")
+        self.evicted = counter("evicted", "Sessions moved to the store to make room in memory.")
+        self.fenced = counter("fenced", "Sessions dropped because another server took them over.")
+        self.handed_over = counter("handed_over", "Sessions given to another server that asked for them.")
+        self.migrated = counter("migrated", "Sessions migrated in memory from another version.")
+
+
 class Metrics:
     """All instruments of a server, in a registry of their own."""
 
@@ -198,7 +215,7 @@ class Metrics:
             "streamcell_repeated_steps", "Repeated steps, answered with the remembered reply.", by_model
         )
         self.forecasts = self._counter("streamcell_forecasts", "Forecasts made.", by_model)
-        self._count_sessions(by_model)
+        self.session_events = _SessionEvents(self.registry, by_model)
         self.errors = self._counter(
             "streamcell_errors", "Errors answered, by code and reason.", ["method", "code", "reason"]
         )
@@ -218,22 +235,6 @@ class Metrics:
             "streamcell_model_info",
             "A model and its device; 1 while it is served.",
             [*by_model, "device", "state_bytes"],
-        )
-
-    def _count_sessions(self, by_model: list[str]) -> None:
-        self.sessions_opened = self._counter("streamcell_sessions_opened", "Sessions opened.", by_model)
-        self.sessions_expired = self._counter("streamcell_sessions_expired", "Sessions expired.", by_model)
-        self.sessions_restored = self._counter(
-            "streamcell_sessions_restored", "Sessions fetched from the store into memory.", by_model
-        )
-        self.sessions_evicted = self._counter(
-            "streamcell_sessions_evicted", "Sessions moved to the store to make room in memory.", by_model
-        )
-        self.sessions_fenced = self._counter(
-            "streamcell_sessions_fenced", "Sessions dropped because another server took them over.", by_model
-        )
-        self.sessions_migrated = self._counter(
-            "streamcell_sessions_migrated", "Sessions migrated in memory from another version.", by_model
         )
 
     def count_background_fault(self, task: str) -> None:

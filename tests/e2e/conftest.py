@@ -97,14 +97,25 @@ def until_gone(pid):
         time.sleep(_PAUSE_SECONDS)
 
 
+def until_stopped(pid):
+    """Waits until every thread of a process stands still after SIGSTOP."""
+    end = time.monotonic() + BOUND_SECONDS
+    while {_state(stat) for stat in pathlib.Path(f"/proc/{pid}/task").glob("*/stat")} != {"T"}:
+        assert time.monotonic() < end, "a process was not stopped"
+        time.sleep(_PAUSE_SECONDS)
+
+
 def is_running(pid):
     """Returns whether there is a process, and it has not ended."""
+    return _state(pathlib.Path(f"/proc/{pid}/stat")) not in ("Z", "")
+
+
+def _state(stat):
+    """Returns the letter of a process's or a thread's state; "" if it is gone."""
     try:
-        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+        return stat.read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):  # it may go while it is looked at
-        return False
-    state = stat.rpartition(")")[2].split()[0]
-    return state != "Z"
+        return ""
 
 
 @pytest.fixture(params=["grpcio", "envoy"])

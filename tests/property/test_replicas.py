@@ -11,9 +11,11 @@ import functools
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from streamcell.v1 import streamcell_pb2 as pb
 
+from service.engine import snapshot
+from service.persistence import asking, hand_over
 from service.rpc.statuses import RefusedError
 from service.runtime.runner import Runner
 from tests import fakes
@@ -66,7 +68,7 @@ class Replicas(RuleBasedStateMachine):
     def begin(self):
         """Starts both servers."""
         self.loop = asyncio.Runner()
-        self.rows = {}
+        self.rows, self.asked = {}, {}
         self.clock = Clock()
         self.servers = [self.run(self.start(runner)) for runner in runners()]
         self.counts = {}  # by session: how many steps its client has replies to
@@ -79,7 +81,7 @@ class Replicas(RuleBasedStateMachine):
 
     async def start(self, runner):
         """Returns a server over the rows; it writes only when the test says so."""
-        store = FakeStore(self.rows)
+        store = FakeStore(self.rows, asked=self.asked)
         served = Served(
             model(),
             runner=runner,
@@ -136,8 +138,9 @@ class Replicas(RuleBasedStateMachine):
         """Sends the next input without an index: the reply is of the client's next step, or an error.
 
         Not to a server that lost the session and has not written since, because its replies will not last.
+        Nor where the owner died with steps that it had not stored: the reply's index would tell.
         """
-        if self.is_outdated(number, name):
+        if self.is_outdated(number, name) or self.has_lost_steps(number, name):
             return
         index = self.counts.get(name, 0)
         found = self.ask(number, "Step", pb.StepRequest(session_id=name, x=X[index]))
@@ -152,6 +155,15 @@ class Replicas(RuleBasedStateMachine):
             return False
         owner = self.servers[number].store.owner
         return (owner, engine.sessions.ownership.epoch[slot]) != (row.owner, row.epoch)
+
+    def has_lost_steps(self, number, name):
+        """Returns whether a server would go on from a row that lacks steps of a dead owner."""
+        key = f"\0{name}"
+        row = self.rows.get(key)
+        is_here = self.servers[number].engines[0].sessions.find(key) is not None
+        if is_here or row is None or row.owner in self.asked:
+            return False
+        return snapshot.decode(row.record).progress.next_step[0] < self.counts.get(name, 0)
 
     def check(self, number, name, index, reply):
         """Compares a reply with the session alone; replies of an outdated server do not count."""
@@ -208,5 +220,10 @@ class Replicas(RuleBasedStateMachine):
             self.loop.close()
 
 
-Replicas.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
-TestReplicas = Replicas.TestCase
+def test_replicas(monkeypatch):
+    """Servers ask each other for sessions, and do not wait long where one cannot answer."""
+    monkeypatch.setattr(asking, "_ANSWER_SECONDS", 0.02)
+    monkeypatch.setattr(asking, "_PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr(hand_over, "_LEAST_STAY_SECONDS", 0)
+    bounds = settings(max_examples=100, stateful_step_count=40, deadline=None)
+    run_state_machine_as_test(Replicas, settings=bounds)

@@ -13,7 +13,7 @@ import urllib.request
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.conftest import BOUND_SECONDS, ServerProcess, children, until_gone
+from tests.e2e.conftest import BOUND_SECONDS, ServerProcess, children, until_gone, until_stopped
 from tests.redis_server import free_port
 
 IS_FULL = os.environ.get("STREAMCELL_E2E") == "full"
@@ -65,6 +65,20 @@ class Replica:
         for process in processes:
             await asyncio.to_thread(until_gone, process)
 
+    def freeze(self):
+        """Stops all processes of the server, until `thaw`: others cannot tell it from a dead one."""
+        self._signal_all(signal.SIGSTOP)
+        for process in self.processes():
+            until_stopped(process)
+
+    def thaw(self):
+        """Makes the processes go on where they stopped."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number):
+        for process in self.processes():
+            os.kill(process, number)
+
     async def drain(self):
         """Drains the server; it must end with status 0 and leave no process."""
         processes = self.processes()
@@ -78,6 +92,8 @@ class Replica:
     def close(self):
         """Ends the server in whatever state it is."""
         if self.server is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.thaw()
             self.server.close()
 
     async def metric(self, name):

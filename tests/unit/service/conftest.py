@@ -7,22 +7,42 @@ import time
 
 import pytest
 
+from service.persistence import asking
 from tests import fakes
 from tests.fake_store import FakeStore
 from tests.fakes import Served
 from tests.folder_of_models import ARTIFACTS, NAME, FolderServer
 
 INTERVAL = 0.01
+LONG_SECONDS = 60.0  # longer than a busy machine holds up an answer
 
 
 @pytest.fixture
-async def serve():
-    """Starts servers over one store, which they share; the servers stop with the test."""
+async def serve(monkeypatch):
+    """Starts servers over one store, which do not hear each other, nor wait for an answer."""
+    monkeypatch.setattr(asking, "_ANSWER_SECONDS", 0)
+    monkeypatch.setattr(asking, "_PATIENCE_SECONDS", 0)
+    async with _servers(asked=None) as begin:
+        yield begin
+
+
+@pytest.fixture
+async def serve_together(monkeypatch):
+    """Starts servers over one store, which ask each other for sessions, and wait long for an answer."""
+    monkeypatch.setattr(asking, "_ANSWER_SECONDS", LONG_SECONDS)
+    monkeypatch.setattr(asking, "_PATIENCE_SECONDS", LONG_SECONDS)
+    async with _servers(asked={}) as begin:
+        yield begin
+
+
+@contextlib.asynccontextmanager
+async def _servers(asked):
+    """Yields a function that starts a server; the servers share their rows, and stop with the block."""
     rows, ended = {}, {}
     async with contextlib.AsyncExitStack() as running:
 
         async def begin(*models, **changes):
-            store = FakeStore(rows, ended)
+            store = FakeStore(rows, ended, asked)
             changes = {"checkpoint_interval_seconds": INTERVAL, "session_ttl_seconds": 0, **changes}
             # Real time, for the timers of the loop: tests wait for a write, and assert no time.
             served = Served(*models, store=store, clock=time.monotonic_ns, **changes)

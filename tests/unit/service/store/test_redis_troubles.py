@@ -7,7 +7,16 @@ import subprocess
 
 import pytest
 
-from service.store.base import WRITTEN, ClaimStatus, StoreError, Write, WriteKind, WriteOutcome, WriteStatus
+from service.store.base import (
+    WRITTEN,
+    Claim,
+    ClaimStatus,
+    StoreError,
+    Write,
+    WriteKind,
+    WriteOutcome,
+    WriteStatus,
+)
 from service.store.redis import RedisStore
 from tests import redis_server
 from tests.redis_server import RedisServer
@@ -350,3 +359,35 @@ async def test_redis_over_tls(tls_url, tmp_path):
     async with redis_store(f"{tls_url}?ssl_ca_certs={tmp_path}/cert.pem") as store:
         assert await claim_status(store) is ClaimStatus.CREATED
     await check_refused(RedisStore(tls_url), "certificate verify failed")
+
+
+async def test_an_owner_that_is_not_heard_of_counts_as_dead_after_a_doubt(plain_redis):
+    """Not at once: a server that has just restarted has heard of nobody yet."""
+    async with redis_store(plain_redis.url()) as ours, redis_store(plain_redis.url()) as theirs:
+        await theirs.claim([OPENING])
+        asking = Claim(OPENING.key, may_create=False, may_find=True, may_take_over=False, asks=True)
+        plain_redis.command("DEL", f"streamcell:alive:{theirs.owner}")  # as time does
+        (first,) = await ours.claim([asking])
+        assert first.status is ClaimStatus.OWNED_ELSEWHERE
+        await theirs.asked_for()  # it is heard of again
+        assert plain_redis.command("EXISTS", f"streamcell:doubt:{theirs.owner}") == ":0"
+        plain_redis.command("DEL", f"streamcell:alive:{theirs.owner}")
+        await ours.claim([asking])
+        plain_redis.command("PEXPIRE", f"streamcell:doubt:{theirs.owner}", 58_000)  # as time does
+        (last,) = await ours.claim([asking])
+        assert (last.status, last.epoch) == (ClaimStatus.TAKEN, 2)
+
+
+async def test_a_user_without_channels_has_a_store_all_the_same(own_redis):
+    """Others are not heard, so sessions are taken over after a while, as by a server that does not answer."""
+    configure(own_redis, "ACL", "SETUSER", "deaf", "on", ">d3af", "~*", "+@all", "resetchannels")
+    url = own_redis.url("deaf:d3af@")
+    async with redis_store(url) as ours, redis_store(url) as theirs:
+        await theirs.claim([OPENING])
+        asking = Claim(OPENING.key, may_create=False, may_find=True, may_take_over=False, asks=True)
+        (found,) = await ours.claim([asking])
+        assert found.status is ClaimStatus.OWNED_ELSEWHERE
+        with pytest.raises(StoreError, match="forbids its user"):
+            await theirs.asked_for()
+        (found,) = await ours.claim([asking])
+        assert found.status is ClaimStatus.OWNED_ELSEWHERE

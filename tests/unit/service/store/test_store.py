@@ -55,6 +55,22 @@ def finding(key):
     return Claim(key, may_create=False, may_find=True, may_take_over=False)
 
 
+def asking(key):
+    """Returns a claim that asks another owner for its row."""
+    return dataclasses.replace(finding(key), asks=True)
+
+
+async def heard(owner, other, *claims):
+    """Returns the keys that an owner hears while another one makes claims again and again, as servers do."""
+    keys = set()
+    async with asyncio.timeout(BOUND_SECONDS):
+        while not keys >= {one.key for one in claims}:
+            listening = asyncio.create_task(owner.asked_for())
+            await other.claim(claims)
+            keys |= set(await listening)
+    return keys
+
+
 def save(key, epoch, record=b"r", used_at=NOW):
     """Returns a save of a row."""
     return Write(WriteKind.SAVE, key, epoch, record, used_at)
@@ -149,6 +165,41 @@ class TestClaims:
         assert await write(ours, (release if is_released else save)("a", 3, b"ours"))
         assert await done(theirs, [save("a", 1), release("a", 1), delete("a", 1)]) == [False] * 3
         assert (await claim(ours, finding("a"))).record == b"ours"
+
+
+class TestAsking:
+    """An owner hears which rows others ask for, and a dead owner's rows are for whoever asks."""
+
+    async def test_a_living_owner_hears_what_is_asked(self, make):
+        """The claim changes nothing; the owner is told the key, as often as a claim asks since."""
+        ours, theirs = await make(), await make()
+        await theirs.claim([opening(key) for key in ("a", "b", *ODD_KEYS)])
+        assert await claim(ours, finding("b")) == Claimed(ClaimStatus.OWNED_ELSEWHERE, 1)
+        assert await heard(theirs, ours, asking("a")) == {"a"}
+        assert await heard(theirs, ours, *map(asking, ODD_KEYS)) == set(ODD_KEYS)
+        assert await claim(ours, asking("a")) == Claimed(ClaimStatus.OWNED_ELSEWHERE, 1)
+        assert await write(theirs, release("a", 1))
+        assert await claim(ours, asking("a")) == Claimed(ClaimStatus.TAKEN, 2, b"r", NOW)
+
+    async def test_what_was_asked_is_forgotten_with_the_answer(self, make):
+        """The next owner of a row is not asked what the former one was."""
+        ours, theirs, third = await make(), await make(), await make()
+        await theirs.claim([opening("a"), opening("b")])
+        await claim(ours, asking("a"))
+        assert await write(theirs, release("a", 1))
+        await claim(ours, asking("a"))
+        await claim(ours, opening("b"))
+        assert await heard(ours, third, asking("b")) == {"b"}
+
+    async def test_the_rows_of_a_closed_store_are_for_whoever_asks(self, make):
+        """At once. A claim that does not ask still leaves them to an owner who might be alive."""
+        ours, theirs = await make(), await make()
+        await theirs.claim([opening("a")])
+        await theirs.write([save("a", 1, b"theirs", 7.0)])
+        assert await claim(ours, asking("a")) == Claimed(ClaimStatus.OWNED_ELSEWHERE, 1)
+        await theirs.close()
+        assert await claim(ours, finding("a")) == Claimed(ClaimStatus.OWNED_ELSEWHERE, 1)
+        assert await claim(ours, asking("a")) == Claimed(ClaimStatus.TAKEN, 2, b"theirs", 7.0)
 
 
 class TestSequences:
