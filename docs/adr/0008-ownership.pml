@@ -17,7 +17,7 @@
 #define MAX_FETCHES 2   /* claims for clients, which move the session */
 #endif
 #ifndef MAX_LOSSES
-#define MAX_LOSSES 1    /* how often the store loses something */
+#define MAX_LOSSES 1    /* how often the store loses something; what is true is kept for one loss only */
 #endif
 #ifndef MAX_FAILURES
 #define MAX_FAILURES 1  /* calls that fail, done or not, and crashes */
