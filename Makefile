@@ -9,6 +9,8 @@ TORCH := torch==2.13.0
 # NVIDIA's client, for a test, in an environment of its own: its messages have the same names as this project's,
 # and its protobuf is older.
 TRITON := .cache/tritonclient
+# libFuzzer for Python, for make fuzz alone: beside the environment, in which nothing else needs it.
+ATHERIS := .cache/atheris
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -40,6 +42,12 @@ $(TRITON)/.ready: requirements-triton.lock
 	@echo "Setting up $(TRITON): NVIDIA's client for the Open Inference Protocol, to test with ..."
 	@$(PYTHON) -m venv --clear $(TRITON)
 	@$(TRITON)/bin/python -m pip --disable-pip-version-check -q install --no-deps -r requirements-triton.lock
+	@touch $@
+
+$(ATHERIS)/.ready: pyproject.toml
+	@echo "Setting up $(ATHERIS): libFuzzer for Python ..."
+	@rm -rf $(ATHERIS)
+	@$(PIP) install --no-deps --target $(ATHERIS) "$$(grep -o 'atheris==[0-9.]*' pyproject.toml)"
 	@touch $@
 
 .PHONY: setup
@@ -82,6 +90,10 @@ slow: $(VENV)/.dev ## Runs the tests that take minutes each
 .PHONY: e2e
 e2e: $(VENV)/.dev $(TRITON)/.ready redis ## Runs all tests with real processes: 20 minutes of crashes, moves and outages
 	STREAMCELL_E2E=full $(BIN)/python -m pytest tests/e2e --timeout 3600 -n auto --maxprocesses 2 --dist worksteal $(ARGS)
+
+.PHONY: fuzz
+fuzz: $(VENV)/.dev $(ATHERIS)/.ready ## Fuzzes requests, snapshots, manifests, CSV files on two cores; SECONDS=1800
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),1800)
 
 # Debian's package; with RUNLEVEL=1 it starts no server of its own.
 .PHONY: redis
