@@ -82,6 +82,7 @@ VECTORS = [
     read("no end of the last line", PLAIN.rstrip("\n")),
     refused("latin-1", PLAIN.encode() + b"2014-07-01 03:00:00,\xe4\n", 5, words="not UTF-8 text"),
     refused("utf-16", PLAIN.encode("utf-16"), 1, words="not UTF-8 text"),
+    refused("byte order mark cut off", b"\xef\xbb", 1, words="not UTF-8 text"),
     # Blank lines and commas at the end.
     read("blank lines at the end", PLAIN + "\n   \n,\n"),
     read("blank lines at the start", "\n\n" + PLAIN),

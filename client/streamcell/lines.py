@@ -24,14 +24,16 @@ async def read_lines(descriptor: int) -> AsyncIterator[str]:
         UnicodeDecodeError: the line after the last one yielded is not UTF-8.
         OSError: the descriptor cannot be read.
     """
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    decoder = codecs.getincrementaldecoder("utf-8")()  # utf-8-sig drops a mark that is cut off, without a word
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    rest, failure = "", None
+    rest, failure, is_begun = "", None, False
     while failure is None and (chunk := await _read(descriptor)):
         try:
             text = decoder.decode(chunk)
         except UnicodeDecodeError as error:
-            text, failure = error.object[: error.start].decode("utf-8-sig"), error
+            text, failure = error.object[: error.start].decode(), error
+        if text and not is_begun:
+            text, is_begun = text.removeprefix("\ufeff"), True
         *lines, rest = (rest + newlines.decode(text)).split("\n")
         for line in lines:
             yield line
