@@ -48,6 +48,7 @@ _LEAST = {
     "session_ttl_seconds": 0,
     "drain_timeout_seconds": 0,
     "drain_delay_seconds": 0,
+    "store_wait_seconds": 0,
     "max_metadata_bytes": 1024,
     "max_hold_seconds": 0,
     "models_poll_seconds": 0,
@@ -88,6 +89,11 @@ class Config:
     store: str = _flag(
         "memory:",
         "where sessions survive a restart: sqlite:PATH, redis://HOST:PORT/NUMBER, or memory: for nowhere",
+    )
+    store_wait_seconds: float = _flag(
+        60.0,
+        "most seconds to wait at the start for a store that is away, while health says NOT_SERVING; 0: do not"
+        " wait",
     )
     checkpoint_interval_seconds: float = _flag(
         1.0,

@@ -115,6 +115,9 @@ class Server:
         self.listen = settings.listen
         self.metrics_listen = settings.metrics_listen
         self._page: MetricsPage | None = None
+        self._listening = asyncio.Event()
+        self._is_lame_duck = False
+        self.catalog.why_not_ready = "the server waits for its store"
         self._expiry = BackgroundTask(
             "expire_sessions", self._expire_idle, self._metrics.count_background_fault
         )
@@ -157,6 +160,10 @@ class Server:
     async def start(self) -> None:
         """Begins to serve; `listen` and `metrics_listen` then have the ports in use.
 
+        While the store is away, an only server listens already, and says NOT_SERVING: without a store it
+        knows no session and opens none. Workers that share a port listen later: the system would give them
+        connections that another worker can serve.
+
         Raises:
             ConfigError: the server cannot listen on an address, or cannot use the store.
         """
@@ -165,21 +172,36 @@ class Server:
             self.metrics_listen = self._page.address
         try:
             if self._write_behind is not None:
-                await self._write_behind.start()
-            self.listen = await self.front.start()
+                is_only = self._settings.workers == 1
+                await self._write_behind.start(self._listen if is_only else None)
+            await self._listen()
         except ConfigError:
+            if self._listening.is_set():
+                await self.front.stop(0)
             await self._close()
             raise
         if self._settings.session_ttl_seconds:
             self._expiry.start()
         self._models.start()
-        self._health.set_all(is_serving=True)
+        if not self._is_lame_duck:
+            self.catalog.why_not_ready = ""
+            self._health.set_all(is_serving=True)
         # The objects made so far live as long as the server: the collector need not look at them again.
         gc.collect()
         gc.freeze()
 
+    async def until_listening(self) -> None:
+        """Returns when the front takes calls, which may be before `start` returns."""
+        await self._listening.wait()
+
+    async def _listen(self) -> None:
+        if not self._listening.is_set():
+            self.listen = await self.front.start()
+            self._listening.set()
+
     def become_lame_duck(self) -> None:
         """Reports NOT_SERVING from now on, and serves on."""
+        self._is_lame_duck = True
         self.catalog.why_not_ready = errors.refusal(Reason.DRAINING).message
         self._health.set_all(is_serving=False)
 
@@ -258,10 +280,18 @@ async def run(settings: Config) -> int:
     server: Server
     loop.add_signal_handler(signal.SIGHUP, lambda: server.reload())
     server = Server(settings)
-    await server.start()
+    starting, first_signal = asyncio.create_task(server.start()), asyncio.create_task(signals.get())
+    await asyncio.wait((starting, first_signal), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait((starting,))
+        await server.abandon()
+        log.info("stopped", clean=True, why="a signal before it served")
+        return 0
+    starting.result()
     log.info("serving", listen=str(server.listen), metrics=str(server.metrics_listen), front="grpcio")
     # Stage 2: serve until the first signal.
-    first = await signals.get()
+    first = await first_signal
     # Stage 3: drain until all is finished, or until a second signal.
     is_clean = await ending.end(server, settings, first, signals.get())
     if is_clean is None:

@@ -5,9 +5,10 @@ ends too. Does not know what the server serves.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 import uvloop
@@ -20,7 +21,7 @@ from service.fronts.envoy.asgi import Receive, Scope, Send
 from service.processes import tuning
 from service.processes.control import Channel
 from service.server import Server
-from service.telemetry import log
+from service.telemetry import faults, log
 
 _MakeServer = Callable[[Config], "_Server"]
 
@@ -33,6 +34,9 @@ class _Server(Protocol):
 
     async def start(self) -> None:
         """Gets ready to serve."""
+
+    async def until_listening(self) -> None:
+        """Returns when the front takes calls, which may be before `start` returns."""
 
     def reload(self) -> None:
         """Looks for new versions of the models now."""
@@ -59,20 +63,23 @@ class SupervisedServer:
         self._draining: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, make_server: _MakeServer) -> "SupervisedServer":
-        """Starts the server, or reports the reason to the supervisor and ends the process."""
+    async def create(cls, make_server: _MakeServer) -> "SupervisedServer":
+        """Makes the server, or reports the reason to the supervisor and ends the process."""
         log.set_up()
         tuning.keep_freed_memory()
         channel = await Channel.inherited(os.environ)
-        try:
+        async with _reporting_failure(channel):
             server = make_server(config.from_command([], os.environ))
-            await server.start()
-        except ConfigError as error:
-            channel.send(event="started", failed=str(error))
-            await channel.close()
-            os._exit(2)
-        channel.send(event="started", failed="", listen=list(server.listen))
         return cls(channel, server)
+
+    async def start(self) -> None:
+        """Starts the server, or reports the reason to the supervisor and ends the process.
+
+        The supervisor's orders are followed meanwhile: the server may have to wait for its store.
+        """
+        async with _reporting_failure(self._channel):
+            await self.server.start()
+        self._channel.send(event="started", failed="", listen=list(self.server.listen))
 
     async def follow_orders(self) -> None:
         """Follows orders until the supervisor is gone."""
@@ -88,6 +95,21 @@ class SupervisedServer:
 
     async def _drain(self) -> None:
         self._channel.send(event="drain", clean=await self.server.drain())
+
+
+@contextlib.asynccontextmanager
+async def _reporting_failure(channel: Channel) -> AsyncIterator[None]:
+    """Reports to the supervisor why the server cannot start, and ends the process."""
+    try:
+        yield
+    except ConfigError as error:
+        channel.send(event="started", failed=str(error))
+        await channel.close()
+        os._exit(2)
+    except Exception as exception:
+        faults.report(exception)
+        await channel.close()
+        os._exit(1)
 
 
 class Application:
@@ -106,11 +128,14 @@ class Application:
 
     async def _run(self, receive: Receive, send: Send) -> None:
         await receive()  # "lifespan.startup"
-        supervised = await SupervisedServer.start(self._make_server)
+        supervised = await SupervisedServer.create(self._make_server)
         self._front = supervised.server.front
-        await send({"type": "lifespan.startup.complete"})
         following = asyncio.create_task(self._follow(supervised))
+        starting = asyncio.create_task(supervised.start())
+        await supervised.server.until_listening()
+        await send({"type": "lifespan.startup.complete"})  # Envoy listens from here on
         await receive()  # "lifespan.shutdown"
+        starting.cancel()
         following.cancel()
         await supervised.server.abandon()
         await send({"type": "lifespan.shutdown.complete"})
@@ -125,14 +150,16 @@ application = Application(lambda settings: Server(settings, EnvoyFront, has_page
 
 
 async def _serve() -> None:
-    supervised = await SupervisedServer.start(lambda settings: Server(settings, has_page=False))
+    supervised = await SupervisedServer.create(lambda settings: Server(settings, has_page=False))
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, supervised.server.reload)
     following = asyncio.create_task(supervised.follow_orders())
     stopped = asyncio.create_task(stopping.wait())
+    starting = asyncio.create_task(supervised.start())
     await asyncio.wait((following, stopped), return_when=asyncio.FIRST_COMPLETED)
+    starting.cancel()
     await supervised.server.abandon()
 
 

@@ -61,6 +61,11 @@ class Availability:
         """Records that the store can be used."""
         self._set_trouble("")
 
+    def record_absence(self, error: StoreError) -> None:
+        """Records that the store cannot be used yet, at a server's start; the log is the caller's."""
+        self._metrics.errors.inc()
+        self._set_trouble(str(error))
+
     def record_failure(self, error: StoreError) -> None:
         """Records that a call failed: the store is away from now on."""
         self._metrics.errors.inc()

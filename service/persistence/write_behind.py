@@ -8,15 +8,15 @@ go, nor why.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from service import errors
 from service.background import BackgroundTask
 from service.config import Config
 from service.engine.engine import Engine
-from service.errors import ConfigError, Reason
-from service.persistence import pending_claims
+from service.errors import Reason
+from service.persistence import opening, pending_claims
 from service.persistence.availability import FAULT, Availability
 from service.persistence.changes import Changes, Checkpoint
 from service.persistence.expiry import Expiry
@@ -79,6 +79,7 @@ class WriteBehind:
         self._interval_ns = round(settings.checkpoint_interval_seconds * 1e9)
         self.confirm_after_ns = max(self._interval_ns, _LEAST_CONFIRM_NS)
         """How long a session may be idle until its owner is confirmed before its next use."""
+        self._max_wait_seconds = settings.store_wait_seconds
         self._max_changed = settings.max_changed_sessions
         self._availability = Availability(store, engines, metrics)
         self._refused_writes = RefusedWrites(
@@ -100,21 +101,29 @@ class WriteBehind:
 
     # -- Start and stop --------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Opens the store and starts the task.
+    async def start(self, on_wait: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Opens the store and starts the task; waits for a store that is away, and refuses claims meanwhile.
+
+        Args:
+            on_wait: awaited once if the store is away, before the wait.
 
         Raises:
-            ConfigError: the store cannot be used.
+            ConfigError: the store is wrong for good, or was away for longer than `store_wait_seconds`.
         """
-        await self._store.open()
-        try:
-            await self._refused_writes.start()
-        except StoreError as error:
-            raise ConfigError(f"--store: {error}") from None
-        self._availability.record_success()
+        await opening.until_open(
+            self._open,
+            self._availability,
+            max_wait_seconds=self._max_wait_seconds,
+            on_wait=on_wait,
+            clock=self._clock,
+        )
         self._due_ns = self._clock() + self._interval_ns
         self._task.start()
         self._listening.start()
+
+    async def _open(self) -> None:
+        await self._store.open()
+        await self._refused_writes.start()
 
     async def stop(self, seconds: float = _STOP_SECONDS) -> bool:
         """Writes all sessions and gives up their rows; returns whether there was time for it."""

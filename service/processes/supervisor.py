@@ -64,6 +64,7 @@ class Supervisor:
             self._share_port()
             self._page = MetricsPage(self._settings.metrics_listen, self._registry)
             self.metrics_listen = self._page.address
+            self._registry.register(self._pages)
             numbers = range(self._settings.workers)
             started = await asyncio.gather(*map(self._start, numbers), return_exceptions=True)
             for each in started:
@@ -72,7 +73,6 @@ class Supervisor:
         except BaseException:
             await self.stop()
             raise
-        self._registry.register(self._pages)
         if self.is_single:
             # The end of the only worker is the end of the server, so nothing replaces it.
             self._watching = asyncio.create_task(self._watch_only_worker())

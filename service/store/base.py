@@ -29,6 +29,10 @@ class StoreError(Exception):
     """
 
 
+class WrongStoreError(StoreError):
+    """The store cannot be used as it is set up, however long one waits: another program's, a cluster."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A request to own a row.
@@ -135,8 +139,9 @@ class Store(Protocol):
         """Connects to the store, and creates its layout in a new one.
 
         Raises:
-            ConfigError: the store cannot be reached or written, belongs to another program, or has another
-                format version.
+            ConfigError: the store is wrong for good: another program's, of another format version, not
+                writable for this user.
+            StoreError: the store is away: it can be opened later, by another call.
         """
 
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:

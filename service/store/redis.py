@@ -7,6 +7,8 @@ row changes atomically. The server may be a single one or a primary with replica
 
 import asyncio
 import contextlib
+import os
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import cast
@@ -29,6 +31,7 @@ from service.store.base import (
     Write,
     WriteOutcome,
     WriteStatus,
+    WrongStoreError,
     new_owner,
 )
 from service.telemetry import log
@@ -46,26 +49,40 @@ _FAREWELL_SECONDS = 0.5  # for a last word, which spares others the wait until t
 _MAX_CONNECTIONS = 8
 _CHUNK_ROWS = 100  # rows a script; the server's other clients wait for them, about a millisecond
 
-# What an error means here, and what to do. The first entry that fits counts.
-_ADVICE: Sequence[tuple[type[exceptions.RedisError], str]] = (
-    (exceptions.AuthenticationError, "refuses the user or the password: correct them in the URL"),
-    (exceptions.BusyLoadingError, "is still loading its rows: wait until it is done"),
-    (exceptions.NoPermissionError, "forbids its user what a store does: allow it scripts and streamcell:*"),
-    (exceptions.AskError, "is a cluster, of which no store can be made: name a server of its own"),
-    (exceptions.MasterDownError, "is a replica without its primary: name the primary"),
-    (exceptions.ClusterError, "is a cluster, of which no store can be made: name a server of its own"),
-    (exceptions.OutOfMemoryError, "has no memory left: raise its maxmemory"),
-    (exceptions.ReadOnlyError, "is a read-only replica: name the primary"),
-    (exceptions.TimeoutError, "does not answer in time: see whether it is overloaded or stopped"),
-    (exceptions.ConnectionError, "cannot be reached: see that it runs, and where"),
+_IS_CLUSTER = "is a cluster, of which no store can be made: name a server of its own"
+# What an error means here, whether it passes, and what to do. The first entry that fits counts.
+_Advice = tuple[type[exceptions.RedisError], type[StoreError], str]
+_ADVICE: Sequence[_Advice] = (
+    (
+        exceptions.AuthenticationError,
+        WrongStoreError,
+        "refuses the user or the password: correct them in the URL",
+    ),
+    (exceptions.BusyLoadingError, StoreError, "is still loading its rows: wait until it is done"),
+    (
+        exceptions.NoPermissionError,
+        WrongStoreError,
+        "forbids its user what a store does: allow it scripts and streamcell:*",
+    ),
+    (exceptions.AskError, WrongStoreError, _IS_CLUSTER),
+    (exceptions.MasterDownError, StoreError, "is a replica without its primary: name the primary"),
+    (exceptions.ClusterError, WrongStoreError, _IS_CLUSTER),
+    (exceptions.OutOfMemoryError, StoreError, "has no memory left: raise its maxmemory"),
+    (exceptions.ReadOnlyError, StoreError, "is a read-only replica: name the primary"),
+    (exceptions.TimeoutError, StoreError, "does not answer in time: see whether it is overloaded or stopped"),
+    (exceptions.ConnectionError, StoreError, "cannot be reached: see that it runs, and where"),
 )
+# Other errors that pass, by the word that Redis begins them with: its disk is full, it lacks replicas, a long
+# script of somebody's runs.
+_PASSING = ("MISCONF ", "NOREPLICAS ", "BUSY ")
 
 # What a server says that used to be the primary, or that is not one yet: its address may lead elsewhere by
 # now.
 _STALE = (exceptions.ReadOnlyError, exceptions.AskError, exceptions.ClusterError, exceptions.BusyLoadingError)
 
 _FORM = "redis[s]://[USER:PASSWORD@]HOST[:PORT][/DATABASE] or unix://[USER:PASSWORD@]/PATH[?db=DATABASE]"
-_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"}
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_OPTIONS = {*_FILES, "ssl_cert_reqs", "ssl_check_hostname"}
 
 
 class RedisStore:
@@ -108,14 +125,14 @@ class RedisStore:
         try:
             await self.check()
             await self._check_server()
-        except StoreError as error:
+        except WrongStoreError as error:
             raise ConfigError(f"--store: {error}") from error
 
     async def _check_server(self) -> None:
         """Checks that the server is no cluster, runs scripts and evicts no rows; warns if it may lose them.
 
         Raises:
-            StoreError: the server cannot be a store.
+            WrongStoreError: the server cannot be a store.
         """
         async with self._explaining():
             found = await self._redis.info()
@@ -123,10 +140,10 @@ class RedisStore:
                 await script([_USED], [self.owner, "0"])
             await self._show_life()
         if int(found.get("cluster_enabled", 0)):
-            raise StoreError(f"{self} is a cluster, of which no store can be made: name a server of its own")
+            raise WrongStoreError(f"{self} {_IS_CLUSTER}")
         policy = str(found.get("maxmemory_policy", "noeviction"))
         if policy.startswith("allkeys"):
-            raise StoreError(
+            raise WrongStoreError(
                 f"{self} evicts rows when its memory is full, and a session with each (maxmemory-policy is"
                 f" {policy}): set it to noeviction"
             )
@@ -214,7 +231,7 @@ class RedisStore:
             version = await self._redis.get(_FORMAT)
         if version != _FORMAT_VERSION:
             theirs = version.decode(errors="replace") if isinstance(version, bytes) else "none"
-            raise StoreError(
+            raise WrongStoreError(
                 f"{self} has format version {theirs}, this server knows {_FORMAT_VERSION.decode()}: "
                 "choose another database"
             )
@@ -240,10 +257,23 @@ class RedisStore:
         except exceptions.RedisError as error:
             if isinstance(error, _STALE):
                 await self._redis.connection_pool.disconnect()
-            advice = next((advice for kind, advice in _ADVICE if isinstance(error, kind)), "refuses")
-            raise StoreError(f"{self} {advice} ({error})") from error
+            kind, advice = _meaning(error)
+            raise kind(f"{self} {advice} ({error})") from error
         except (OSError, UnicodeError) as error:  # wrong certificates; impossible host names
             raise StoreError(f"{self} cannot be reached: {error}") from error
+
+
+def _meaning(error: exceptions.RedisError) -> tuple[type[StoreError], str]:
+    """Returns what an error of the client means here, and what to do."""
+    if isinstance(error.__context__, ssl.SSLCertVerificationError):
+        return (
+            WrongStoreError,
+            "is not the server that its certificate says: correct ssl_ca_certs or the host",
+        )
+    for found, kind, advice in _ADVICE:
+        if isinstance(error, found):
+            return kind, advice
+    return (StoreError if str(error).startswith(_PASSING) else WrongStoreError), "refuses"
 
 
 def _checked(url: str) -> str:
@@ -258,6 +288,8 @@ def _checked(url: str) -> str:
         is_right = _is_right(parts)
     except ValueError:
         is_right = False
+    if is_right and (option := _missing_file(parts)):
+        raise ConfigError(f"--store: {option} in the URL names no file that this server can read")
     if not is_right:
         raise ConfigError(
             f"--store: the URL is not {_FORM}; special characters in a password are written as %XX; "
@@ -275,6 +307,12 @@ def _is_right(parts: SplitResult) -> bool:
     database = parts.path.removeprefix("/")
     is_database = not database or (database.isascii() and database.isdecimal())
     return bool(parts.hostname) and is_database and options.keys() <= _OPTIONS
+
+
+def _missing_file(parts: SplitResult) -> str:
+    """Returns the first option that names a file which is not there; empty if all are."""
+    options = parse_qs(parts.query)
+    return next((each for each in _FILES if each in options and not os.access(options[each][0], os.R_OK)), "")
 
 
 def _keys(rows: Sequence[Claim] | Sequence[Write]) -> list[str]:

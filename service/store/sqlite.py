@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from service.errors import ConfigError
 from service.store import sqlite_rows
-from service.store.base import Claim, Claimed, StoreError, Write, WriteOutcome, new_owner
+from service.store.base import Claim, Claimed, StoreError, Write, WriteOutcome, WrongStoreError, new_owner
 from service.store.owner_locks import OwnerLocks
 from service.store.sqlite_rows import FORMAT_VERSION, LEAST_SQLITE, Database
 
@@ -49,6 +49,9 @@ _ADVICE = {
     "SQLITE_CORRUPT": "is damaged: restore it from a copy, or begin with a new file",
     "SQLITE_IOERR": "cannot be read or written: check its disk",
 }
+# Those that may pass while a server waits. A folder that is not there is a wrong path, and so is a file that
+# may not be written: whoever corrects the path starts the server anew.
+_PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL", "SQLITE_FULL", "SQLITE_IOERR")
 
 
 class SqliteStore:
@@ -79,7 +82,7 @@ class SqliteStore:
         """Opens the file, and creates it if there is none."""
         try:
             await self._on_thread(self._open)
-        except StoreError as error:
+        except WrongStoreError as error:
             raise ConfigError(f"--store: {error}") from error
 
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
@@ -143,21 +146,24 @@ class SqliteStore:
         except sqlite3.Error as error:
             # The state of this connection is unknown after an error. The next call makes a new one.
             self._disconnect()
-            raise StoreError(self._explained(error)) from error
+            raise self._explained(error) from error
         except OSError as error:  # of the owners' files
             raise StoreError(f"{self} cannot be used: {error}") from error
 
-    def _explained(self, error: sqlite3.Error) -> str:
+    def _explained(self, error: sqlite3.Error) -> StoreError:
         name: str = getattr(error, "sqlite_errorname", "")
+        kind = StoreError if name.startswith(_PASSING) else WrongStoreError
         for beginning, advice in _ADVICE.items():
             if name.startswith(beginning):
-                return f"{self} {advice} ({error})"
-        return f"{self} cannot be used: {error}"
+                return kind(f"{self} {advice} ({error})")
+        return kind(f"{self} cannot be used: {error}")
 
     def _open(self) -> None:
         if sqlite3.sqlite_version_info < LEAST_SQLITE:
             least = ".".join(map(str, LEAST_SQLITE))
-            raise StoreError(f"SQLite is of version {sqlite3.sqlite_version} here, too old: {least} would do")
+            raise WrongStoreError(
+                f"SQLite is of version {sqlite3.sqlite_version} here, too old: {least} would do"
+            )
         self._database = self._connect(may_create=True)
         self._probe()  # only a write shows whether the file can be written
         self._locks.hold()
@@ -193,9 +199,9 @@ class SqliteStore:
             raise StoreError(f"{self} is empty, its sessions are lost: put it back, or start the server anew")
         application, version = _identity(database)
         if application != _APPLICATION_ID:
-            raise StoreError(f"{self} is another program's database: choose another file")
+            raise WrongStoreError(f"{self} is another program's database: choose another file")
         if version != FORMAT_VERSION:
-            raise StoreError(
+            raise WrongStoreError(
                 f"{self} has format version {version}, this server knows {FORMAT_VERSION}: "
                 "choose another file"
             )
@@ -215,7 +221,7 @@ class SqliteStore:
                     raise
                 time.sleep(_RETRY_SECONDS)
         if mode != "wal":
-            raise StoreError(f"{self} cannot keep a write-ahead log: put it on a local disk")
+            raise WrongStoreError(f"{self} cannot keep a write-ahead log: put it on a local disk")
 
     def _connected(self) -> Database:
         """Returns the connection; after trouble, a new one.

@@ -188,9 +188,14 @@ class _EchoServer:
         self._grace_seconds = settings.drain_timeout_seconds
         self.front = front(self._router, settings)
         self.listen = settings.listen
+        self._listening = asyncio.Event()
 
     async def start(self) -> None:
         await self.front.start()
+        self._listening.set()
+
+    async def until_listening(self) -> None:
+        await self._listening.wait()
 
     def page(self) -> str:
         return ""

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from service.errors import ConfigError
 from service.store.base import (
     WRITTEN,
     Claim,
@@ -23,6 +24,7 @@ from tests.redis_server import RedisServer
 from tests.unit.service.store.troubles import (
     OPENING,
     Closing,
+    check_away,
     check_refused,
     check_trouble,
     claim_status,
@@ -60,15 +62,48 @@ async def redis_store(url, **settings):
         yield store
 
 
-async def test_a_redis_that_is_not_there_is_refused():
-    """Nobody listens, or there is no such host: the message says where the store looked."""
+async def test_a_redis_that_is_not_there_is_away():
+    """Nobody listens, or the name leads nowhere yet: the message says where the store looked."""
     port = redis_server.free_port()
-    await check_refused(
+    await check_away(
         RedisStore(f"redis://127.0.0.1:{port}/1"), f"redis://127.0.0.1:{port}/1", "cannot be reached"
     )
-    await check_refused(RedisStore("redis://no..host"), "cannot be reached")
-    await check_refused(RedisStore("unix:///nowhere/redis.sock"), "cannot be reached")
-    await check_refused(RedisStore("rediss://127.0.0.1?ssl_ca_certs=/nowhere.pem"), "cannot be reached")
+    await check_away(RedisStore("unix:///nowhere/redis.sock"), "cannot be reached")
+    await check_away(RedisStore("redis://no..host"), "cannot be reached")
+
+
+def test_a_certificate_that_is_not_there_is_a_wrong_url():
+    """The message names the option, and no part of the URL."""
+    with pytest.raises(ConfigError, match="ssl_ca_certs in the URL names no file") as error:
+        RedisStore("rediss://:s3cret@127.0.0.1?ssl_ca_certs=/nowhere.pem")
+    assert "s3cret" not in str(error.value)
+    assert "nowhere" not in str(error.value)
+
+
+async def test_a_database_that_is_not_there_is_refused(own_redis):
+    """Redis has 16 unless it is told otherwise."""
+    await check_refused(RedisStore(own_redis.url(":s3cret@", "/999")), "refuses", "DB index")
+
+
+async def test_a_disk_of_redis_that_is_full_passes():
+    """Redis answers MISCONF to every write then, until its disk has room."""
+    await check_answer(
+        "-MISCONF Redis is configured to save RDB snapshots, but it cannot", "refuses", "MISCONF"
+    )
+
+
+async def check_answer(answer, *words):
+    """Opens a store in a Redis that answers everything alike; the store must be away."""
+
+    async def serve(reader, writer):
+        while await reader.read(1 << 16):
+            writer.write(f"{answer}\r\n".encode())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        await check_away(RedisStore(f"redis://127.0.0.1:{port}"), *words)
 
 
 @pytest.mark.parametrize("credentials", ["", ":wr0ng@", "user:wr0ng@"])
@@ -94,7 +129,7 @@ async def test_a_redis_that_dies_is_an_error_until_it_is_back(own_redis):
         await claim_status(store)
         own_redis.kill()
         await check_trouble(store, "cannot be reached", "see that it runs")
-        await check_refused(RedisStore(url_of(own_redis)), "cannot be reached")
+        await check_away(RedisStore(url_of(own_redis)), "cannot be reached")
         own_redis.start()
         assert await claim_status(store) is ClaimStatus.CREATED
         assert await store.write([save(1)]) == [WRITTEN]
@@ -133,7 +168,7 @@ async def test_a_full_redis_is_an_error_until_there_is_memory(own_redis):
         await claim_status(store)
         configure(own_redis, "CONFIG", "SET", "maxmemory", "1")
         await check_trouble(store, "no memory left", "maxmemory")
-        await check_refused(RedisStore(url_of(own_redis)), "no memory left")
+        await check_away(RedisStore(url_of(own_redis)), "no memory left")
         configure(own_redis, "CONFIG", "SET", "maxmemory", "0")
         assert await store.write([save(1)]) == [WRITTEN], "nothing had moved"
         configure(own_redis, "CONFIG", "SET", "maxmemory", "1")
@@ -146,7 +181,7 @@ async def test_a_read_only_replica_is_an_error_until_it_is_primary(own_redis):
         await claim_status(store)
         configure(own_redis, "REPLICAOF", "127.0.0.1", redis_server.free_port())
         await check_trouble(store, "read-only replica", "name the primary")
-        await check_refused(RedisStore(url_of(own_redis)), "read-only replica")
+        await check_away(RedisStore(url_of(own_redis)), "read-only replica")
         configure(own_redis, "REPLICAOF", "NO", "ONE")
         assert await store.write([save(1)]) == [WRITTEN]
 
@@ -315,19 +350,9 @@ async def test_a_call_that_is_cancelled_leaves_no_reply_behind(own_redis):
         assert (claimed.status, claimed.epoch) == (ClaimStatus.TAKEN, 2)
 
 
-async def test_a_redis_that_loads_its_rows_is_refused():
+async def test_a_redis_that_loads_its_rows_is_away():
     """Redis answers LOADING to every command then: the message says to wait."""
-
-    async def answer(reader, writer):
-        while await reader.read(1 << 16):
-            writer.write(b"-LOADING Redis is loading the dataset in memory\r\n")
-        writer.close()
-
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
-        await check_refused(
-            RedisStore(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"), "loading", "wait"
-        )
+    await check_answer("-LOADING Redis is loading the dataset in memory", "loading", "wait")
 
 
 async def test_scripts_that_redis_forgot_are_loaded_again(own_redis):

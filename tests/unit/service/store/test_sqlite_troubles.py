@@ -17,6 +17,7 @@ from tests import redis_server
 from tests.unit.service.store.troubles import (
     OPENING,
     Closing,
+    check_away,
     check_refused,
     check_trouble,
     claim_status,
@@ -226,7 +227,7 @@ async def test_a_file_that_another_process_locks_is_an_error_until_the_lock_is_g
     async with sqlite_store(path) as store:
         with locked_by_another_process(path):
             await check_trouble(store, "locked", "other process")
-            await check_refused(SqliteStore(path, busy_seconds=0.05), "locked")
+            await check_away(SqliteStore(path, busy_seconds=0.05), "locked")
         assert await claim_status(store) is ClaimStatus.CREATED
 
 

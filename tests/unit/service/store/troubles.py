@@ -5,7 +5,7 @@ import contextlib
 import pytest
 
 from service.errors import ConfigError
-from service.store.base import Claim, StoreError, Write, WriteKind
+from service.store.base import Claim, StoreError, Write, WriteKind, WrongStoreError
 
 OPENING = Claim("a", may_create=True, may_find=True, may_take_over=True)
 
@@ -28,6 +28,16 @@ async def check_refused(store, *words):
             await store.open()
     assert all(word in str(error.value) for word in words), error.value
     return str(error.value)
+
+
+async def check_away(store, *words):
+    """Opens a store twice; both must fail, not for good, with a message that contains these words."""
+    async with contextlib.aclosing(Closing(store)):
+        for _ in range(2):
+            with pytest.raises(StoreError) as error:
+                await store.open()
+            assert not isinstance(error.value, WrongStoreError)
+            assert all(word in str(error.value) for word in words), error.value
 
 
 async def check_trouble(store, *words):
