@@ -90,6 +90,12 @@ class Config:
         "memory:",
         "where sessions survive a restart: sqlite:PATH, redis://HOST:PORT/NUMBER, or memory: for nowhere",
     )
+    durable_without_disk: str = _flag(
+        "warn",
+        "what happens to durable sessions where the store cannot tell when a step is on its disk (Redis with"
+        " appendonly no, or older than 7.2). warn: a line in the log at the start; refuse: they are refused",
+        ("warn", "refuse"),
+    )
     store_wait_seconds: float = _flag(
         60.0,
         "most seconds to wait at the start for a store that is away, while health says NOT_SERVING; 0: do not"

@@ -58,6 +58,7 @@ class Reason(enum.StrEnum):
     STEP_GAP = "STEP_GAP"
     MODEL_CHANGED = "MODEL_CHANGED"
     SNAPSHOT_REJECTED = "SNAPSHOT_REJECTED"
+    DURABLE_UNSUPPORTED = "DURABLE_UNSUPPORTED"
     SESSION_FENCED = "SESSION_FENCED"
     OVERLOADED = "OVERLOADED"
     SESSIONS_FULL = "SESSIONS_FULL"
@@ -228,6 +229,13 @@ REASONS: Mapping[Reason, ReasonSpec] = {
                 metadata=("session_id",),
             ),
         },
+    ),
+    Reason.DURABLE_UNSUPPORTED: ReasonSpec(
+        Code.FAILED_PRECONDITION,
+        Message(
+            "this server's store cannot tell when a step is on its disk ({problem}), and the server refuses"
+            " durable sessions then: open the session without durable, or ask another server"
+        ),
     ),
     Reason.SESSION_FENCED: ReasonSpec(
         Code.ABORTED,

@@ -35,6 +35,7 @@ class FakeStore:
     all count as living. While `trouble` has a text, calls raise StoreError with that text. While
     `is_blocked`, writes wait.
     `num_writes` counts the calls of `write`. A test that removes rows, as a restart may, changes `run` too.
+    With `must_sync`, a write with `to_disk` is on the disk once a `sync` ends; `may_sync` holds it back.
     """
 
     def __init__(
@@ -52,6 +53,12 @@ class FakeStore:
         self.num_writes = 0
         self.asked = asked
         self._asked: asyncio.Queue[str] = asyncio.Queue()
+        self.must_sync = False
+        self.disk_problem = ""
+        self.sync_trouble = ""
+        self.num_syncs = 0
+        self.may_sync = asyncio.Event()
+        self.may_sync.set()
         self._may_write = asyncio.Event()
         self._may_write.set()
 
@@ -104,7 +111,7 @@ class FakeStore:
         """Waits for the next key."""
         return [await self._asked.get()]
 
-    async def write(self, writes: Sequence[Write]) -> list[WriteOutcome]:
+    async def write(self, writes: Sequence[Write], *, to_disk: bool = False) -> list[WriteOutcome]:
         """Writes rows."""
         self.num_writes += 1
         await self._may_write.wait()
@@ -130,6 +137,13 @@ class FakeStore:
         epoch = self.rows.pop(key).epoch
         if epoch > 1:
             self.ended[key] = epoch
+
+    async def sync(self) -> None:
+        """Returns when the test allows it; raises StoreError while there is trouble with the disk."""
+        self.num_syncs += 1
+        await self.may_sync.wait()
+        if self.sync_trouble:
+            raise StoreError(self.sync_trouble)
 
     async def expire(self, before: float, limit: int) -> list[str]:
         """Deletes rows last used before an instant."""

@@ -16,6 +16,7 @@ from streamcell.errors import (
     ConnectionLost,
     DeadlineExceeded,
     Draining,
+    DurableUnsupported,
     FailedPrecondition,
     Fenced,
     InvalidArgument,
@@ -63,11 +64,12 @@ from streamcell.values import (
 
 __all__ = [
     "AccessDenied", "AlreadyExists", "Client", "ConnectionLost", "DeadlineExceeded", "Draining",
-    "FailedPrecondition", "Fenced", "InvalidArgument", "Limits", "MessageTooLarge", "Misuse", "Model",
-    "ModelChanged", "ModelNotFound", "ModelNotHere", "NotFound", "NotImplementedByServer", "NotOpen",
-    "OpenMode", "Overloaded", "Prediction", "ResourceExhausted", "RetryPolicy", "Row", "Rows",
-    "ServerInternal", "Session", "SessionEvicted", "SessionExists", "SessionExpired", "SessionGone",
-    "SessionInfo", "SessionNotFound", "SessionsFull", "SnapshotRejected", "Sources", "StepConflict",
-    "StepForgotten", "StepGap", "StepStream", "StoreUnavailable", "StreamInterrupted", "StreamcellError",
-    "Time", "TimedRow", "Timeout", "Tls", "TooManySteps", "Unavailable", "Variable",
+    "DurableUnsupported", "FailedPrecondition", "Fenced", "InvalidArgument", "Limits",
+    "MessageTooLarge", "Misuse", "Model", "ModelChanged", "ModelNotFound", "ModelNotHere", "NotFound",
+    "NotImplementedByServer", "NotOpen", "OpenMode", "Overloaded", "Prediction", "ResourceExhausted",
+    "RetryPolicy", "Row", "Rows", "ServerInternal", "Session", "SessionEvicted", "SessionExists",
+    "SessionExpired", "SessionGone", "SessionInfo", "SessionNotFound", "SessionsFull",
+    "SnapshotRejected", "Sources", "StepConflict", "StepForgotten", "StepGap", "StepStream",
+    "StoreUnavailable", "StreamInterrupted", "StreamcellError", "Time", "TimedRow", "Timeout", "Tls",
+    "TooManySteps", "Unavailable", "Variable",
 ]  # fmt: skip

@@ -17,6 +17,7 @@
          ·  StepGap                           .expected_step_index: the step that the server takes next
          ·  ModelChanged
          ·  SnapshotRejected
+         ·  DurableUnsupported                the server cannot promise what `durable` asks
      ·  Fenced                                another server took the session over; the library takes it back
      ·  ResourceExhausted
          ·  Overloaded                        .retry_delay_seconds
@@ -160,6 +161,10 @@ class SnapshotRejected(FailedPrecondition):
     """The snapshot is not one of Streamcell's, is damaged, or is of another model."""
 
 
+class DurableUnsupported(FailedPrecondition):
+    """The server's store cannot tell when a step is on its disk, and the server refuses durable sessions."""
+
+
 class Fenced(StreamcellError):  # noqa: N818
     """Another server took the session over."""
 
@@ -263,6 +268,7 @@ _BY_REASON: Mapping[str, type[StreamcellError]] = {
     "STEP_GAP": StepGap,
     "MODEL_CHANGED": ModelChanged,
     "SNAPSHOT_REJECTED": SnapshotRejected,
+    "DURABLE_UNSUPPORTED": DurableUnsupported,
     "SESSION_FENCED": Fenced,
     "OVERLOADED": Overloaded,
     "SESSIONS_FULL": SessionsFull,

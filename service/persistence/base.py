@@ -32,15 +32,22 @@ class Persistence(Protocol):
             may_take_over: whether to take the session over if its owner lives and does not answer.
 
         Raises:
-            StreamcellError: SESSION_FENCED, its owner lives and does not answer; SNAPSHOT_REJECTED; STORE_UNAVAILABLE;
-                SESSIONS_FULL; MODEL_NOT_FOUND, MODEL_CHANGED.
+            StreamcellError: SESSION_FENCED, its owner lives and does not answer; SNAPSHOT_REJECTED;
+                STORE_UNAVAILABLE; SESSIONS_FULL; MODEL_NOT_FOUND, MODEL_CHANGED; DURABLE_UNSUPPORTED.
         """
 
     async def create(self, key: str, engine: Engine, session: Snapshot) -> SessionRef:
         """Opens a new session, in memory and in the store, that stands where `session` does.
 
         Raises:
-            StreamcellError: SESSION_EXISTS; STORE_UNAVAILABLE; SESSIONS_FULL.
+            StreamcellError: SESSION_EXISTS; STORE_UNAVAILABLE; SESSIONS_FULL; DURABLE_UNSUPPORTED.
+        """
+
+    def check_durable(self) -> None:
+        """Checks that a durable session can be had.
+
+        Raises:
+            StreamcellError: INVALID_ARGUMENT, there is no store; DURABLE_UNSUPPORTED.
         """
 
     async def discard(self, key: str) -> bool:

@@ -31,6 +31,7 @@ class _EngineSessions:
     restarts: Int64s
     next_steps: Int64s
     are_verified: Flags  # which sessions the store has already: only their owner is verified
+    are_durable: Flags
     waiting: dict[int, list[OnStored]]  # the callers who wait for each session, by slot
 
     def are_live(self) -> Flags:
@@ -38,10 +39,32 @@ class _EngineSessions:
         lives: Flags = self.engine.sessions.generation[self.slots] == self.generations
         return lives
 
+    @property
+    def are_unsynced(self) -> Flags:
+        """Which of the sessions must be on the disk before their callers are answered."""
+        return self.are_durable & ~self.are_verified
+
+    def part(self, chosen: Flags) -> "_EngineSessions":
+        """Returns some of the sessions."""
+        slots = self.slots[chosen]
+        return dataclasses.replace(
+            self,
+            slots=slots,
+            generations=self.generations[chosen],
+            restarts=self.restarts[chosen],
+            next_steps=self.next_steps[chosen],
+            are_verified=self.are_verified[chosen],
+            are_durable=self.are_durable[chosen],
+            waiting={slot: self.waiting[slot] for slot in slots.tolist() if slot in self.waiting},
+        )
+
+    def confirm(self, is_done: Flags, now_ns: int) -> None:
+        """Records which of the sessions are this server's."""
+        self.engine.sessions.ownership.confirm(self.slots[is_done & self.are_live()], now_ns)
+
     def record(self, is_done: Flags, now_ns: int) -> None:
-        """Records which of the sessions the store has now, at this server's epoch."""
+        """Records which of the sessions the store has now."""
         are_live = self.are_live()
-        self.engine.sessions.ownership.confirm(self.slots[is_done & are_live], now_ns)
         is_stored = is_done & ~self.are_verified
         chosen = is_stored & are_live
         written = Written(self.slots[chosen], self.restarts[chosen], self.next_steps[chosen])
@@ -78,6 +101,11 @@ class Checkpoint:
     num_departing: int
     sessions: list[_EngineSessions]
 
+    @property
+    def must_reach_disk(self) -> bool:
+        """Whether a session must be on the disk before its callers are answered."""
+        return any(each.are_unsynced.any() for each in self.sessions)
+
 
 class Changes:
     """What is to be written, of the sessions of all engines.
@@ -93,6 +121,11 @@ class Changes:
         self._departing: deque[Write] = deque()  # rows to delete or release
         self._due: dict[Engine, Int64s] = {}  # slots of sessions that changed before `begin`
         self._waiting: dict[Engine, dict[tuple[int, int], list[OnStored]]] = {}  # by slot and generation
+        self._unsynced: list[_EngineSessions] = []  # in the store, and not known to be on its disk
+        self.must_sync = False
+        """Whether durable sessions count as stored only once the store has them on its disk."""
+        self.is_syncing = False
+        """Whether durable sessions wait for the disk: what they change meanwhile is not taken yet."""
 
     # -- What is asked -----------------------------------------------------------------------------
 
@@ -179,16 +212,45 @@ class Changes:
             at += len(each.slots)
             rows = list(zip(checkpoint.writes[of_engine], outcomes[of_engine], strict=True))
             is_done = np.array([outcome.status is WriteStatus.DONE for _, outcome in rows], np.bool_)
-            each.record(is_done, self._clock.now_ns())
+            now_ns = self._clock.now_ns()
+            each.confirm(is_done, now_ns)
+            is_late = is_done & each.are_unsynced & self.must_sync
+            each.record(is_done & ~is_late, now_ns)
+            if is_late.any():
+                self._unsynced.append(each.part(is_late))
+            late_slots = set(each.slots[is_late].tolist())
             places = zip(each.slots.tolist(), each.generations.tolist(), strict=True)
             for (slot, generation), (write, outcome) in zip(places, rows, strict=True):
                 waiting = each.waiting.get(slot, [])
+                if slot in late_slots:
+                    continue
                 if outcome.status is WriteStatus.DONE:
                     _call(waiting, None)
                 else:
                     session = SessionRef(each.engine, slot, generation)
                     refused.append(Refused(session, write.key, write.epoch, outcome, waiting))
         return refused
+
+    @property
+    def has_unsynced(self) -> bool:
+        """Whether durable sessions are in the store and not known to be on its disk."""
+        return bool(self._unsynced)
+
+    def complete_synced(self) -> None:
+        """Records that the durable sessions which were written are on the disk, and answers callers."""
+        synced, self._unsynced = self._unsynced, []
+        for each in synced:
+            each.record(np.ones(len(each.slots), np.bool_), self._clock.now_ns())
+            for callers in each.waiting.values():
+                _call(callers, None)
+
+    def fail_unsynced(self, error: StreamcellError) -> None:
+        """Marks durable sessions that may not be on the disk for another write; callers get the error."""
+        unsynced, self._unsynced = self._unsynced, []
+        for each in unsynced:
+            each.engine.sessions.durability.mark_changed(each.slots[each.are_live()])
+            for callers in each.waiting.values():
+                _call(callers, error)
 
     def fail(self, checkpoint: Checkpoint, error: StreamcellError) -> None:
         """Puts back what could not be written, for another time; callers who wait get the error."""
@@ -252,15 +314,23 @@ class Changes:
     def _chosen(self, engine: Engine, room: int, *, everything: bool, kind: WriteKind) -> Int64s:
         """Returns the slots of an engine's sessions to write, first those that a caller waits for."""
         self.follow(engine)
-        slots = np.array([slot for slot, _ in self._waiting.get(engine, {})], np.int64)
+        slots = self._waiting_slots(engine)
         if everything:
-            due = self._due.pop(engine, slots[:0])
+            due = self._without_syncing(engine, self._due.pop(engine, slots[:0]))
             durability = engine.sessions.durability
             still = durability.is_tracked if kind is WriteKind.RELEASE else durability.is_changed
             due = due[still[due] & ~np.isin(due, slots)]
             self._due[engine] = due[max(0, room - len(slots)) :]
             slots = np.concatenate([slots, due])
         return slots[:room]
+
+    def _waiting_slots(self, engine: Engine) -> Int64s:
+        """Returns the slots of an engine's sessions that a caller waits for, and that may be taken now."""
+        slots = np.array([slot for slot, _ in self._waiting.get(engine, {})], np.int64)
+        return self._without_syncing(engine, slots)
+
+    def _without_syncing(self, engine: Engine, slots: Int64s) -> Int64s:
+        return slots[~engine.sessions.durability.is_durable[slots]] if self.is_syncing else slots
 
     def _take_waiting(self, engine: Engine, slots: Int64s) -> dict[int, list[OnStored]]:
         """Takes out the callers who wait for sessions, by slot."""
@@ -306,6 +376,7 @@ class Changes:
             restarts=durability.num_restarts[slots],
             next_steps=next_steps,
             are_verified=are_whole,
+            are_durable=durability.is_durable[slots],
             waiting=self._take_waiting(engine, slots),
         )
         checkpoint.sessions.append(captured)

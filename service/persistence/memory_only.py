@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from service import errors
 from service.arrays import Int64s
 from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
@@ -28,6 +29,10 @@ class MemoryOnly:
         slot = engine.residents.open(key)
         engine.residents.install(slot, session)
         return SessionRef.at(engine, slot)
+
+    def check_durable(self) -> None:
+        """Raises INVALID_ARGUMENT: there is no store."""
+        raise errors.invalid_argument("durable", "this server has no store; leave it out")
 
     async def discard(self, key: str) -> bool:
         """Returns False: there is nothing to remove."""

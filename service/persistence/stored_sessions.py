@@ -89,7 +89,12 @@ class StoredSessions:
         return True
 
     async def create(self, key: str, engine: Engine, session: Snapshot) -> SessionRef:
-        """Opens a new session, in memory and in the store, that stands where `session` does."""
+        """Opens a new session, in memory and in the store, that stands where `session` does.
+
+        A durable session is on the disk then, as far as the store can tell.
+        """
+        if session.is_durable:
+            self.check_durable()
         with _arriving(engine):
             async with self._alone(key):
                 record = snapshot.encode_one(session)
@@ -103,7 +108,17 @@ class StoredSessions:
                     self._delete_row(key, claimed.epoch)
                     raise
                 slot = engine.residents.adopt(key, claimed.epoch, session, is_new=True)
-                return SessionRef.at(engine, slot)
+                opened = SessionRef.at(engine, slot)
+        if session.is_durable and self._changes.must_sync:
+            # A claim is answered from memory: the row is written again, and waited for.
+            engine.sessions.durability.mark_changed(np.array([slot], np.int64))
+            await self.wait_until_stored(opened)
+        return opened.current
+
+    def check_durable(self) -> None:
+        """Checks that a durable session can be had."""
+        if problem := self._write_behind.durable_problem:
+            raise errors.refusal(Reason.DURABLE_UNSUPPORTED, problem=problem)
 
     async def discard(self, key: str) -> bool:
         """Removes a session from the store that cannot be fetched; returns False if there is none."""
@@ -135,6 +150,8 @@ class StoredSessions:
         record = claimed.record or b""  # an empty record is no snapshot
         try:
             session = snapshot.decode(record)
+            if session.is_durable:
+                self.check_durable()
             engine = await self._engine_of(session.model)
             with _arriving(engine):
                 await self._eviction.make_room(engine)

@@ -1,8 +1,8 @@
 """Writes changed sessions to the store from one background task, so that all calls keep their order.
 
 Claims go as they come, and so does what a caller waits for. All other changes go every checkpoint interval.
-While the store is away, the task probes for its return and changes wait. Does not know which sessions come or
-go, nor why.
+While the store is away, the task probes for its return and changes wait. A second task waits for the store's
+disk, where durable sessions need it. Does not know which sessions come or go, nor why.
 """
 
 import asyncio
@@ -98,6 +98,11 @@ class WriteBehind:
         self._due_ns = self.wall_clock.began_ns  # when everything that changed is written next
         self._task = BackgroundTask("write_behind", self._turn, count_fault)
         self._listening = BackgroundTask("listen_for_servers", self._listen, count_fault)
+        self._refuses_durable = settings.durable_without_disk == "refuse"
+        self._must_sync = asyncio.Event()
+        self._is_ending = False
+        self._sync_trouble = ""
+        self._sync_task = BackgroundTask("sync_durable", self._sync_turn, count_fault)
 
     # -- Start and stop --------------------------------------------------------------------------------
 
@@ -117,9 +122,15 @@ class WriteBehind:
             on_wait=on_wait,
             clock=self._clock,
         )
+        if self._store.disk_problem:
+            answered = "their steps are answered once the store has them in its memory"
+            effect = "durable sessions are refused" if self._refuses_durable else answered
+            log.warning("durable_without_disk", why=self._store.disk_problem, effect=effect)
+        self.changes.must_sync = self._store.must_sync
         self._due_ns = self._clock() + self._interval_ns
         self._task.start()
         self._listening.start()
+        self._sync_task.start()
 
     async def _open(self) -> None:
         await self._store.open()
@@ -134,7 +145,8 @@ class WriteBehind:
                 is_written = await self._write(everything=True, kind=WriteKind.RELEASE)
                 while is_written and self.changes.num_changed:  # rows that were lost, and made anew
                     is_written = await self._write(everything=True, kind=WriteKind.RELEASE)
-                why = self._availability.trouble
+                is_written = is_written and await self._sync()
+                why = self._availability.trouble or self._sync_trouble
         except TimeoutError:
             pass
         except Exception as exception:
@@ -151,10 +163,13 @@ class WriteBehind:
         await self._store.close()
 
     async def _end_tasks(self) -> None:
+        self._is_ending = True
         await self._listening.stop()
         if self.on_asked is not None:
             await self.on_asked.stop()
         await self._task.stop()
+        await self._sync_task.stop()
+        self.changes.is_syncing = False  # what is written last goes to the disk together
         self._claims.refuse_all(errors.refusal(Reason.DRAINING))
 
     # -- What is asked ---------------------------------------------------------------------------------
@@ -163,6 +178,12 @@ class WriteBehind:
     def trouble(self) -> str:
         """Why the store cannot be used now; empty while it can."""
         return self._availability.trouble
+
+    @property
+    def durable_problem(self) -> str:
+        """Why durable sessions are refused; empty if they are not."""
+        is_known = self._refuses_durable and not self.trouble
+        return self._store.disk_problem if is_known else ""
 
     async def claim(self, claim: Claim) -> Claimed:
         """Returns the outcome of a claim. If the caller goes away meanwhile, the row stays this server's.
@@ -270,8 +291,10 @@ class WriteBehind:
 
     async def _write_one(self, checkpoint: Checkpoint) -> bool:
         started = self._clock()
+        to_disk, writes = self.changes.must_sync and checkpoint.must_reach_disk, checkpoint.writes
+        writing = self._store.write(writes, to_disk=True) if to_disk else self._store.write(writes)
         try:
-            outcomes = await self._availability.ask(self._store.write(checkpoint.writes))
+            outcomes = await self._availability.ask(writing)
         except StoreError as error:
             self._availability.record_failure(error)
             self.changes.fail(checkpoint, self._availability.refusal())
@@ -282,7 +305,45 @@ class WriteBehind:
         self._metrics.write_seconds.observe((self._clock() - started) * 1e-9)
         self._metrics.rows_written.inc(len(checkpoint.writes))
         refused = self.changes.complete(checkpoint, outcomes)
+        if to_disk and not self._is_ending:
+            self.changes.is_syncing = True
+            self._must_sync.set()
         return not refused or await self._refused_writes.resolve(refused)
+
+    # -- Durable sessions on the disk ------------------------------------------------------------------
+
+    async def _sync_turn(self) -> None:
+        """Waits until durable sessions were written, then until they are on the disk.
+
+        A task of its own: the disk of a store may take a second, for which claims must not wait.
+        """
+        await self._must_sync.wait()
+        self._must_sync.clear()
+        try:
+            await self._sync()
+        finally:
+            self.changes.is_syncing = False
+            self.wake()  # durable sessions may have changed meanwhile
+
+    async def _sync(self) -> bool:
+        """Waits until the durable sessions that were written are on the disk; returns whether they are."""
+        try:
+            await self._availability.ask(self._store.sync())
+        except StoreError as error:
+            self._metrics.errors.inc()
+            if not self._sync_trouble:
+                log.warning(
+                    "not_on_disk", why=str(error), effect="durable steps are refused, and written again"
+                )
+            self._sync_trouble = str(error)
+            self.changes.fail_unsynced(errors.refusal(Reason.STORE_UNAVAILABLE, problem=str(error)))
+            return False
+        except asyncio.CancelledError:
+            self.changes.fail_unsynced(errors.refusal(Reason.DRAINING))
+            raise
+        self._sync_trouble = ""
+        self.changes.complete_synced()
+        return True
 
     async def _probe(self) -> None:
         """Asks a store that is away whether it is back; if so, the next turn starts now."""

@@ -135,6 +135,14 @@ class Store(Protocol):
     is over.
     """
 
+    must_sync: bool
+    """Whether a write may be answered from the memory of the store alone, until `sync` says otherwise."""
+    disk_problem: str
+    """Why nobody can tell when a write is on a disk; empty if the answer to the write tells, or `sync`.
+
+    This and `must_sync` are known once the store is open.
+    """
+
     async def open(self) -> None:
         """Connects to the store, and creates its layout in a new one.
 
@@ -157,14 +165,23 @@ class Store(Protocol):
         claim that may find it takes it.
         """
 
-    async def write(self, writes: Sequence[Write]) -> list[WriteOutcome]:
+    async def write(self, writes: Sequence[Write], *, to_disk: bool = False) -> list[WriteOutcome]:
         """Writes rows, each atomically, and returns how each write ended.
+
+        With `to_disk`, `sync` waits for these writes.
 
         Writes can be repeated when their replies were lost. A SAVE and a RELEASE are DONE again until the row
         is claimed; a repeated DELETE is GONE.
 
         The deletion of a row that has had several owners is remembered for a day, with its epoch: an earlier
         owner's copy must not bring the session back.
+        """
+
+    async def sync(self) -> None:
+        """Returns when the writes since the last call that had `to_disk` are on the disk.
+
+        Raises:
+            StoreError: nobody knows whether they are.
         """
 
     async def expire(self, before: float, limit: int) -> list[str]:

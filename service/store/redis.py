@@ -34,6 +34,7 @@ from service.store.base import (
     WrongStoreError,
     new_owner,
 )
+from service.store.redis_disk import DiskWait
 from service.telemetry import log
 
 _ROW = "streamcell:session:"
@@ -116,6 +117,9 @@ class RedisStore:
         self._expire = self._redis.register_script(redis_scripts.EXPIRE)
         self._beat = self._redis.register_script(redis_scripts.BEAT)
         self._channel: PubSub | None = None
+        self._disk = DiskWait(self._redis, timeout_seconds)
+        self.must_sync = False
+        self.disk_problem = "it is not open"
 
     def __str__(self) -> str:
         return self._name
@@ -129,7 +133,7 @@ class RedisStore:
             raise ConfigError(f"--store: {error}") from error
 
     async def _check_server(self) -> None:
-        """Checks that the server is no cluster, runs scripts and evicts no rows; warns if it may lose them.
+        """Checks that the server is no cluster, runs scripts and evicts no rows; looks at its disk.
 
         Raises:
             WrongStoreError: the server cannot be a store.
@@ -154,6 +158,11 @@ class RedisStore:
                 why="Redis appends nothing to a file (appendonly is no)",
                 effect="what it was told since its last dump is lost when it restarts",
             )
+            self.disk_problem = "Redis appends nothing to a file (appendonly is no)"
+        else:
+            async with self._explaining():
+                self.disk_problem = await self._disk.problem(_FORMAT, _FORMAT_VERSION)
+        self.must_sync = not self.disk_problem
 
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
         """Claims rows, up to 100 in each exchange with the server."""
@@ -167,16 +176,27 @@ class RedisStore:
                 claimed += [_claimed(*reply) for reply in replies]
         return claimed
 
-    async def write(self, writes: Sequence[Write]) -> list[WriteOutcome]:
+    async def write(self, writes: Sequence[Write], *, to_disk: bool = False) -> list[WriteOutcome]:
         """Writes rows, up to 100 in each exchange with the server."""
         written: list[WriteOutcome] = []
-        async with self._explaining():
-            for start in range(0, len(writes), _CHUNK_ROWS):
-                chunk = writes[start : start + _CHUNK_ROWS]
-                fields = [field for one in chunk for field in _fields(one)]
-                replies = await self._write(_keys(chunk), [self.owner, *fields])
-                written += map(_written, replies)
+        client = self._disk.connection() if to_disk else self._redis
+        try:
+            async with self._explaining():
+                for start in range(0, len(writes), _CHUNK_ROWS):
+                    chunk = writes[start : start + _CHUNK_ROWS]
+                    fields = [field for one in chunk for field in _fields(one)]
+                    replies = await self._write(_keys(chunk), [self.owner, *fields], client=client)
+                    written += map(_written, replies)
+        except BaseException:
+            if to_disk:
+                await self._disk.release()
+            raise
         return written
+
+    async def sync(self) -> None:
+        """Asks the server on the connection of the writes until they are on its disk, by WAITAOF."""
+        async with self._explaining():
+            await self._disk.wait()
 
     async def expire(self, before: float, limit: int) -> list[str]:
         """Deletes rows last used before an instant, up to 100 in each exchange with the server."""
@@ -242,6 +262,7 @@ class RedisStore:
         with contextlib.suppress(exceptions.RedisError, OSError, TimeoutError):
             async with asyncio.timeout(_FAREWELL_SECONDS):
                 await self._show_life(is_alive=False)
+        await self._disk.release()
         with contextlib.suppress(exceptions.RedisError, OSError):
             await self._redis.aclose()
 

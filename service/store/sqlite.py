@@ -60,6 +60,9 @@ class SqliteStore:
     `clock` returns Unix seconds, for new rows. The store waits `busy_seconds` for another process's lock.
     """
 
+    must_sync = False
+    disk_problem = ""
+
     def __init__(
         self, path: str, *, clock: Callable[[], float] = time.time, busy_seconds: float = _BUSY_SECONDS
     ) -> None:
@@ -94,10 +97,13 @@ class SqliteStore:
             )
         )
 
-    async def write(self, writes: Sequence[Write]) -> list[WriteOutcome]:
+    async def write(self, writes: Sequence[Write], *, to_disk: bool = False) -> list[WriteOutcome]:
         """Writes rows, in one transaction, with one fsync for all."""
         now = self._clock()
         return await self._transaction(lambda database: sqlite_rows.write(database, writes, self.owner, now))
+
+    async def sync(self) -> None:
+        """Returns at once: what is committed is on the disk."""
 
     async def expire(self, before: float, limit: int) -> list[str]:
         """Deletes rows last used before an instant, in one transaction."""

@@ -29,6 +29,7 @@ Conventions
                STEP_GAP             FAILED_PRECONDITION (metadata "expected_step_index")
                MODEL_CHANGED        FAILED_PRECONDITION (the session runs on another model)
                SNAPSHOT_REJECTED    FAILED_PRECONDITION (foreign, damaged or of another model)
+               DURABLE_UNSUPPORTED  FAILED_PRECONDITION (the store cannot tell when it is on its disk)
                SESSION_FENCED       ABORTED (another server has the session)
                OVERLOADED           RESOURCE_EXHAUSTED (the queue is full; retry later)
                SESSIONS_FULL        RESOURCE_EXHAUSTED (no room for another session)
@@ -247,13 +248,17 @@ class Session(_message.Message):
     next_step_index: _builtins.int
     """The index that the next step will get: the number of steps applied so far."""
     num_durable_steps: _builtins.int
-    """How many of the session's steps, from the first, are in the store and survive a crash. 0: none."""
+    """How many of the session's steps, from the first, are in the store and survive a crash of the server. A
+    store in SQLite has synced them to its disk. Redis has them in its memory: they survive its own crash once
+    they are in its append-only file, which for a durable session is waited for where Redis can tell (7.2 or
+    later, appendonly yes). 0: none.
+    """
     last_time_ns: _builtins.int
     """Time of the last step applied. 0 before the first, and for models without time."""
     ttl_seconds: _builtins.float
     """Seconds without use after which the session expires. 0: it never expires."""
     durable: _builtins.bool
-    """Whether each step is answered only once it is in the store."""
+    """Whether each step is answered only once it is in the store, on its disk where the store can tell."""
     epoch: _builtins.int
     """How many owners the session has had, from 1: each server that takes the session over adds one."""
     def __init__(
@@ -339,8 +344,10 @@ class OpenSessionRequest(_message.Message):
     mode: Global___OpenMode.ValueType
     """Whether to open a new session or find one. Default: find it if it exists, otherwise open it."""
     durable: _builtins.bool
-    """Whether each step is answered only once it is in the store. Default: no. Needs a server with a
-    store. For a session that exists, yes makes it durable from now on, and no changes nothing.
+    """Whether each step is answered only once it is in the store: on the disk of SQLite, or of a Redis of
+    version 7.2 or later with appendonly yes. Another Redis cannot tell; then a step is answered once Redis
+    has it in its memory or, as the server is set up, the request is DURABLE_UNSUPPORTED. Default: no. Needs
+    a server with a store. For a session that exists, yes makes it durable from now on, and no changes nothing.
     """
     def __init__(
         self,
@@ -648,7 +655,9 @@ class StepResponse(_message.Message):
     step_index: _builtins.int
     """The index that the step got."""
     num_durable_steps: _builtins.int
-    """How many of the session's steps, from the first, are in the store. 0: none, or there is no store."""
+    """How many of the session's steps, from the first, are in the store (Session.num_durable_steps). 0: none, or
+    there is no store.
+    """
     @_builtins.property
     def y(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The prediction made after this step: as many values as the model has outputs, in manifest order."""
@@ -1075,7 +1084,9 @@ class PrimeResponse(_message.Message):
     step_index: _builtins.int
     """The index of the last step."""
     num_durable_steps: _builtins.int
-    """How many of the session's steps, from the first, are in the store. 0: none, or there is no store."""
+    """How many of the session's steps, from the first, are in the store (Session.num_durable_steps). 0: none, or
+    there is no store.
+    """
     @_builtins.property
     def y(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The prediction made after the last step: as many values as the model has outputs, in manifest

@@ -29,6 +29,7 @@ Conventions
                STEP_GAP             FAILED_PRECONDITION (metadata "expected_step_index")
                MODEL_CHANGED        FAILED_PRECONDITION (the session runs on another model)
                SNAPSHOT_REJECTED    FAILED_PRECONDITION (foreign, damaged or of another model)
+               DURABLE_UNSUPPORTED  FAILED_PRECONDITION (the store cannot tell when it is on its disk)
                SESSION_FENCED       ABORTED (another server has the session)
                OVERLOADED           RESOURCE_EXHAUSTED (the queue is full; retry later)
                SESSIONS_FULL        RESOURCE_EXHAUSTED (no room for another session)

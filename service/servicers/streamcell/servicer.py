@@ -72,8 +72,8 @@ class StreamcellServicer:
 
     async def open_session(self, request: pb.OpenSessionRequest, call: Call) -> pb.OpenSessionResponse:
         """Answers OpenSession."""
-        if request.durable and not self._catalog.persistence.has_store:
-            raise errors.invalid_argument("durable", "this server has no store; leave it out")
+        if request.durable:
+            self._catalog.persistence.check_durable()
         existing = await self._find_existing(request, call)
         if existing is None:
             try:

@@ -16,6 +16,7 @@ FIELDS = [
     ("models_poll_seconds", "--models-poll-seconds", "0.5", 0.5),
     ("on_new_version", "--on-new-version", "migrate", "migrate"),
     ("store", "--store", "sqlite:some.db", "sqlite:some.db"),
+    ("durable_without_disk", "--durable-without-disk", "refuse", "refuse"),
     ("store_wait_seconds", "--store-wait-seconds", "0", 0.0),
     ("checkpoint_interval_seconds", "--checkpoint-interval-seconds", "0.25", 0.25),
     ("max_changed_sessions", "--max-changed-sessions", "17", 17),
