@@ -55,6 +55,10 @@ class SnapshotError(ValueError):
     """Bytes that are not a usable snapshot; the message says why."""
 
 
+class NewerVersionError(SnapshotError):
+    """A snapshot of a format version that a later release writes: it may be whole, and must stay as it is."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Model:
     """The model that a session runs on, as a snapshot describes it.
@@ -130,7 +134,8 @@ def decode(raw: bytes) -> Snapshot:
     Everything is checked that the engine relies on: the checksum finds damage, and not what was made up.
 
     Raises:
-        SnapshotError: the bytes are no snapshot, of another version, cut off, damaged, or make no sense.
+        SnapshotError: the bytes are no snapshot, of another version, cut off, damaged, or make no sense;
+            NewerVersionError where a later release wrote them.
     """
     head = _head(raw)
     model = Model(
@@ -221,7 +226,8 @@ def _head(raw: bytes) -> "np.void":
     head: np.void = np.frombuffer(raw[: _HEAD.itemsize], _HEAD)[0]
     version, flags = int(head["version"]), int(head["flags"])
     if not OLDEST_VERSION <= version <= VERSION:
-        raise SnapshotError(f"it is of format version {version}; this server reads {_READABLE}")
+        kind = NewerVersionError if version > VERSION else SnapshotError
+        raise kind(f"it is of format version {version}; this server reads {_READABLE}")
     if flags & ~_IS_DURABLE:
         raise SnapshotError(f"it has flags {flags:#x}, which this server does not know")
     sizes = [int(head[name]) for name in ("state_size", "num_outputs", "num_replies")]

@@ -14,7 +14,7 @@ import numpy as np
 from service.engine import snapshot
 from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
-from service.engine.snapshot import SnapshotError
+from service.engine.snapshot import NewerVersionError, SnapshotError
 from service.persistence.availability import Availability
 from service.persistence.changes import Changes, Refused
 from service.store.base import Claim, Claimed, ClaimStatus, Store, StoreError, WriteStatus
@@ -151,6 +151,8 @@ class RefusedWrites:
             return False
         try:
             found = snapshot.decode(claimed.record)
+        except NewerVersionError:  # a later release has the session, and how far it is cannot be read here
+            return True
         except SnapshotError:
             return False
         return int(found.progress.next_step[0]) > refused.session.current.next_step_index

@@ -208,6 +208,22 @@ class TestStaleCopies:
         await until(lambda: owner.store.rows["\0s"].owner == "")
         assert stored_steps(owner) == 3
 
+    async def test_a_row_of_a_later_release_stays(self, serve):
+        """How far it is cannot be read here: at the same epoch it is taken for the one that is further."""
+        old, owner = await serve(**NEVER), await serve(**NEVER)
+        await old.open("s")
+        assert (await resume(owner)).epoch == 2
+        owner.store.rows.clear()
+        await old.ask("Step", step())
+        await write(old)
+        row = old.store.rows["\0s"]
+        row.record = newer = row.record[:4] + (snapshot.VERSION + 1).to_bytes(2, "little") + row.record[6:]
+        await owner.ask("Step", step())
+        with pytest.raises(StreamcellError) as caught:
+            await write(owner)
+        assert caught.value.reason is Reason.SESSION_FENCED
+        await until(lambda: row.owner == "")
+        assert row.record == newer
 
 def next_call(store, name, behaviour):
     """Has a store's next call of a method go through a function of the method and what it is called with."""
