@@ -41,6 +41,16 @@ def test_each_word_of_the_glossary_stands_once():
     assert len(words) > 40
 
 
+def test_tests_that_documents_name_exist():
+    """A document that says which test holds its promise is right about it."""
+    defined = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        defined |= set(re.findall(r"def (test_\w+)\(", path.read_text()))
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        named = set(re.findall(r"`(test_\w+)`", path.read_text()))
+        assert named <= defined, (path.relative_to(ROOT), named - defined)
+
+
 def test_links_lead_to_files():
     """In every document of the project's own."""
     documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "client" / "README.md"]

@@ -189,6 +189,22 @@ async def test_a_file_that_is_cut_to_nothing_is_found_out(tmp_path):
         await check_trouble(store, "is empty, its sessions are lost")
 
 
+async def test_a_commit_is_synced(tmp_path):
+    """A write that is answered survives a power failure, also after trouble made the store connect anew."""
+    path, aside = tmp_path / "s.db", tmp_path / "aside.db"
+
+    def setting():
+        return store._connected().execute("PRAGMA synchronous").fetchone()
+
+    async with sqlite_store(path) as store:
+        assert await store._on_thread(setting) == (2,), "FULL"
+        path.rename(aside)
+        with pytest.raises(StoreError):
+            await store.check()
+        aside.rename(path)
+        assert await store._on_thread(setting) == (2,)
+
+
 async def test_a_new_file_is_for_its_user_alone(tmp_path):
     """A row has what a client sent. The mode of a file that exists already stays."""
     path, theirs = tmp_path / "s.db", tmp_path / "theirs.db"
