@@ -225,6 +225,7 @@ class TestStaleCopies:
         await until(lambda: row.owner == "")
         assert row.record == newer
 
+
 def next_call(store, name, behaviour):
     """Has a store's next call of a method go through a function of the method and what it is called with."""
     method = getattr(store, name)
