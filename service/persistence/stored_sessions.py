@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from service import errors
+from service import errors, futures
 from service.arrays import Int64s
 from service.engine import session_key, snapshot
 from service.engine.answers import OnAllStored
@@ -181,12 +181,7 @@ class StoredSessions:
     async def wait_until_stored(self, session: SessionRef) -> None:
         """Returns when the store has a session as it is now."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def on_stored(error: StreamcellError | None) -> None:
-            if not done.done():
-                done.set_result(None) if error is None else done.set_exception(error)
-
-        self._changes.wait(session, on_stored)
+        self._changes.wait(session, futures.sets(done))
         self._write_behind.wake()
         await done
 

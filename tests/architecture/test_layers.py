@@ -14,7 +14,7 @@ FLOORS = [
     {"arrays", "errors"},
     {"config"},
     {"telemetry"},
-    {"background"},
+    {"background", "futures"},
     {"runtime", "store", "rpc"},
     {"engine", "fronts.grpcio", "fronts.envoy"},
     {"persistence", "processes"},

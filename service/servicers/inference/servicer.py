@@ -7,12 +7,12 @@ from typing import Any
 from google.protobuf.message import Message
 from streamcell.inference import open_inference_pb2 as pb
 
+from service import futures
 from service.catalog.catalog import Catalog
 from service.catalog.versions import NotLoaded
 from service.config import Config
 from service.rpc.methods import Call, Streaming, Unary
 from service.rpc.stream import Stream
-from service.servicers.inference.inference_request import InferenceRequest
 from service.servicers.inference.metadata import MetadataServicer
 from service.servicers.inference.pipeline import InferencePipeline
 from service.servicers.inference.response import ResponseBuilder
@@ -55,11 +55,7 @@ class InferenceServicer:
     async def model_infer(self, message: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         """Answers ModelInfer."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def resolve(_: InferenceRequest) -> None:
-            if not done.done():
-                done.set_result(None)
-
+        resolve = futures.sets(done)
         try:
             request = self._pipeline.read(message, call, resolve)
         except NotLoaded:

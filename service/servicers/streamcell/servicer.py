@@ -12,13 +12,13 @@ import numpy as np
 from google.protobuf.message import Message
 from streamcell.v1 import streamcell_pb2 as pb
 
-from service import errors
+from service import errors, futures
 from service.catalog.catalog import UNUSABLE, Catalog, NotResident, TakeOver, is_missing
 from service.config import Config
 from service.engine import snapshot
 from service.engine.session_ref import SessionRef
 from service.engine.snapshot import Snapshot, SnapshotError
-from service.engine.work import AnyWork, Block, Control, Step
+from service.engine.work import Block, Control, Step
 from service.errors import Reason, StreamcellError
 from service.rpc.methods import Call, Streaming, Unary
 from service.rpc.stream import Stream
@@ -27,7 +27,6 @@ from service.servicers.streamcell.steps import fetch_or_open, prepare_step, take
 from service.servicers.streamcell.stream import StepStream
 
 SERVICE = pb.DESCRIPTOR.services_by_name["StreamcellService"].full_name
-_Done = Callable[[Any], None]
 _Work = TypeVar("_Work", Step, Block, Control)
 
 
@@ -144,7 +143,7 @@ class StreamcellServicer:
         done = asyncio.get_running_loop().create_future()
         while True:
             try:
-                session, work = prepare_step(self._catalog, call, request, _resolves(done))
+                session, work = prepare_step(self._catalog, call, request, futures.sets(done))
                 break
             except NotResident:
                 await fetch_or_open(self._catalog, call, request)
@@ -155,7 +154,7 @@ class StreamcellServicer:
         """Answers Prime."""
         session = await self._catalog.fetch(call.principal, request.session_id, take_over_for(request))
         done = asyncio.get_running_loop().create_future()
-        block = convert.prime_block(session, request, self._settings.max_message_steps, _resolves(done))
+        block = convert.prime_block(session, request, self._settings.max_message_steps, futures.sets(done))
         await _submit_and_wait(session, block, done)
         if block.errors:
             error = block.errors[0]
@@ -240,7 +239,7 @@ class StreamcellServicer:
             session.generation,
             action,
             arrived_ns=session.engine.now(),
-            on_done=_resolves(done),
+            on_done=futures.sets(done),
         )
         return (await _submit_and_wait(session, control, done)).result
 
@@ -260,13 +259,3 @@ async def _submit_and_wait(session: SessionRef, work: _Work, done: "asyncio.Futu
     if work.error is not None:
         raise work.error
     return work
-
-
-def _resolves(done: "asyncio.Future[None]") -> _Done:
-    """Returns an `on_done` that sets a future, unless its call was cancelled."""
-
-    def on_done(_: AnyWork) -> None:
-        if not done.done():
-            done.set_result(None)
-
-    return on_done
