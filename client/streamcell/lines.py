@@ -24,9 +24,7 @@ async def read_lines(descriptor: int) -> AsyncIterator[str]:
         UnicodeDecodeError: the line after the last one yielded is not UTF-8.
         OSError: the descriptor cannot be read.
     """
-    decoder = codecs.getincrementaldecoder(
-        "utf-8"
-    )()  # utf-8-sig drops a mark that is cut off, without a word
+    decoder = codecs.getincrementaldecoder("utf-8")()  # utf-8-sig drops a mark that is cut off
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     rest, failure, is_begun = "", None, False
     while failure is None and (chunk := await _read(descriptor)):
