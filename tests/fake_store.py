@@ -56,7 +56,7 @@ class FakeStore:
         self.must_sync = False
         self.disk_problem = ""
         self.sync_trouble = ""
-        self.num_syncs = 0
+        self.num_syncs, self.num_unsynced = 0, 0
         self.may_sync = asyncio.Event()
         self.may_sync.set()
         self._may_write = asyncio.Event()
@@ -116,6 +116,7 @@ class FakeStore:
         self.num_writes += 1
         await self._may_write.wait()
         await self.check()
+        self.num_unsynced += to_disk
         return [self._write(write) for write in writes]
 
     def _write(self, write: Write) -> WriteOutcome:
@@ -140,7 +141,8 @@ class FakeStore:
 
     async def sync(self) -> None:
         """Returns when the test allows it; raises StoreError while there is trouble with the disk."""
-        self.num_syncs += 1
+        assert self.num_unsynced, "there is something to wait for"
+        self.num_syncs, self.num_unsynced = self.num_syncs + 1, 0
         await self.may_sync.wait()
         if self.sync_trouble:
             raise StoreError(self.sync_trouble)

@@ -124,8 +124,6 @@ class Changes:
         self._unsynced: list[_EngineSessions] = []  # in the store, and not known to be on its disk
         self.must_sync = False
         """Whether durable sessions count as stored only once the store has them on its disk."""
-        self.is_syncing = False
-        """Whether durable sessions wait for the disk: what they change meanwhile is not taken yet."""
 
     # -- What is asked -----------------------------------------------------------------------------
 
@@ -233,20 +231,23 @@ class Changes:
 
     @property
     def has_unsynced(self) -> bool:
-        """Whether durable sessions are in the store and not known to be on its disk."""
+        """Whether durable sessions are in the store that nobody has asked its disk for."""
         return bool(self._unsynced)
 
-    def complete_synced(self) -> None:
-        """Records that the durable sessions which were written are on the disk, and answers callers."""
-        synced, self._unsynced = self._unsynced, []
+    def take_unsynced(self) -> list["_EngineSessions"]:
+        """Takes out the durable sessions in the store whose disk the caller is about to ask."""
+        taken, self._unsynced = self._unsynced, []
+        return taken
+
+    def complete_synced(self, synced: "list[_EngineSessions]") -> None:
+        """Records that durable sessions are on the disk, and answers callers."""
         for each in synced:
             each.record(np.ones(len(each.slots), np.bool_), self._clock.now_ns())
             for callers in each.waiting.values():
                 _call(callers, None)
 
-    def fail_unsynced(self, error: StreamcellError) -> None:
+    def fail_unsynced(self, unsynced: "list[_EngineSessions]", error: StreamcellError) -> None:
         """Marks durable sessions that may not be on the disk for another write; callers get the error."""
-        unsynced, self._unsynced = self._unsynced, []
         for each in unsynced:
             each.engine.sessions.durability.mark_changed(each.slots[each.are_live()])
             for callers in each.waiting.values():
@@ -314,23 +315,15 @@ class Changes:
     def _chosen(self, engine: Engine, room: int, *, everything: bool, kind: WriteKind) -> Int64s:
         """Returns the slots of an engine's sessions to write, first those that a caller waits for."""
         self.follow(engine)
-        slots = self._waiting_slots(engine)
+        slots = np.array([slot for slot, _ in self._waiting.get(engine, {})], np.int64)
         if everything:
-            due = self._without_syncing(engine, self._due.pop(engine, slots[:0]))
+            due = self._due.pop(engine, slots[:0])
             durability = engine.sessions.durability
             still = durability.is_tracked if kind is WriteKind.RELEASE else durability.is_changed
             due = due[still[due] & ~np.isin(due, slots)]
             self._due[engine] = due[max(0, room - len(slots)) :]
             slots = np.concatenate([slots, due])
         return slots[:room]
-
-    def _waiting_slots(self, engine: Engine) -> Int64s:
-        """Returns the slots of an engine's sessions that a caller waits for, and that may be taken now."""
-        slots = np.array([slot for slot, _ in self._waiting.get(engine, {})], np.int64)
-        return self._without_syncing(engine, slots)
-
-    def _without_syncing(self, engine: Engine, slots: Int64s) -> Int64s:
-        return slots[~engine.sessions.durability.is_durable[slots]] if self.is_syncing else slots
 
     def _take_waiting(self, engine: Engine, slots: Int64s) -> dict[int, list[OnStored]]:
         """Takes out the callers who wait for sessions, by slot."""

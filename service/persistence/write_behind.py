@@ -23,7 +23,7 @@ from service.persistence.expiry import Expiry
 from service.persistence.pending_claims import Pending, PendingClaims
 from service.persistence.refused_writes import RefusedWrites
 from service.persistence.wall_clock import WallClock
-from service.store.base import Claim, Claimed, Store, StoreError, WriteKind
+from service.store.base import Claim, Claimed, Store, StoreError, Write, WriteKind, WriteOutcome
 from service.telemetry import faults, log
 from service.telemetry.metrics import StoreMetrics
 
@@ -100,7 +100,6 @@ class WriteBehind:
         self._listening = BackgroundTask("listen_for_servers", self._listen, count_fault)
         self._refuses_durable = settings.durable_without_disk == "refuse"
         self._must_sync = asyncio.Event()
-        self._is_ending = False
         self._sync_trouble = ""
         self._sync_task = BackgroundTask("sync_durable", self._sync_turn, count_fault)
 
@@ -163,13 +162,11 @@ class WriteBehind:
         await self._store.close()
 
     async def _end_tasks(self) -> None:
-        self._is_ending = True
         await self._listening.stop()
         if self.on_asked is not None:
             await self.on_asked.stop()
         await self._task.stop()
         await self._sync_task.stop()
-        self.changes.is_syncing = False  # what is written last goes to the disk together
         self._claims.refuse_all(errors.refusal(Reason.DRAINING))
 
     # -- What is asked ---------------------------------------------------------------------------------
@@ -291,10 +288,10 @@ class WriteBehind:
 
     async def _write_one(self, checkpoint: Checkpoint) -> bool:
         started = self._clock()
-        to_disk, writes = self.changes.must_sync and checkpoint.must_reach_disk, checkpoint.writes
-        writing = self._store.write(writes, to_disk=True) if to_disk else self._store.write(writes)
+        to_disk = self.changes.must_sync and checkpoint.must_reach_disk
+        write = self._write_to_disk if to_disk else self._store.write
         try:
-            outcomes = await self._availability.ask(writing)
+            outcomes = await self._availability.ask(write(checkpoint.writes))
         except StoreError as error:
             self._availability.record_failure(error)
             self.changes.fail(checkpoint, self._availability.refusal())
@@ -305,8 +302,7 @@ class WriteBehind:
         self._metrics.write_seconds.observe((self._clock() - started) * 1e-9)
         self._metrics.rows_written.inc(len(checkpoint.writes))
         refused = self.changes.complete(checkpoint, outcomes)
-        if to_disk and not self._is_ending:
-            self.changes.is_syncing = True
+        if self.changes.has_unsynced:
             self._must_sync.set()
         return not refused or await self._refused_writes.resolve(refused)
 
@@ -315,18 +311,29 @@ class WriteBehind:
     async def _sync_turn(self) -> None:
         """Waits until durable sessions were written, then until they are on the disk.
 
-        A task of its own: the disk of a store may take a second, for which claims must not wait.
+        A task of its own: the disk of a store may take a second, for which claims must not wait. What is
+        written meanwhile is asked for the next time, all of it together.
         """
-        await self._must_sync.wait()
+        while not self._must_sync.is_set():  # a write that began after the event was set has cleared it
+            await self._must_sync.wait()
+        self._must_sync.clear()
+        await self._sync()
+
+    async def _write_to_disk(self, writes: Sequence[Write]) -> list[WriteOutcome]:
+        """Writes rows that the disk is asked for later; not while it is asked for what was written before."""
         self._must_sync.clear()
         try:
-            await self._sync()
-        finally:
-            self.changes.is_syncing = False
-            self.wake()  # durable sessions may have changed meanwhile
+            return await self._store.write(writes, to_disk=True)
+        except BaseException:
+            # The store no longer knows the writes before this one either.
+            self.changes.fail_unsynced(self.changes.take_unsynced(), self._availability.fault_refusal())
+            raise
 
     async def _sync(self) -> bool:
         """Waits until the durable sessions that were written are on the disk; returns whether they are."""
+        unsynced = self.changes.take_unsynced()
+        if not unsynced:
+            return True
         try:
             await self._availability.ask(self._store.sync())
         except StoreError as error:
@@ -336,13 +343,13 @@ class WriteBehind:
                     "not_on_disk", why=str(error), effect="durable steps are refused, and written again"
                 )
             self._sync_trouble = str(error)
-            self.changes.fail_unsynced(errors.refusal(Reason.STORE_UNAVAILABLE, problem=str(error)))
+            self.changes.fail_unsynced(unsynced, errors.refusal(Reason.STORE_UNAVAILABLE, problem=str(error)))
             return False
         except asyncio.CancelledError:
-            self.changes.fail_unsynced(errors.refusal(Reason.DRAINING))
+            self.changes.fail_unsynced(unsynced, errors.refusal(Reason.DRAINING))
             raise
         self._sync_trouble = ""
-        self.changes.complete_synced()
+        self.changes.complete_synced(unsynced)
         return True
 
     async def _probe(self) -> None:

@@ -168,7 +168,8 @@ class Store(Protocol):
     async def write(self, writes: Sequence[Write], *, to_disk: bool = False) -> list[WriteOutcome]:
         """Writes rows, each atomically, and returns how each write ended.
 
-        With `to_disk`, `sync` waits for these writes.
+        With `to_disk`, `sync` waits for these writes. If such a write fails, nobody can wait any longer for
+        those before it.
 
         Writes can be repeated when their replies were lost. A SAVE and a RELEASE are DONE again until the row
         is claimed; a repeated DELETE is GONE.
@@ -178,7 +179,9 @@ class Store(Protocol):
         """
 
     async def sync(self) -> None:
-        """Returns when the writes since the last call that had `to_disk` are on the disk.
+        """Returns when the writes with `to_disk` since the last call are on the disk.
+
+        Not to be called while such a write is under way; later ones may come while this call waits.
 
         Raises:
             StoreError: nobody knows whether they are.

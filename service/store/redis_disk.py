@@ -40,7 +40,7 @@ class DiskWait:
         return self._held
 
     async def wait(self) -> None:
-        """Returns when the writes on the held connection are on the disk, and releases the connection.
+        """Returns when the writes on the held connection are on the disk; later writes get another one.
 
         Raises:
             StoreError: not in time, or the connection was lost: nobody knows.
@@ -48,7 +48,7 @@ class DiskWait:
         """
         held, self._held = self._held, None
         if held is None:
-            return
+            raise StoreError("no connection has the writes any more")
         try:
             if held.connection is None or not held.connection.is_connected:
                 raise StoreError("the connection was lost before the writes were on the disk of Redis")

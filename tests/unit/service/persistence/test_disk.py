@@ -54,21 +54,46 @@ async def test_a_durable_step_waits_for_the_disk(served):
     assert served.store.num_syncs == num_syncs + 1
 
 
-async def test_steps_that_come_meanwhile_wait_for_the_next_time(served):
-    """Their write begins when the disk has the one before: no step is answered by an older answer."""
+async def test_steps_that_come_meanwhile_are_written_and_wait_for_the_next_time(served):
+    """They are asked for together once the disk has what came before, by whose answer none is answered."""
     await open_durable(served, *"ab")
     served.store.may_sync.clear()
-    num_syncs = served.store.num_syncs
+    num_syncs, num_writes = served.store.num_syncs, served.store.num_writes
     first = asyncio.create_task(served.ask("Step", step("a")))
     await until(lambda: served.store.num_syncs > num_syncs)
-    later = [asyncio.create_task(served.ask("Step", step(name, 1))) for name in "ab"]
-    num_writes = served.store.num_writes
-    await served.open("c")
-    assert served.store.num_writes == num_writes
+    later = []
+    for name in "ab":
+        later.append(asyncio.create_task(served.ask("Step", step(name, 1))))
+        await until(lambda: served.store.num_writes == num_writes + 1 + len(later))
+    assert served.store.num_syncs == num_syncs + 1
+    assert not first.done()
     served.store.may_sync.set()
+    served.store.may_sync.clear()  # who waits by now goes on, and nobody else
     assert (await first).num_durable_steps == 1
+    await until(lambda: served.store.num_syncs == num_syncs + 2)
+    assert not any(task.done() for task in later)
+    served.store.may_sync.set()
     assert [(await task).num_durable_steps for task in later] == [2, 1]
-    assert served.store.num_syncs == num_syncs + 2
+
+
+async def test_a_write_that_fails_takes_those_before_with_it(served):
+    """Nobody can ask any more for what the same connection wrote: it is refused and written again."""
+    await open_durable(served, *"ab")
+    served.store.may_sync.clear()
+    num_syncs, num_writes = served.store.num_syncs, served.store.num_writes
+    asked = asyncio.create_task(served.ask("Step", step("a", step_index=0)))
+    await until(lambda: served.store.num_syncs > num_syncs)
+    again = asyncio.create_task(served.refused("Step", step("a", 1, step_index=1)))
+    await until(lambda: served.store.num_writes == num_writes + 2)
+    served.store.trouble = "gone"
+    assert (await served.refused("Step", step("b", step_index=0))).reason == "STORE_UNAVAILABLE"
+    assert (await again).reason == "STORE_UNAVAILABLE"
+    served.store.trouble = ""
+    served.store.may_sync.set()
+    assert (await asked).num_durable_steps == 1, "the disk was asked before"
+    await until(lambda: not served.write_behind.trouble)
+    assert (await served.ask("Step", step("a", 1, step_index=1))).num_durable_steps == 2
+    assert (await served.ask("Step", step("b", step_index=0))).num_durable_steps == 1
 
 
 async def test_a_new_durable_session_is_on_the_disk_when_it_is_open(served):

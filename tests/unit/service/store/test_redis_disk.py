@@ -137,7 +137,6 @@ async def test_one_question_is_for_many_writes_and_others_go_on(appending):
     async with proxy.listening() as url, opened(url) as store:
         await claim_status(store)
         await store.write([save(1)])
-        await store.sync()
         proxy.questions.clear()
         await store.write([save(1)] * 250, to_disk=True)
         await store.write([save(1)], to_disk=True)
@@ -148,11 +147,16 @@ async def test_one_question_is_for_many_writes_and_others_go_on(appending):
             while not proxy.questions:  # noqa: ASYNC110 (the proxy's task has no event for it)
                 await asyncio.sleep(0)
         assert await store.write([save(1)]) == [WRITTEN]
+        assert await store.write([save(1)], to_disk=True) == [WRITTEN]
         await store.check()
         assert not syncing.done()
         proxy.may_answer.set()
         await syncing
         assert len(proxy.questions) == 1
+        await store.sync()
+        assert len(proxy.questions) == 2
+        with pytest.raises(StoreError):
+            await store.sync()
 
 
 @pytest.mark.parametrize(
