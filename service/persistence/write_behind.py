@@ -324,9 +324,11 @@ class WriteBehind:
         self._must_sync.clear()
         try:
             return await self._store.write(writes, to_disk=True)
-        except BaseException:
+        except BaseException as error:
             # The store no longer knows the writes before this one either.
-            self.changes.fail_unsynced(self.changes.take_unsynced(), self._availability.fault_refusal())
+            problem = str(error) if isinstance(error, StoreError) else FAULT
+            refusal = errors.refusal(Reason.STORE_UNAVAILABLE, problem=problem)
+            self.changes.fail_unsynced(self.changes.take_unsynced(), refusal)
             raise
 
     async def _sync(self) -> bool:
