@@ -356,13 +356,15 @@ class Visit:
     def _learn_stored(self, num_steps):
         """Checks a promise, and remembers it."""
         session, oracle = self.session, self._oracle
-        if session.unsure or not oracle.knows(self._server, session):
+        row = self._world.database.rows.get(session.key)
+        if session.unsure or row is None or row.owner != self._server.name:
             return
-        if num_steps > session.most_stored:
-            self.fault(f"{num_steps} steps are told as stored; the store never had more than"
-                       f" {session.most_stored}")  # fmt: skip
-        if oracle.is_settled(session):
-            session.promised = max(session.promised, num_steps)
+        if not (oracle.knows(self._server, session) and oracle.is_settled(session)):
+            return
+        stored = steps_in(row.record)
+        if num_steps > stored:
+            self.fault(f"{num_steps} steps are told as stored; the store has {stored}")
+        session.promised = max(session.promised, num_steps)
 
     def _check_owner(self):
         """Checks that the server may answer: it owns the session, or cannot know better yet."""

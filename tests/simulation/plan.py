@@ -49,6 +49,11 @@ class Plan:
     troubles: list[Trouble]
     seconds: float
 
+    @property
+    def loses_rows(self):
+        """Whether the store loses rows, or goes back to older ones."""
+        return any(trouble.kind in LOSSES for trouble in self.troubles)
+
 
 def draw(random):
     """Returns a plan."""

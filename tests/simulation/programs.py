@@ -105,10 +105,13 @@ class Program:
             self.world.note(self.label, f"opened at {found}, {self.low} to {self.high} are known")
             self.is_weak = True  # a new session object has no tail
             self._check_position(found)
+            is_doubtful = bool(self.truth.life and found and not self._is_sure)  # perhaps from before a reset
             self.num_stale = self.spec.num_stale
             self._adopt(found)
             self.base = found  # of the steps before this one, nothing is known to be in the store
             self._learn_stored(0)
+            if is_doubtful:
+                await self._begin_anew()
             for _ in range(self.random.randint(1, 8)):
                 call = self._draw()
                 if call == "reopen":
@@ -122,7 +125,9 @@ class Program:
 
     def _draw(self):
         names, weights = zip(*self.choices, strict=True)
-        return self.random.choices(names, weights)[0]
+        call = self.random.choices(names, weights)[0]
+        # A store that goes back behind a reset brings back the steps before it: nobody can tell.
+        return "step" if call == "reset" and self.world.plan.loses_rows else call
 
     async def _do(self, call):
         """Makes one call; returns whether to go on with the session."""
@@ -216,8 +221,19 @@ class Program:
     async def _refresh(self):
         info = await self.session.refresh()
         self._check_position(info.next_step_index)
+        is_doubtful = bool(self.truth.life and info.next_step_index and not self._is_sure)
         self._adopt(info.next_step_index)
         self._learn_stored(info.num_durable_steps)
+
+        if is_doubtful:
+            await self._begin_anew()
+
+    async def _begin_anew(self):
+        """Resets the session, whatever it takes: it is not known from which life its state is."""
+        self.spec.unsure += 1
+        self.truth.life += 1
+        self.low = 0
+        await self._reset_until_done()
 
     async def _reset(self):
         spec = self.spec

@@ -14,6 +14,8 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from streamcell.v1 import streamcell_pb2 as pb
 
 _LAST_CALLS = 4  # after the troubles
+_MAX_LAST_CALLS = 20  # until one is answered
+_LAST_PAUSE_SECONDS = 0.3
 _PATIENCE_SECONDS = 30.0
 _GRACE_SECONDS = 3.0
 _PASSING = {"", "STORE_UNAVAILABLE", "DRAINING", "OVERLOADED", "SESSIONS_FULL", "SESSION_EXISTS"}
@@ -106,7 +108,9 @@ class Plain(ByHand):
         self.session = world.oracle.add(name, is_constant=True, is_durable=self.is_durable)
         self.low = self.high = 0  # steps that are applied for certain, and perhaps
         self.seen = 0  # takeovers of the session, losses and crashes up to the last answer
+        self.num_answered = 0
         self.num_stale = 0
+        self.trusts = True  # whether what it knows does not come from an old copy
         self.is_open = False
 
     async def act(self):
@@ -115,18 +119,23 @@ class Plain(ByHand):
             found = await self.open(self.name)
             if found is None:
                 return
-            if not self._is_stale():
-                self._check(found)
+            if self._is_stale():
+                self.trusts = False
+            else:
+                if self.trusts:
+                    self._check(found)
+                self.trusts = True
             self._know(found)
             self.is_open = True
         self.high += 1
         request = pb.StepRequest(session_id=self.name, x=[self.session.truth.x(0)])
         reply, refusal = await self.call("Step", request)
         if reply is not None and self._is_stale():
-            self.is_open = False
+            self.is_open = self.trusts = False
         elif reply is not None:
             self._check(reply.step_index, is_step=True)
             self._know(reply.step_index + 1)
+            self.num_answered += 1
         elif refusal[0] in ("SESSION_FENCED", "SESSION_NOT_FOUND"):
             self.is_open = False
         elif not refusal[0]:
@@ -157,11 +166,12 @@ class Plain(ByHand):
 
     async def finish(self):
         """Steps until a step is answered."""
-        for _ in range(20):
-            before = self.low
+        for _ in range(_MAX_LAST_CALLS):
+            before = self.num_answered
             await self.act()
-            if self.is_open and self.low > before:
+            if self.num_answered > before:
                 return
+            await asyncio.sleep(_LAST_PAUSE_SECONDS)
         self.world.fail(f"{self.label}: no step of {self.name} is answered at the end")
 
 
@@ -217,14 +227,16 @@ class Indexed(ByHand):
 
     async def finish(self):
         """Steps until the next step is answered."""
-        for _ in range(20):
+        for _ in range(_MAX_LAST_CALLS):
             if not self.is_open:
                 await self.act()
+                await asyncio.sleep(_LAST_PAUSE_SECONDS)
                 continue
             before = self.next
             await self._step(before)
             if self.next == before + 1:
                 return
+            await asyncio.sleep(_LAST_PAUSE_SECONDS)
         self.world.fail(f"{self.label}: no step of {self.name} is answered at the end")
 
 
@@ -301,9 +313,10 @@ class Frames(ByHand):
 
     async def finish(self):
         """Sends frames until entries are answered."""
-        for _ in range(20):
+        for _ in range(_MAX_LAST_CALLS):
             before = self.num_answered
             await self.act()
             if self.num_answered > before:
                 return
+            await asyncio.sleep(_LAST_PAUSE_SECONDS)
         self.world.fail(f"{self.label}: no frame of {self.name} is answered at the end")
