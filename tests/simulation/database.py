@@ -115,8 +115,8 @@ class SimulatedStore:
         database: the rows.
         name: the owner's token.
         weather: how the store fares now.
-        heard: called with each claim or write and its outcome once the server has the answer; None for both
-            when a call failed.
+        heard: called with each claim or write, its outcome and the instant of it, once the server has the
+            answer; with None when a call failed.
     """
 
     def __init__(self, loop, database, name, *, weather, random, heard, wall):
@@ -127,6 +127,7 @@ class SimulatedStore:
         self._random = random
         self._heard = heard
         self._wall = wall
+        self._done_at = 0.0  # when the last call got to the database
 
     async def open(self):
         """Asks whether the store is there."""
@@ -136,15 +137,13 @@ class SimulatedStore:
         """Claims rows."""
         now = self._wall()
         outcomes = await self._ask(lambda each: self._database.claim(each, self.owner, now), claims)
-        for each in zip(claims, outcomes, strict=True):
-            self._heard(*each)
+        self._hear(claims, outcomes)
         return outcomes
 
     async def write(self, writes):
         """Writes rows."""
         outcomes = await self._ask(lambda each: self._database.write(each, self.owner), writes)
-        for each in zip(writes, outcomes, strict=True):
-            self._heard(*each)
+        self._hear(writes, outcomes)
         return outcomes
 
     async def expire(self, before, limit):
@@ -164,6 +163,10 @@ class SimulatedStore:
     async def close(self):
         """Does nothing."""
 
+    def _hear(self, asked, outcomes):
+        for each in zip(asked, outcomes, strict=True):
+            self._heard(*each, self._done_at)
+
     async def _ask(self, operation, items):
         """Sends items to the database and waits for its answers."""
         weather, random, loop = self._weather, self._random, self._loop
@@ -176,6 +179,7 @@ class SimulatedStore:
                 return
             part = items[: random.randrange(len(items) + 1)] if fate == "in part" else items
             outcomes = [operation(each) for each in part]
+            self._done_at = loop.time()
             is_heard = fate == "well" and weather.reaches_store(self.owner)
             loop.outside(weather.delay(random, TIMEOUT_SECONDS), answer, outcomes if is_heard else None)
 
@@ -193,5 +197,5 @@ class SimulatedStore:
         except asyncio.CancelledError:
             raise
         except StoreError:
-            self._heard(None, None)
+            self._heard(None, None, loop.time())
             raise

@@ -145,19 +145,19 @@ class Oracle:
             if key not in self._world.database.rows:
                 session.is_durable_now = False  # a step of index 0 opens it anew, and not as durable
 
-    def heard(self, server, asked, outcome):
-        """Hears what a server hears from the store."""
+    def heard(self, server, asked, outcome, instant):
+        """Hears what a server hears from the store, and when that was so."""
         now = self._loop.time()
         if asked is None:
             self.failed_at[server.name] = now
             return
         at = server.name, asked.key
         if outcome.status in (ClaimStatus.CREATED, ClaimStatus.TAKEN):
-            self.confirmed[at] = self.touched[at] = now
+            self.confirmed[at], self.touched[at] = now, instant
         elif outcome.status is WriteStatus.DONE:
             self.confirmed[at] = now
             if asked.kind in (WriteKind.SAVE, WriteKind.RELEASE) and asked.record is not None:
-                self.touched[at] = now
+                self.touched[at] = instant
 
     def left(self, server):
         """Hears that a server is gone; steps that it had not written are lost to others."""
@@ -170,6 +170,26 @@ class Oracle:
         has_trouble = self._has_trouble(server, now - 10.0)
         if not is_written and not has_trouble and now - server.thawed_at > 10.0:
             self.fault(f"{server.name} drained and did not write everything")
+        if is_written:
+            self._check_written(server, "has drained")
+
+    def audit(self):
+        """Checks that live servers have written everything; called when nothing has happened for a while."""
+        for server in self._world.servers:
+            if not server.is_dead:
+                self._check_written(server, "is idle")
+
+    def _check_written(self, server, what):
+        """Checks that the store has the sessions that a server owns as they are in memory."""
+        for session in self.sessions.values():
+            slot, row = server.engine.sessions.find(session.key), self._world.database.rows.get(session.key)
+            if slot is None or row is None or row.owner != server.name:
+                continue
+            has = server.engine.sessions.progress.next_step.item(slot)
+            if self.knows(server, session) and steps_in(row.record) != has:
+                self.fault(
+                    f"{server.name} {what}: {session.name} has {has} steps, the store {steps_in(row.record)}"
+                )
 
     # -- Requests and responses ----------------------------------------------------------------------
 

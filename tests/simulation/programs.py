@@ -17,6 +17,7 @@ from streamcell import (
     SessionNotFound,
     SessionsFull,
     Sources,
+    StepConflict,
     StepForgotten,
     StepGap,
     StreamcellError,
@@ -290,7 +291,8 @@ class Program:
 
     def _excuses(self, error):
         """Returns whether a program of this kind may meet an error."""
-        return isinstance(error, StreamInterrupted)
+        is_elsewhere = isinstance(error, StepForgotten | StepConflict) and not self._is_sure
+        return isinstance(error, StreamInterrupted) or is_elsewhere
 
     def _check_excuse(self, what):
         """Checks that answered steps may be missing: the store lost the row, or they were another's."""

@@ -115,6 +115,7 @@ class Plain(ByHand):
 
     async def act(self):
         """Opens the session if it has to, and steps."""
+        before = self._events()
         if not self.is_open:
             found = await self.open(self.name)
             if found is None:
@@ -125,8 +126,9 @@ class Plain(ByHand):
                 if self.trusts:
                     self._check(found)
                 self.trusts = True
-            self._know(found)
+            self._know(found, before)
             self.is_open = True
+            before = self._events()
         self.high += 1
         request = pb.StepRequest(session_id=self.name, x=[self.session.truth.x(0)])
         reply, refusal = await self.call("Step", request)
@@ -134,7 +136,7 @@ class Plain(ByHand):
             self.is_open = self.trusts = False
         elif reply is not None:
             self._check(reply.step_index, is_step=True)
-            self._know(reply.step_index + 1)
+            self._know(reply.step_index + 1, before)
             self.num_answered += 1
         elif refusal[0] in ("SESSION_FENCED", "SESSION_NOT_FOUND"):
             self.is_open = False
@@ -146,9 +148,9 @@ class Plain(ByHand):
         was, self.num_stale = self.num_stale, self.session.num_stale
         return was != self.num_stale
 
-    def _know(self, num_steps):
+    def _know(self, num_steps, events):
         self.low = self.high = num_steps
-        self.seen = self._events()
+        self.seen = events
 
     def _events(self):
         """Returns what can take steps that were not told as stored."""

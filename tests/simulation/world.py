@@ -6,6 +6,7 @@ The same seed gives the same trace, byte for byte: all chance comes from the see
 import asyncio
 import contextlib
 import dataclasses
+import os
 import random
 
 from streamcell import connection
@@ -18,6 +19,7 @@ from tests.simulation.database import Database
 from tests.simulation.loop import StuckError, VirtualLoop
 from tests.simulation.network import PING_SECONDS, Host, Network
 from tests.simulation.oracle import Oracle
+from tests.simulation.planted import planted
 from tests.simulation.scenario import Scenario
 from tests.simulation.weather import Weather
 
@@ -130,6 +132,9 @@ class World:
         await scenario.run()
         self.calm_at = self.loop.time()
         await asyncio.gather(*tasks)
+        # What changed last is written by now.
+        await asyncio.sleep(2 * self.plan.settings["checkpoint_interval_seconds"] + 1.0)
+        self.oracle.audit()
 
     def _on_exception(self, loop, context):
         error = context.get("exception")
@@ -171,6 +176,7 @@ def _production(world):
     patches = [
         (connection, "open_channel", world.network.open_channel),
         (faults, "report", report),
+        (os, "sched_yield", lambda: None),  # there is no other thread
         (log, "info", lambda event, **fields: world.note("log", f"{event} {fields}")),
         (log, "warning", lambda event, **fields: world.note("log", f"{event} {fields}")),
     ]
@@ -184,12 +190,19 @@ def _production(world):
             setattr(owner, name, value)
 
 
-def run(seed, *, is_traced=False):
-    """Runs a seed; returns its outcome."""
-    return World(seed, is_traced=is_traced).run()
+def run(seed, *, is_traced=False, bug=""):
+    """Runs a seed, with a bug planted if one is named; returns its outcome."""
+    with planted(bug):
+        return World(seed, is_traced=is_traced).run()
 
 
 def failure_of(seed):
     """Runs a seed; returns what went wrong, and how to see it again; "" if nothing did."""
     outcome = run(seed)
     return outcome.summary if outcome.failure else ""
+
+
+def find(bug, num_seeds):
+    """Runs seeds with a bug planted until one fails; returns that seed's outcome, or None."""
+    outcomes = (run(seed, bug=bug) for seed in range(num_seeds))
+    return next((outcome for outcome in outcomes if outcome.failure), None)
