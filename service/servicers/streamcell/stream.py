@@ -198,8 +198,11 @@ class StepStream:
     # -- Answers -----------------------------------------------------------------------------------
 
     def _answer_step(self, request: pb.StreamRequest, work: Step) -> None:
+        engine = self._in_flight.get(work)
+        if engine is None:  # the client went away while the step ran or waited for the store
+            return
         if work.error is None:
-            engine, num_durable = self._in_flight[work], 0
+            num_durable = 0
             if engine.sessions.durability.is_enabled:
                 num_durable = SessionRef(engine, work.slot, work.generation).current.num_durable_steps
             self._stream.send(self._step_encoder.encode(request, work, num_durable))

@@ -96,3 +96,19 @@ async def test_a_session_that_is_made_durable_later_is_stored_as_durable(serve):
     opened = await served.ask("OpenSession", pb.OpenSessionRequest(session_id="s", durable=True))
     assert opened.session.durable
     assert (await resume(second)).durable
+
+
+async def test_a_client_that_goes_away_while_its_step_is_stored_is_no_fault(serve, logged):
+    """The write completes, and nobody takes the answer."""
+    served = await serve(checkpoint_interval_seconds=3600)
+    await served.ask("OpenSession", pb.OpenSessionRequest(session_id="s", durable=True))
+    served.store.is_blocked = True
+    stream = served.stream()
+    stream.receive(pb.StreamRequest(step=step()).SerializeToString())
+    await until(lambda: served.store.num_writes)
+    served.router.close(stream)
+    served.store.is_blocked = False
+    await until_stored(served, num_steps=1)
+    await fakes.turn()
+    assert not logged("fault")
+    assert stream.status is None
