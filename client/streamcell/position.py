@@ -26,6 +26,7 @@ class SessionPosition:
         # store. The store may still have the steps from before the reset, and another server would bring
         # them back.
         self._reset_epoch: int | None = None
+        self._is_reset_in_doubt = False  # whether a reset began and did not end
 
     @property
     def model(self) -> str:
@@ -56,10 +57,11 @@ class SessionPosition:
         """Goes on from where the server says the session stands."""
         self.next_step_index = info.next_step_index
         self.tail.move_to(info.next_step_index)
-        if info.next_step_index == 0:  # perhaps by a reset whose reply never came
+        if info.next_step_index == 0 and self._is_reset_in_doubt:  # a reset whose reply never came
             self._reset_epoch = info.epoch
         elif self.must_reset(info):
             self._reset_epoch = None
+        self._is_reset_in_doubt = False
         self.learn_durable(info.num_durable_steps)
 
     def begin_reset(self) -> None:
@@ -67,14 +69,17 @@ class SessionPosition:
         self.next_step_index = 0
         self.tail.move_to(0)
         self._reset_epoch = None
+        self._is_reset_in_doubt = True
 
     def end_reset(self, info: SessionInfo) -> None:
         """Records which server reset the session."""
         self._reset_epoch = info.epoch
+        self._is_reset_in_doubt = False
 
     def created_anew(self) -> None:
         """Records that a new session was created under this id, with no steps in the store."""
         self._reset_epoch = None
+        self._is_reset_in_doubt = False
 
     def must_reset(self, info: SessionInfo) -> bool:
         """Returns whether a server may have the session as it was before it was reset."""
