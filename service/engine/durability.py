@@ -96,6 +96,10 @@ class Durability:
             self.num_restarts[slot] += 1
             self.is_changed[slot] = True
 
+    def forget_stored(self, slot: int) -> None:
+        """Records that the store may have none of a session's steps, until the next write."""
+        self.num_durable[slot] = 0
+
     def set_last_written(self, slot: int, instant_ns: int) -> None:
         """Records when a session was last written, monotonic ns."""
         self._last_written[slot] = instant_ns

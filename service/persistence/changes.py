@@ -93,7 +93,7 @@ class Refused:
     waiting: list[OnStored]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
     """The content of one write: first the rows to delete or release, then the sessions of each engine."""
 
@@ -124,6 +124,7 @@ class Changes:
         self._unsynced: list[_EngineSessions] = []  # in the store, and not known to be on its disk
         self.must_sync = False
         """Whether durable sessions count as stored only once the store has them on its disk."""
+        self._under_way: list[Checkpoint] = []  # taken, and neither complete nor failed
 
     # -- What is asked -----------------------------------------------------------------------------
 
@@ -138,13 +139,31 @@ class Changes:
     def wait(self, session: SessionRef, *callers: OnStored) -> None:
         """Calls functions once a session is written as it is now; the next write includes the session."""
         if callers:
-            waiting = self._waiting.setdefault(session.engine, {})
-            waiting.setdefault((session.slot, session.generation), []).extend(callers)
+            self._callers_of(session).extend(callers)
+
+    def _wait_on(self, session: SessionRef, callers: list[OnStored]) -> None:
+        """Puts callers back who waited for a write, before those who came since: answers keep their order."""
+        if callers:
+            self._callers_of(session)[:0] = callers
+
+    def _callers_of(self, session: SessionRef) -> list[OnStored]:
+        waiting = self._waiting.setdefault(session.engine, {})
+        return waiting.setdefault((session.slot, session.generation), [])
 
     @property
     def num_changed(self) -> int:
         """How many sessions have changed since they were written."""
         return sum(engine.sessions.durability.num_changed for engine in self._engines())
+
+    def are_settled(self, engine: Engine, slots: Int64s) -> Flags:
+        """Returns for which sessions [N] of an engine no caller waits, and no write is under way."""
+        unsettled = {slot for slot, _ in self._waiting.get(engine, {})}
+        for checkpoint in self._under_way:
+            for each in checkpoint.sessions:
+                if each.engine is engine:
+                    unsettled.update(each.slots.tolist())
+        settled: Flags = ~np.isin(slots, list(unsettled))
+        return settled
 
     def follow(self, engine: Engine) -> None:
         """Moves callers who wait for sessions that left an engine to where the sessions are now.
@@ -194,12 +213,16 @@ class Changes:
                     room -= len(slots)
         except BaseException:
             for session, callers in self._undo(checkpoint).items():
-                self.wait(session, *callers)
+                self._wait_on(session, callers)
             raise
-        return checkpoint if checkpoint.writes else None
+        if not checkpoint.writes:
+            return None
+        self._under_way.append(checkpoint)
+        return checkpoint
 
     def complete(self, checkpoint: Checkpoint, outcomes: Sequence[WriteOutcome]) -> list[Refused]:
         """Records what is stored, and answers callers; returns the sessions whose writes were refused."""
+        self._under_way.remove(checkpoint)
         at, refused = checkpoint.num_departing, []
         for write, outcome in zip(checkpoint.writes[:at], outcomes[:at], strict=True):
             if write.kind is WriteKind.DELETE and outcome.is_own:
@@ -255,6 +278,7 @@ class Changes:
 
     def fail(self, checkpoint: Checkpoint, error: StreamcellError) -> None:
         """Puts back what could not be written, for another time; callers who wait get the error."""
+        self._under_way.remove(checkpoint)
         for callers in self._undo(checkpoint).values():
             _call(callers, error)
 
@@ -285,6 +309,7 @@ class Changes:
         session = refused.session.current
         if session.is_live:
             session.engine.sessions.ownership.acquire(session.slot, epoch, self._clock.now_ns())
+            session.engine.sessions.durability.forget_stored(session.slot)  # the row may be an older copy
         self.retry(refused)
 
     def retry(self, refused: Refused) -> None:
@@ -292,7 +317,7 @@ class Changes:
         session = refused.session.current
         if session.is_live:
             session.engine.sessions.durability.mark_changed(np.array([session.slot], np.int64))
-            self.wait(session, *refused.waiting)
+            self._wait_on(session, refused.waiting)
         else:
             _call(refused.waiting, _ended(session))
 

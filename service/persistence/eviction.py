@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 
 from service import errors
+from service.arrays import Flags, Int64s
 from service.engine.engine import Engine
 from service.engine.session_ref import SessionRef
 from service.errors import Reason, StreamcellError
@@ -23,10 +24,17 @@ class Eviction:
 
     Args:
         wait_until_stored: returns when the store has a session as it is now.
+        are_settled: returns for which sessions [N] of an engine, by slot, no caller waits and no write is
+            under way.
     """
 
-    def __init__(self, wait_until_stored: Callable[[SessionRef], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        wait_until_stored: Callable[[SessionRef], Awaitable[None]],
+        are_settled: Callable[[Engine, Int64s], Flags],
+    ) -> None:
         self._wait_until_stored = wait_until_stored
+        self._are_settled = are_settled
         self._newcomers: Counter[Engine] = Counter()  # sessions that want room
         self._tasks: dict[Engine, asyncio.Task[None]] = {}
 
@@ -67,7 +75,10 @@ class Eviction:
         if not idle:
             raise errors.refusal(Reason.SESSIONS_FULL, max_resident_sessions=engine.residents.max_sessions)
         slots = np.array(idle, np.int64)
-        stored: list[int] = slots[engine.sessions.are_stored_whole(slots)].tolist()
+        # While a write is under way, it is not known whether the store has the session as it is now; and a
+        # caller who waits for the session would be told that it has ended.
+        may_go = engine.sessions.are_stored_whole(slots) & self._are_settled(engine, slots)
+        stored: list[int] = slots[may_go].tolist()
         for slot in stored:
             engine.residents.evict(slot)
         if stored:

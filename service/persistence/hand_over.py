@@ -109,7 +109,7 @@ class HandOver:
             await between_steps(session, _nothing)
             await self._wait_until_stored(session)
             # It may have ended or moved to another version meanwhile, or a stream may have come first.
-            if session.is_live and not session.is_busy and _is_stored(session):
+            if session.is_live and not session.is_busy and self._is_stored(session):
                 epoch = session.epoch
                 session.engine.residents.hand_over(session.slot)
                 self._changes.release(key, epoch, None, 0.0)
@@ -117,16 +117,18 @@ class HandOver:
         finally:
             self.leaving.discard(session)
 
+    def _is_stored(self, session: SessionRef) -> bool:
+        """Returns whether the store has a session as it is now, with no write under way that may yet fail."""
+        engine, slots = session.engine, np.array([session.slot], np.int64)
+        is_stored = engine.sessions.are_stored_whole(slots) & self._changes.are_settled(engine, slots)
+        return bool(is_stored[0])
+
 
 async def _stay(session: SessionRef) -> None:
     """Returns when a session has been here for a while."""
     engine = session.engine
     here_ns = engine.now() - engine.sessions.ownership.since_ns(session.slot)
     await asyncio.sleep(_LEAST_STAY_SECONDS - min(here_ns * 1e-9, _LEAST_STAY_SECONDS))
-
-
-def _is_stored(session: SessionRef) -> bool:
-    return bool(session.engine.sessions.are_stored_whole(np.array([session.slot], np.int64))[0])
 
 
 def _nothing(_: int) -> None:

@@ -142,8 +142,6 @@ class WriteBehind:
         try:
             async with asyncio.timeout(max(seconds, _LEAST_STOP_SECONDS)):
                 is_written = await self._write(everything=True, kind=WriteKind.RELEASE)
-                while is_written and self.changes.num_changed:  # rows that were lost, and made anew
-                    is_written = await self._write(everything=True, kind=WriteKind.RELEASE)
                 is_written = is_written and await self._sync()
                 why = self._availability.trouble or self._sync_trouble
         except TimeoutError:
@@ -279,12 +277,15 @@ class WriteBehind:
         """Writes what callers wait for, or everything that changed by now; returns whether it could."""
         if everything:
             self.changes.begin(kind)
-        while (checkpoint := self.changes.take(_MAX_WRITES, everything=everything, kind=kind)) is not None:
-            if not await self._write_one(checkpoint):
-                return False
-            self._measure()
-            await self._send_claims()
-        return True
+        while True:
+            while (each := self.changes.take(_MAX_WRITES, everything=everything, kind=kind)) is not None:
+                if not await self._write_one(each):
+                    return False
+                self._measure()
+                await self._send_claims()
+            if kind is not WriteKind.RELEASE or not self.changes.num_changed:
+                return True
+            self.changes.begin()  # rows that the store had lost, and that are this server's again
 
     async def _write_one(self, checkpoint: Checkpoint) -> bool:
         started = self._clock()

@@ -92,7 +92,8 @@ class StreamcellServicer:
                 # Stored before the answer: a crash before the next step must not make it forget.
                 existing.engine.sessions.durability.make_durable(existing.slot)
                 await self._catalog.persistence.wait_until_stored(existing)
-                existing = existing.current
+                # The session may have been evicted meanwhile, or moved to another version.
+                existing = await self._catalog.fetch(call.principal, request.session_id)
             session = await self._session_after_queue(existing)
         return pb.OpenSessionResponse(session=session, created=existing is None, limits=self._limits)
 

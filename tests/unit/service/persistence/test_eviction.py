@@ -131,3 +131,21 @@ class TestRoom:
         await room
         assert engine.sessions.find("\0s") is None
         assert snapshot.decode(served.store.rows["\0s"].record).progress.next_step[0] == 1
+
+
+async def test_a_session_stays_while_its_write_is_under_way(serve):
+    """A caller waits for that write, and its outcome is open: only then does the session leave."""
+    served = await serve(max_resident_sessions=1, checkpoint_interval_seconds=3600)
+    await served.open("s")
+    (engine,), persistence = served.engines, served.catalog.persistence
+    served.store.is_blocked = True
+    waiting = asyncio.create_task(persistence.wait_until_stored(served.catalog.find("", "s")))
+    await until(lambda: served.store.num_writes)
+    room = asyncio.create_task(persistence.make_room(engine))
+    for _ in range(5):
+        await fakes.turn()
+    assert engine.sessions.find("\0s") is not None
+    served.store.is_blocked = False
+    await waiting
+    await room
+    assert engine.sessions.find("\0s") is None

@@ -70,6 +70,68 @@ class TestRestartedStore:
         await until(lambda: "\0s" in served.store.rows)
         assert stored_steps(served) == 1
 
+    async def test_an_older_copy_does_not_count_as_stored(self, serve, monkeypatch):
+        """From when the server knows of the loss until the session is written again."""
+        old, served = await serve(**NEVER), await serve(**NEVER)
+        await old.open("s")
+        before = dataclasses.replace(old.store.rows["\0s"])
+        await resume(served)
+        await served.ask("Step", step())
+        await write(served)
+        served.store.rows["\0s"] = before
+        claim = served.store.claim
+
+        async def claim_and_block(claims):
+            claimed = await claim(claims)
+            served.store.is_blocked = True
+            return claimed
+
+        monkeypatch.setattr(served.store, "claim", claim_and_block)
+        num_writes = served.store.num_writes
+        writing = asyncio.create_task(write(served))
+        await until(lambda: served.store.num_writes == num_writes + 2)  # refused; the next one waits
+        assert (await served.ask("Step", step(row=1))).num_durable_steps == 0
+        served.store.is_blocked = False
+        await writing
+        assert (await served.ask("Step", step(row=2))).num_durable_steps == stored_steps(served) >= 1
+
+    @pytest.mark.parametrize("loss", ["gone", "older"])
+    async def test_a_drain_writes_and_releases_what_it_has_regained(self, serve, loss):
+        """Found lost by the drain's own write, the row is written and released, and the drain is clean."""
+        old, served = await serve(**NEVER), await serve(**NEVER)
+        await old.open("s")
+        before = dataclasses.replace(old.store.rows["\0s"])
+        await resume(served)
+        await served.ask("Step", step())
+        served.store.rows.clear()
+        if loss == "older":
+            served.store.rows["\0s"] = before
+        assert await served.write_behind.stop()
+        assert stored_steps(served) == 1
+        assert served.store.rows["\0s"].owner == ""
+
+    async def test_a_claim_whose_reply_is_lost_does_not_fence_its_own_server(self, serve, monkeypatch):
+        """The row is this server's at a higher epoch than it knows of; nobody else has had the session."""
+        served = await serve(**NEVER)
+        await served.open("s")
+        await served.ask("Step", step())
+        served.store.rows.clear()
+        claim = served.store.claim
+
+        async def claim_without_reply(claims):
+            await claim(claims)
+            monkeypatch.setattr(served.store, "claim", claim)
+            raise StoreError("the reply is lost")
+
+        monkeypatch.setattr(served.store, "claim", claim_without_reply)
+        with pytest.raises(StreamcellError) as caught:
+            await write(served)
+        assert caught.value.reason is Reason.STORE_UNAVAILABLE
+        await until(lambda: not served.write_behind.trouble)
+        await served.ask("Step", step(row=1))
+        await write(served)
+        assert (stored_steps(served), served.store.rows["\0s"].epoch) == (2, 3)
+
 
 class TestRowsThatAreGone:
     """Rows go while the store runs: deleted by hand, evicted, or expired by a server with a shorter limit."""
@@ -113,6 +175,20 @@ class TestRowsThatAreGone:
         served.store.rows.clear()
         assert (await served.ask("Step", step())).num_durable_steps == 1
         assert stored_steps(served) == 1
+
+    async def test_durable_steps_of_a_stream_keep_their_order(self, serve):
+        """The first waits for a write that is refused, and for the next one; the second came meanwhile."""
+        served = await serve(**NEVER)
+        await served.ask("OpenSession", pb.OpenSessionRequest(session_id="s", durable=True))
+        served.store.rows.clear()
+        served.store.is_blocked = True
+        stream = served.stream()
+        stream.receive(pb.StreamRequest(request_id=0, step=step(row=0)).SerializeToString())
+        await until(lambda: served.store.num_writes)
+        stream.receive(pb.StreamRequest(request_id=1, step=step(row=1)).SerializeToString())
+        await until(lambda: served.engines[0].sessions.progress.next_step[0] == 2)
+        served.store.is_blocked = False
+        assert [(await fakes.answer(stream)).step.step_index for _ in range(2)] == [0, 1]
 
     async def test_a_row_that_another_server_expired_is_written_anew(self, serve):
         """Its limit may be shorter than the one of the server that has the session, which decides."""
