@@ -26,7 +26,7 @@ class Bell:
     """Wakes tasks that wait for a condition, whenever the condition may have changed."""
 
     def __init__(self) -> None:
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: dict[asyncio.Future[None], None] = {}  # in the order in which they came
 
     def ring(self) -> None:
         """Makes every waiting task check its condition."""
@@ -38,11 +38,11 @@ class Bell:
         """Returns once the condition holds."""
         while not condition():
             future = asyncio.get_running_loop().create_future()
-            self._waiting.add(future)
+            self._waiting[future] = None
             try:
                 await future
             finally:
-                self._waiting.discard(future)
+                del self._waiting[future]
 
 
 class StepStream:

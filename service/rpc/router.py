@@ -42,7 +42,7 @@ class Router:
         self._max_stream_messages = max_stream_messages
         self._count_error = count_error
         self._count_streams = count_streams
-        self._streams: set[Stream] = set()
+        self._streams: dict[Stream, None] = {}  # in the order in which they were opened
         self._is_draining = False
 
     def admit(self, method: "Unary[Message]") -> None:
@@ -89,7 +89,7 @@ class Router:
             count_error=self._count_error,
         )
         stream.conversation = method.open(stream, call)
-        self._streams.add(stream)
+        self._streams[stream] = None
         self._count_streams(len(self._streams))
         if self._is_draining:
             stream.conversation.stop(errors.refusal(Reason.DRAINING))
@@ -98,7 +98,7 @@ class Router:
     def close(self, stream: Stream) -> None:
         """Cancels a stream, if it has not ended, and forgets it."""
         stream.cancel()
-        self._streams.discard(stream)
+        self._streams.pop(stream, None)
         self._count_streams(len(self._streams))
 
     def drain(self) -> None:
