@@ -95,6 +95,10 @@ e2e: $(VENV)/.dev $(TRITON)/.ready redis ## Runs all tests with real processes: 
 fuzz: $(VENV)/.dev $(ATHERIS)/.ready ## Fuzzes requests, snapshots, manifests, CSV files on two cores; SECONDS=1800
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),1800)
 
+.PHONY: sim
+sim: $(VENV)/.dev ## Simulates servers, store and clients: 10,000 seeds, then planted bugs; ARGS='--seed N --trace' for one
+	$(BIN)/python -m tests.simulation --seeds 10000 --bugs 300 --jobs 2 $(ARGS)
+
 # Debian's package; with RUNLEVEL=1 it starts no server of its own.
 .PHONY: redis
 redis:

@@ -3,8 +3,8 @@
     python -m tests.simulation --seeds 10000
     python -m tests.simulation --seed 17 --trace
 
-Everything that is checked is the production code: engines, persistence, servicers, router, and the whole client
-library. What stands in for the rest is here: `loop` for time, `database` for SQLite and Redis, `network` for
-gRPC, `model` for the artifact. `scenario` draws a seed's faults, `programs` and `raw` are the clients, `oracle`
-knows what is true, `planted` breaks the production code on purpose.
+Everything that is checked is the production code: engines, persistence, servicers, router, and the whole
+client library. What stands in for the rest is here: `loop` for time, `database` for SQLite and Redis,
+`network` for gRPC, `model` for the artifact. `plan` draws a seed's troubles and `scenario` makes them,
+`programs` and `raw` are the clients, `oracle` knows what is true, `planted` breaks the code on purpose.
 """

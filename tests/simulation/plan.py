@@ -15,10 +15,10 @@ KINDS = {
     "store cut": 4,
     "store slow": 3,
     "store fails": 4,
-    "store emptied": 1,
-    "store rolled back": 1,
-    "store fails over": 2,
-    "row evicted": 3,
+    "store emptied": 2,
+    "store rolled back": 2,
+    "store fails over": 3,
+    "row evicted": 9,
     "network fails": 3,
     "network slow": 2,
     "clock jumps": 1,
@@ -58,7 +58,7 @@ class Plan:
 def draw(random):
     """Returns a plan."""
     hosts = ["a", "b", "c"][: random.choice((2, 2, 3))]
-    seconds = random.uniform(5.0, 11.0)
+    seconds = random.uniform(4.0, 9.0)
     settings = {
         "checkpoint_interval_seconds": random.choice((0.3, 0.6, 1.0)),
         "max_resident_sessions": random.choice((2, 3, 8, 32, 32)),

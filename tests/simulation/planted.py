@@ -1,6 +1,7 @@
-"""Bugs to plant: each breaks the production code, or the store, in one place, and the simulation must find it.
+"""Bugs to plant: each breaks the production code, or the store, in one place; the simulation must find it.
 
-Production code knows nothing of them: they replace methods while a seed runs. Does not know how they are found.
+Production code knows nothing of them: they replace methods while a seed runs. Does not know how they are
+found.
 """
 
 import contextlib
@@ -79,7 +80,7 @@ def lost_wake_up():
 @_bug
 def lost_caller_of_a_failed_claim():
     """Callers whose claim failed are forgotten."""
-    yield PendingClaims, "refuse_all", lambda self, error: None
+    yield PendingClaims, "put_back", lambda self, batch: None
 
 
 @_bug
@@ -232,15 +233,7 @@ def evicted_before_it_is_stored():
 @_bug
 def confirmed_by_being_asked():
     """A session counts as confirmed whatever the store says."""
-    acquire = Ownership.acquire
     yield Ownership, "is_confirmed_since", lambda self, slot, instant_ns: True
-    yield Ownership, "acquire", lambda self, slot, epoch, now_ns: acquire(self, slot, epoch, now_ns)
-
-
-@_bug
-def reset_kept_to_itself():
-    """A client forgets that it has reset its session, and lets another server bring the old steps back."""
-    yield SessionPosition, "must_reset", lambda self, info: False
 
 
 @_bug

@@ -1,7 +1,7 @@
 """Clients that use the client library: they step, stream, prime, forecast, reset, cancel, move, and give up.
 
-What a program checks is what a user sees: that predictions come in order, that no answered step is missing, and
-that an error is one that the troubles excuse. The bits are the oracle's affair. Does not know servers.
+What a program checks is what a user sees: that predictions come in order, that no answered step is missing,
+and that an error is one that the troubles excuse. The bits are the oracle's affair. Does not know servers.
 """
 
 import asyncio

@@ -18,7 +18,7 @@ _MAX_LAST_CALLS = 20  # until one is answered
 _LAST_PAUSE_SECONDS = 0.3
 _PATIENCE_SECONDS = 30.0
 _GRACE_SECONDS = 3.0
-_PASSING = {"", "STORE_UNAVAILABLE", "DRAINING", "OVERLOADED", "SESSIONS_FULL", "SESSION_EXISTS"}
+_PASSING = {"", "STORE_UNAVAILABLE", "DRAINING", "OVERLOADED", "SESSION_EXISTS"}
 
 
 def reason_of(error):
@@ -66,14 +66,22 @@ class ByHand:
             is_slow = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and seconds >= _PATIENCE_SECONDS
             if is_slow:
                 self.world.fail(f"{self.label}: {method} was not answered in {seconds:g} s")
-            elif reason in _PASSING and began > self.world.calm_at + _GRACE_SECONDS and reason != "SESSIONS_FULL":
-                self.world.fail(f"{self.label}: {method} failed although all is well: {reason} {error.details()}")
+            elif (
+                reason in _PASSING
+                and began > self.world.calm_at + _GRACE_SECONDS
+                and reason != "SESSIONS_FULL"
+            ):
+                self.world.fail(
+                    f"{self.label}: {method} failed although all is well: {reason} {error.details()}"
+                )
             self.world.note(self.label, f"{method} at {self.host}: {reason or error.details()}")
             return None, (reason, metadata)
 
     async def open(self, name):
         """Opens a session, or finds it; returns where it stands, None if that fails."""
-        reply, _ = await self.call("OpenSession", pb.OpenSessionRequest(session_id=name, durable=self.is_durable))
+        reply, _ = await self.call(
+            "OpenSession", pb.OpenSessionRequest(session_id=name, durable=self.is_durable)
+        )
         return None if reply is None else reply.session.next_step_index
 
     async def run(self):
@@ -144,7 +152,7 @@ class Plain(ByHand):
             self.move()
 
     def _is_stale(self):
-        """Returns whether an answer came from an old copy, so that positions say little until the next opening."""
+        """Returns whether an answer came from an old copy: positions say little until the next opening."""
         was, self.num_stale = self.num_stale, self.session.num_stale
         return was != self.num_stale
 
@@ -247,9 +255,7 @@ class Frames(ByHand):
 
     def __init__(self, world, name, number):
         super().__init__(world, name, number)
-        self.sessions = [
-            world.oracle.add(f"{name}-{letter}", is_durable=self.is_durable) for letter in "xyz"
-        ]
+        self.sessions = [world.oracle.add(f"{name}-{letter}", is_durable=self.is_durable) for letter in "xyz"]
         self.next = {session.name: 0 for session in self.sessions}
         self.num_answered = 0
 

@@ -1,4 +1,4 @@
-"""One server as a process that can freeze, crash and drain: the production parts, put together as `server` does.
+"""One server as a process that can freeze, crash and drain: the production parts, put together.
 
 Does not know clients, nor why it is stopped.
 """
@@ -148,7 +148,7 @@ class Server(Process):
         self.catalog.is_draining = True
         self.router.drain()
         end = self.loop.time() + _CALLS_SECONDS
-        while self.exchanges and self.loop.time() < end:
+        while self.exchanges and self.loop.time() < end:  # noqa: ASYNC110 (virtual time costs nothing)
             await asyncio.sleep(_LOOK_SECONDS)
         for exchange in list(self.exchanges):
             exchange.break_off("connection reset")

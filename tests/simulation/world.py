@@ -131,10 +131,13 @@ class World:
         tasks = [asyncio.create_task(client.run()) for client in self.clients]
         await scenario.run()
         self.calm_at = self.loop.time()
+        # After so long, a session that has not been used is written.
+        seconds = 2 * self.plan.settings["checkpoint_interval_seconds"] + 1.2
+        await asyncio.sleep(seconds)
+        self.oracle.audit(seconds)
         await asyncio.gather(*tasks)
-        # What changed last is written by now.
-        await asyncio.sleep(2 * self.plan.settings["checkpoint_interval_seconds"] + 1.0)
-        self.oracle.audit()
+        await asyncio.sleep(seconds)
+        self.oracle.audit(seconds)
 
     def _on_exception(self, loop, context):
         error = context.get("exception")
