@@ -249,6 +249,8 @@ class Changes:
                     _call(waiting, None)
                 else:
                     session = SessionRef(each.engine, slot, generation)
+                    # What becomes of it is not known yet: it must not leave memory meanwhile.
+                    _mark_changed(session.current)
                     refused.append(Refused(session, write.key, write.epoch, outcome, waiting))
         return refused
 
@@ -316,16 +318,14 @@ class Changes:
         """Marks a session for another write, for which its callers wait on."""
         session = refused.session.current
         if session.is_live:
-            session.engine.sessions.durability.mark_changed(np.array([session.slot], np.int64))
+            _mark_changed(session)
             self._wait_on(session, refused.waiting)
         else:
             _call(refused.waiting, _ended(session))
 
     def put_back(self, refused: Refused, error: StreamcellError) -> None:
         """Marks a session for another write; callers who wait get the error."""
-        session = refused.session.current
-        if session.is_live:
-            session.engine.sessions.durability.mark_changed(np.array([session.slot], np.int64))
+        _mark_changed(refused.session.current)
         _call(refused.waiting, error)
 
     def lose(self, refused: Refused) -> None:
@@ -400,6 +400,12 @@ class Changes:
         checkpoint.sessions.append(captured)
         checkpoint.writes.extend(writes)
         durability.mark_unchanged(slots)
+
+
+def _mark_changed(session: SessionRef) -> None:
+    """Marks a session for another write, if it is still in memory."""
+    if session.is_live:
+        session.engine.sessions.durability.mark_changed(np.array([session.slot], np.int64))
 
 
 def _ended(session: SessionRef) -> StreamcellError:

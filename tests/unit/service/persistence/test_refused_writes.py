@@ -1,6 +1,7 @@
 """Writes that the store refuses: the session is another server's, or the store lost its row."""
 
 import asyncio
+import contextlib
 import dataclasses
 
 import pytest
@@ -346,6 +347,32 @@ class TestBetweenRefusalAndClaim:
             await write(old)
         assert caught.value.reason is Reason.SESSION_FENCED
         assert (old.store.rows, old.store.ended) == ({}, {"\0s": 3})
+
+    @pytest.mark.parametrize("outcome", ["taken", "the store is away"])
+    async def test_a_session_does_not_leave_memory_meanwhile(self, serve, outcome):
+        """The store has nothing of it, although it had everything before."""
+        served = await serve(**NEVER, max_resident_sessions=1)
+        await served.open("s")
+        await served.ask("Step", step())
+        await write(served)
+        served.store.rows.clear()
+
+        async def while_another_wants_room(method, asked):
+            making_room = asyncio.create_task(served.catalog.persistence.make_room(served.engines[0]))
+            for _ in range(20):
+                await fakes.turn()
+            assert is_resident(served)
+            making_room.cancel()
+            if outcome != "taken":
+                raise StoreError("the connection broke")
+            return await method(asked)
+
+        next_call(served.store, "claim", while_another_wants_room)
+        with contextlib.suppress(StreamcellError):
+            await write(served)
+        await until(lambda: not served.write_behind.trouble)
+        await write(served)
+        assert stored_steps(served) == 1
 
     async def test_a_third_server_that_took_the_row_over_keeps_it(self, serve):
         """At an equal epoch the further copy wins, but only over the owner that was seen."""
