@@ -17,6 +17,8 @@ from service.store.base import (
 )
 
 TIMEOUT_SECONDS = 1.0  # after which a server gives a call up
+ALIVE_SECONDS = 3.0  # without a sign, after which an owner counts as dead
+_LISTEN_SECONDS = 1.0  # between two signs of life
 
 
 class Row(NamedTuple):
@@ -30,26 +32,50 @@ class Row(NamedTuple):
 
 
 class Database:
-    """The rows, and the deletions that are remembered; `journal` hears of every change."""
+    """The rows, and the deletions that are remembered; `journal` hears of every change.
 
-    def __init__(self, journal):
+    Owners show that they live, and hear which rows others ask for. `clock` tells how long ago that was.
+    """
+
+    def __init__(self, journal, clock=lambda: 0.0):
         self.rows: dict[str, Row] = {}
         self.ended: dict[str, int] = {}
         self.run = "run 0"
         self._journal = journal
+        self._clock = clock
+        self._owners = {}  # by name: when it was last heard of, and who takes what it is asked
+
+    def show_life(self, owner, hear):
+        """Hears of an owner; `hear` is called with each key that it is asked for."""
+        self._owners[owner] = self._clock(), hear
+
+    def forget(self, owner):
+        """Hears that an owner has closed its store."""
+        self._owners.pop(owner, None)
+
+    def is_alive(self, owner):
+        """Returns whether an owner was heard of lately."""
+        return owner in self._owners and self._clock() - self._owners[owner][0] < ALIVE_SECONDS
 
     def claim(self, claim, owner, now):
         """Claims a row."""
         row = self.rows.get(claim.key)
+        last = self.ended.get(claim.key, 0) if row is None else row.epoch
+        if last > claim.most_epoch:
+            return Claimed(ClaimStatus.NEWER, last)
         if row is None:
             if not claim.may_create:
                 return Claimed(ClaimStatus.MISSING)
-            epoch = max(claim.least_epoch, self.ended.pop(claim.key, 0) + 1)
+            self.ended.pop(claim.key, None)
+            epoch = max(claim.least_epoch, last + 1)
             self._put(claim.key, Row(epoch, owner, False, now, claim.record))
             return Claimed(ClaimStatus.CREATED, epoch, claim.record, now)
         if not claim.may_find:
             return Claimed(ClaimStatus.EXISTS)
-        if not (row.is_released or row.owner == owner or claim.may_take_over):
+        is_free = row.is_released or row.owner == owner or (claim.asks and not self.is_alive(row.owner))
+        if not (is_free or claim.may_take_over):
+            if claim.asks:
+                self._owners[row.owner][1](claim.key)
             return Claimed(ClaimStatus.OWNED_ELSEWHERE, row.epoch)
         taken = row._replace(epoch=max(claim.least_epoch, row.epoch + 1), owner=owner, is_released=False)
         self._put(claim.key, taken)
@@ -61,7 +87,8 @@ class Database:
         if row is None:
             return WriteOutcome(WriteStatus.GONE, self.ended.get(write.key, 0))
         if not self.may_write(row, write, owner):
-            return WriteOutcome(WriteStatus.NOT_OWNED, row.epoch)
+            is_own = row.owner == owner and not row.is_released
+            return WriteOutcome(WriteStatus.NOT_OWNED, row.epoch, is_own=is_own)
         if write.kind is WriteKind.DELETE:
             self.delete(write.key)
         elif write.kind is not WriteKind.VERIFY:
@@ -129,10 +156,14 @@ class SimulatedStore:
         self._heard = heard
         self._wall = wall
         self._done_at = 0.0  # when the last call got to the database
+        self._asked = []  # the keys that other owners asked for
+        self._listening = None
+        self.must_sync = False
+        self.disk_problem = ""
 
     async def open(self):
-        """Asks whether the store is there."""
-        await self.check()
+        """Asks whether the store is there, and shows that the owner lives."""
+        await self._ask(lambda _: self._database.show_life(self.owner, self._hear_asked), [None])
 
     async def claim(self, claims):
         """Claims rows."""
@@ -152,6 +183,29 @@ class SimulatedStore:
         (keys,) = await self._ask(lambda _: self._database.expire(before, limit), [None])
         return keys
 
+    async def asked_for(self):
+        """Shows that the owner lives, and waits for a second for what it is asked."""
+        await self._ask(
+            lambda _: self._database.show_life(self.owner, self._hear_asked), [None], is_counted=False
+        )
+        if not self._asked:
+            self._listening = self._loop.create_future()
+            self._loop.outside(_LISTEN_SECONDS, self._stop_listening, self._listening)
+            await self._listening
+        asked, self._asked = self._asked, []
+        return asked
+
+    def _hear_asked(self, key):
+        """Hears a key, unless the message is lost."""
+        if self._weather.reaches_store(self.owner) and self._weather.fate_of_call(self._random) == "well":
+            self._asked.append(key)
+            self._stop_listening(self._listening)
+
+    @staticmethod
+    def _stop_listening(listening):
+        if listening is not None and not listening.done():
+            listening.set_result(None)
+
     async def incarnation(self):
         """Returns the name of the database's run."""
         (run,) = await self._ask(lambda _: self._database.run, [None])
@@ -162,14 +216,16 @@ class SimulatedStore:
         await self._ask(lambda _: None, [None])
 
     async def close(self):
-        """Does nothing."""
+        """Shows that the owner is gone."""
+        if self._weather.reaches_store(self.owner):
+            self._database.forget(self.owner)
 
     def _hear(self, asked, outcomes):
         for each in zip(asked, outcomes, strict=True):
             self._heard(*each, self._done_at)
 
-    async def _ask(self, operation, items):
-        """Sends items to the database and waits for its answers."""
+    async def _ask(self, operation, items, *, is_counted=True):
+        """Sends items to the database and waits for its answers; a failure counts as trouble of the store."""
         weather, random, loop = self._weather, self._random, self._loop
         done = loop.create_future()
         fate = weather.fate_of_call(random)
@@ -198,5 +254,6 @@ class SimulatedStore:
         except asyncio.CancelledError:
             raise
         except StoreError:
-            self._heard(None, None, loop.time())
+            if is_counted:
+                self._heard(None, None, loop.time())
             raise

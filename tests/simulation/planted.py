@@ -4,6 +4,7 @@ Production code knows nothing of them: they replace methods while a seed runs. D
 found.
 """
 
+import asyncio
 import contextlib
 
 import numpy as np
@@ -20,6 +21,7 @@ from service.engine.scheduler import Scheduler
 from service.engine.session_table import SessionTable
 from service.persistence import refused_writes
 from service.persistence.changes import Changes
+from service.persistence.hand_over import HandOver
 from service.persistence.pending_claims import PendingClaims
 from service.persistence.stored_sessions import StoredSessions
 from service.store.base import Claim, WriteKind
@@ -172,14 +174,16 @@ def release_leaves_the_record_old():
 
 @_bug
 def drain_drops_changed_rows():
-    """A drain writes only the sessions that have not changed."""
+    """A drain forgets the sessions that have changed."""
     begin = Changes.begin
 
     def begin_without_changed(self, kind=WriteKind.SAVE):
         begin(self, kind)
         if kind is WriteKind.RELEASE:
             for engine, slots in self._due.items():
-                self._due[engine] = slots[~engine.sessions.durability.is_changed[slots]]
+                is_changed = engine.sessions.durability.is_changed[slots]
+                self._due[engine] = slots[~is_changed]
+                engine.sessions.durability.mark_unchanged(slots[is_changed])
 
     yield Changes, "begin", begin_without_changed
 
@@ -246,3 +250,33 @@ def prime_repeated_from_the_start():
         return await prime(self, calls, history, start, stop)
 
     yield Session, "_prime_piece", prime_piece
+
+
+@_bug
+def handed_over_as_it_was_stored():
+    """A session goes to another server without the steps that the store does not have yet."""
+
+    async def release(self, key, session):
+        await asyncio.sleep(0)
+        _leave(self, key, session)
+
+    yield HandOver, "_release", release
+
+
+@_bug
+def handed_over_in_the_middle():
+    """A session that is about to leave still takes work, and leaves all the same."""
+
+    async def release(self, key, session):
+        await self._wait_until_stored(session)
+        if session.is_live:
+            _leave(self, key, session)
+
+    yield HandOver, "_release", release
+
+
+def _leave(hand_over, key, session):
+    epoch = session.epoch
+    session.engine.residents.hand_over(session.slot)
+    hand_over._changes.release(key, epoch, None, 0.0)
+    hand_over._wake()

@@ -10,6 +10,7 @@ from streamcell import (
     Client,
     DeadlineExceeded,
     Fenced,
+    InvalidArgument,
     Limits,
     Overloaded,
     RetryPolicy,
@@ -291,19 +292,22 @@ class Program:
 
     def _excuses(self, error):
         """Returns whether a program of this kind may meet an error."""
-        is_elsewhere = isinstance(error, StepForgotten | StepConflict) and not self._is_sure
+        if isinstance(error, InvalidArgument):  # a session without a step has no forecast: the oracle knows
+            return True
+        is_lost = not self._is_sure or self.spec.lost_at >= 0
+        is_elsewhere = isinstance(error, StepForgotten | StepConflict) and is_lost
         return isinstance(error, StreamInterrupted) or is_elsewhere
 
     def _check_excuse(self, what):
         """Checks that answered steps may be missing: the store lost the row, or they were another's."""
-        if self._is_sure and not self.is_weak:
+        if self._is_sure and not self.is_weak and self.spec.lost_at < 0:
             self.world.fail(f"{self.label}: {what}; nothing took the session's steps")
 
     def _check_position(self, next_step):
         """Checks that a session stands where this client left it."""
         if not self._is_sure or self.low <= next_step <= self.high:
             return
-        if next_step > self.high:
+        if next_step > self.high and self.spec.lost_at < 0:  # else a copy of before the loss may have won
             self.world.fail(f"{self.label}: stands at {next_step}; {self.high} were sent")
         elif self.session is not None and not self.is_weak:
             self._check_excuse(f"stands at {next_step}, {self.low} were answered")
@@ -363,5 +367,5 @@ class Shared(Program):
 
     def _excuses(self, error):
         """Returns whether a program of this kind may meet an error."""
-        # The other client is ahead by more than the server keeps.
-        return isinstance(error, StreamInterrupted | StepForgotten)
+        # The other client is ahead by more than the server keeps, or has begun anew.
+        return isinstance(error, StreamInterrupted | StepForgotten | InvalidArgument)

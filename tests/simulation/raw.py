@@ -143,7 +143,9 @@ class Plain(ByHand):
         if reply is not None and self._is_stale():
             self.is_open = self.trusts = False
         elif reply is not None:
-            self._check(reply.step_index, is_step=True)
+            if self.trusts:
+                self._check(reply.step_index, is_step=True)
+            self.trusts = True
             self._know(reply.step_index + 1, before)
             self.num_answered += 1
         elif refusal[0] in ("SESSION_FENCED", "SESSION_NOT_FOUND"):

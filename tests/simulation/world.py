@@ -67,7 +67,7 @@ class World:
         self.loop = VirtualLoop(_MAX_SECONDS)
         self.weather = Weather()
         self.oracle = Oracle(self)
-        self.database = Database(self.oracle.journal)
+        self.database = Database(self.oracle.journal, self.loop.time)
         self.hosts = [Host(name) for name in self.plan.hosts]
         self.network = Network(self.loop, self.hosts, self.weather, self.seeded)
         self.servers = []
