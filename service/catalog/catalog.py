@@ -200,11 +200,7 @@ class Catalog:
         return True
 
     def _resident(self, key: str) -> SessionRef | None:
-        for engine in self.versions.engines:
-            slot = engine.sessions.find(key)
-            if slot is not None:
-                return SessionRef.at(engine, slot)
-        return None
+        return SessionRef.find(self.versions.engines, key)
 
     def _new_key(self, principal: str, session_id: str) -> str:
         if self.is_draining:

@@ -35,11 +35,7 @@ async def migrate_when_idle(session: SessionRef) -> None:
         StreamcellError: OVERLOADED.
     """
     engine = session.engine
-    await between_steps(session, lambda slot: _move(engine, slot))
-
-
-def _move(engine: Engine, slot: int) -> None:
-    engine.move([slot])
+    await between_steps(session, lambda slot: engine.move([slot]))
 
 
 def migrate_some(engine: Engine) -> bool:

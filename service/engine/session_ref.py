@@ -1,5 +1,6 @@
 """A reference to one session in memory, and what callers ask about a session. Changes nothing."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from service.engine import session_key
@@ -21,6 +22,15 @@ class SessionRef(NamedTuple):
     def at(cls, engine: Engine, slot: int) -> "SessionRef":
         """Returns a reference to the session that is in a slot now."""
         return cls(engine, slot, engine.sessions.generation.item(slot))
+
+    @classmethod
+    def find(cls, engines: Iterable[Engine], key: str) -> "SessionRef | None":
+        """Returns a reference to the session with a key, on one of several engines; None if none has it."""
+        for engine in engines:
+            slot = engine.sessions.find(key)
+            if slot is not None:
+                return cls.at(engine, slot)
+        return None
 
     @property
     def is_live(self) -> bool:

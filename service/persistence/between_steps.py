@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import Callable
 
+from service import futures
 from service.engine.session_ref import SessionRef
-from service.engine.work import AnyWork, Control
+from service.engine.work import Control
 
 
-async def between_steps(session: SessionRef, action: Callable[[int], None]) -> None:
+async def between_steps(session: SessionRef, action: Callable[[int], object]) -> None:
     """Calls an action with a session's slot once the work under way is done, and returns after that.
 
     The action is not called if the session ends first.
@@ -17,10 +18,8 @@ async def between_steps(session: SessionRef, action: Callable[[int], None]) -> N
     """
     engine = session.engine
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def on_done(_: AnyWork) -> None:
-        if not done.done():
-            done.set_result(None)
-
-    engine.submit(Control(session.slot, session.generation, action, arrived_ns=engine.now(), on_done=on_done))
+    control = Control(
+        session.slot, session.generation, action, arrived_ns=engine.now(), on_done=futures.sets(done)
+    )
+    engine.submit(control)
     await done

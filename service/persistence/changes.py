@@ -155,15 +155,19 @@ class Changes:
         """How many sessions have changed since they were written."""
         return sum(engine.sessions.durability.num_changed for engine in self._engines())
 
-    def are_settled(self, engine: Engine, slots: Int64s) -> Flags:
-        """Returns for which sessions [N] of an engine no caller waits, and no write is under way."""
+    def may_leave(self, engine: Engine, slots: Int64s) -> Flags:
+        """Returns which sessions [N] of an engine memory may drop, as the store has them as they are now.
+
+        Not those with a write under way, which may yet fail; nor those that a caller waits for, who would be
+        told that the session has ended.
+        """
         unsettled = {slot for slot, _ in self._waiting.get(engine, {})}
         for checkpoint in self._under_way:
             for each in checkpoint.sessions:
                 if each.engine is engine:
                     unsettled.update(each.slots.tolist())
-        settled: Flags = ~np.isin(slots, list(unsettled))
-        return settled
+        may_leave: Flags = engine.sessions.are_stored_whole(slots) & ~np.isin(slots, list(unsettled))
+        return may_leave
 
     def follow(self, engine: Engine) -> None:
         """Moves callers who wait for sessions that left an engine to where the sessions are now.

@@ -24,17 +24,16 @@ class Eviction:
 
     Args:
         wait_until_stored: returns when the store has a session as it is now.
-        are_settled: returns for which sessions [N] of an engine, by slot, no caller waits and no write is
-            under way.
+        may_leave: returns which sessions [N] of an engine, by slot, memory may drop: the store has them.
     """
 
     def __init__(
         self,
         wait_until_stored: Callable[[SessionRef], Awaitable[None]],
-        are_settled: Callable[[Engine, Int64s], Flags],
+        may_leave: Callable[[Engine, Int64s], Flags],
     ) -> None:
         self._wait_until_stored = wait_until_stored
-        self._are_settled = are_settled
+        self._may_leave = may_leave
         self._newcomers: Counter[Engine] = Counter()  # sessions that want room
         self._tasks: dict[Engine, asyncio.Task[None]] = {}
 
@@ -75,10 +74,7 @@ class Eviction:
         if not idle:
             raise errors.refusal(Reason.SESSIONS_FULL, max_resident_sessions=engine.residents.max_sessions)
         slots = np.array(idle, np.int64)
-        # While a write is under way, it is not known whether the store has the session as it is now; and a
-        # caller who waits for the session would be told that it has ended.
-        may_go = engine.sessions.are_stored_whole(slots) & self._are_settled(engine, slots)
-        stored: list[int] = slots[may_go].tolist()
+        stored: list[int] = slots[self._may_leave(engine, slots)].tolist()
         for slot in stored:
             engine.residents.evict(slot)
         if stored:

@@ -77,23 +77,16 @@ class HandOver:
 
     async def _give(self, key: str) -> None:
         try:
-            if (session := self._find(key)) is not None:
+            if (session := SessionRef.find(self._engines(), key)) is not None:
                 await _stay(session)
             async with self._alone(key):
-                session = self._find(key)
+                session = SessionRef.find(self._engines(), key)
                 await (self._release_row(key) if session is None else self._release(key, session))
         except StreamcellError:
             pass  # the session stays; whoever asked will ask again, or take the session over
         except Exception as exception:
             faults.report(exception)
             self._count_fault("hand_over")
-
-    def _find(self, key: str) -> SessionRef | None:
-        for engine in self._engines():
-            slot = engine.sessions.find(key)
-            if slot is not None:
-                return SessionRef.at(engine, slot)
-        return None
 
     async def _release_row(self, key: str) -> None:
         """Releases the row of a session that was evicted: the store has it as it is."""
@@ -109,7 +102,7 @@ class HandOver:
             await between_steps(session, _nothing)
             await self._wait_until_stored(session)
             # It may have ended or moved to another version meanwhile, or a stream may have come first.
-            if session.is_live and not session.is_busy and self._is_stored(session):
+            if session.is_live and not session.is_busy and self._may_leave(session):
                 epoch = session.epoch
                 session.engine.residents.hand_over(session.slot)
                 self._changes.release(key, epoch, None, 0.0)
@@ -117,11 +110,8 @@ class HandOver:
         finally:
             self.leaving.discard(session)
 
-    def _is_stored(self, session: SessionRef) -> bool:
-        """Returns whether the store has a session as it is now, with no write under way that may yet fail."""
-        engine, slots = session.engine, np.array([session.slot], np.int64)
-        is_stored = engine.sessions.are_stored_whole(slots) & self._changes.are_settled(engine, slots)
-        return bool(is_stored[0])
+    def _may_leave(self, session: SessionRef) -> bool:
+        return bool(self._changes.may_leave(session.engine, np.array([session.slot], np.int64))[0])
 
 
 async def _stay(session: SessionRef) -> None:

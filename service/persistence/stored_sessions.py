@@ -41,7 +41,7 @@ class StoredSessions:
         self._write_behind = write_behind
         self._changes = write_behind.changes
         self._engine_of = engine_of
-        self._eviction = Eviction(self.wait_until_stored, self._changes.are_settled)
+        self._eviction = Eviction(self.wait_until_stored, self._changes.may_leave)
         self._asking = Asking(write_behind.claim)
         self._hand_over = HandOver(
             engines=write_behind.engines,

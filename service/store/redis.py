@@ -152,13 +152,13 @@ class RedisStore:
                 f" {policy}): set it to noeviction"
             )
         if not int(found.get("aof_enabled", 0)):
+            self.disk_problem = "Redis appends nothing to a file (appendonly is no)"
             log.warning(
                 "store_not_persistent",
                 store=str(self),
-                why="Redis appends nothing to a file (appendonly is no)",
+                why=self.disk_problem,
                 effect="what it was told since its last dump is lost when it restarts",
             )
-            self.disk_problem = "Redis appends nothing to a file (appendonly is no)"
         else:
             async with self._explaining():
                 self.disk_problem = await self._disk.problem(_FORMAT, _FORMAT_VERSION)

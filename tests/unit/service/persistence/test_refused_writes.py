@@ -28,6 +28,19 @@ async def write(served, session_id="s"):
     await served.catalog.persistence.wait_until_stored(served.catalog.find("", session_id))
 
 
+async def with_an_older_row(serve):
+    """Returns a former owner of a session, and its owner with three steps; its row fell back to before."""
+    old, owner = await serve(**NEVER), await serve(**NEVER)
+    await old.open("s")
+    before = dataclasses.replace(old.store.rows["\0s"])
+    assert (await resume(owner)).epoch == 2
+    for row in range(3):
+        await owner.ask("Step", step(row=row))
+    await write(owner)
+    owner.store.rows["\0s"] = before
+    return old, owner
+
+
 def is_resident(served, session_id="s"):
     """Returns whether a session is in memory."""
     return served.engines[0].sessions.find(f"\0{session_id}") is not None
@@ -396,14 +409,7 @@ class TestBetweenRefusalAndClaim:
 
     async def test_a_claim_whose_reply_was_lost_is_nobody_elses(self, serve):
         """The row is this server's at a higher epoch: what memory has beyond it is not given up."""
-        old, owner = await serve(**NEVER), await serve(**NEVER)
-        await old.open("s")
-        before = dataclasses.replace(old.store.rows["\0s"])
-        assert (await resume(owner)).epoch == 2
-        for row in range(3):
-            await owner.ask("Step", step(row=row))
-        await write(owner)
-        owner.store.rows["\0s"] = before
+        _, owner = await with_an_older_row(serve)
         await owner.ask("Step", step(row=3))
         next_call(owner.store, "claim", reply_lost)
         with pytest.raises(StreamcellError) as caught:
@@ -461,13 +467,6 @@ class TestDrain:
 
     async def test_a_row_that_fell_back_is_written_before_the_end(self, serve):
         """The older copy is claimed and then overwritten: the next owner has all steps."""
-        old, owner = await serve(**NEVER), await serve(**NEVER)
-        await old.open("s")
-        before = dataclasses.replace(old.store.rows["\0s"])
-        assert (await resume(owner)).epoch == 2
-        for row in range(3):
-            await owner.ask("Step", step(row=row))
-        await write(owner)
-        owner.store.rows["\0s"] = before
+        old, owner = await with_an_older_row(serve)
         assert await owner.write_behind.stop()
         assert (stored_steps(old), old.store.rows["\0s"].owner) == (3, "")
