@@ -10,6 +10,7 @@ from typing import Any
 import uvloop
 
 from service import config
+from service.commands import token
 from service.config import Config
 from service.errors import ConfigError
 from service.fronts.envoy import launch
@@ -18,7 +19,9 @@ from service.telemetry import log
 
 
 def main() -> int:
-    """Runs the server and returns the exit status; 2 if a setting is wrong."""
+    """Runs the server, or a command beside it, and returns the exit status; 2 if a setting is wrong."""
+    if sys.argv[1:2] == ["token"]:
+        return token.main(sys.argv[2:])
     log.set_up()
     tuning.make_products_reproducible(os.environ)
     try:

@@ -52,6 +52,7 @@ _LEAST = {
     "max_metadata_bytes": 1024,
     "max_hold_seconds": 0,
     "models_poll_seconds": 0,
+    "reload_seconds": 0,
     "checkpoint_interval_seconds": 0.01,
 }
 
@@ -178,6 +179,24 @@ class Config:
         "", "PEM file of the authority that must have signed a client's certificate; needs --tls-cert"
     )
 
+    tokens: str = _flag(
+        "",
+        "file with the hashes of bearer tokens, made by `python -m service token`; callers must then send"
+        " one, and sessions belong to its principal",
+    )
+    jwt_keys: str = _flag(
+        "",
+        "file with an identity provider's public keys, as a JSON Web Key Set or PEM; callers may then send a"
+        " signed token (JWT), and sessions belong to its sub; needs --jwt-audience",
+    )
+    jwt_audience: str = _flag("", "the aud that a signed token must have; needs --jwt-keys")
+    jwt_issuer: str = _flag("", "the iss that a signed token must have; needs --jwt-keys")
+    reload_seconds: float = _flag(
+        5.0,
+        "seconds between two looks at the files of tokens, keys and certificates, which are read again when"
+        " they change; 0: look on SIGHUP only",
+    )
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             self._check_range(field.name, getattr(self, field.name))
@@ -188,6 +207,10 @@ class Config:
             raise _wrong("tls_cert", "goes with --tls-key")
         if self.tls_client_ca and not self.tls_cert:
             raise _wrong("tls_client_ca", "needs --tls-cert and --tls-key")
+        if bool(self.jwt_keys) != bool(self.jwt_audience):
+            raise _wrong("jwt_keys", "goes with --jwt-audience, or tokens for other services would be taken")
+        if self.jwt_issuer and not self.jwt_keys:
+            raise _wrong("jwt_issuer", "needs --jwt-keys")
         if self.channelz and self.front == "envoy":
             raise _wrong(
                 "channelz", "is of --front grpcio; Envoy shows its connections in its own statistics"

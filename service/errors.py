@@ -40,11 +40,13 @@ class Code(enum.IntEnum):
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
 
 
 class Reason(enum.StrEnum):
     """The reasons of the API's error table (protos/streamcell/v1/streamcell.proto)."""
 
+    UNAUTHENTICATED = "UNAUTHENTICATED"
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
     TOO_MANY_STEPS = "TOO_MANY_STEPS"
     MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
@@ -76,7 +78,7 @@ class Reason(enum.StrEnum):
 _MAX_TEXT = 128  # characters of a caller's text in an error: statuses travel as headers
 
 # Which of a reason's messages an error has. Most reasons have the usual one alone.
-Case = Literal["usual", "owned_elsewhere", "session_ended", "stored_record", "other_artifact"]
+Case = Literal["usual", "certificate", "owned_elsewhere", "session_ended", "stored_record", "other_artifact"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +136,19 @@ class ReasonSpec:
 
 # A fact's name is also its key in the metadata.
 REASONS: Mapping[Reason, ReasonSpec] = {
+    Reason.UNAUTHENTICATED: ReasonSpec(
+        Code.UNAUTHENTICATED,
+        Message(
+            "the call shows no token that is valid here: send one as 'authorization: Bearer TOKEN', and ask"
+            " whoever runs the server for a new one if yours has expired"
+        ),
+        {
+            "certificate": Message(
+                "the client's certificate names no client ({problem}): give it one URI or one DNS name among"
+                " its subject alternative names, or one common name"
+            ),
+        },
+    ),
     Reason.INVALID_ARGUMENT: ReasonSpec(
         Code.INVALID_ARGUMENT,
         Message("{field}: {problem}", metadata=("field",)),

@@ -22,6 +22,7 @@ from service.catalog.watcher import ModelWatcher
 from service.config import Address, Config
 from service.errors import ConfigError, Reason, StreamcellError
 from service.fronts.grpcio import GrpcioFront
+from service.identity.identity import Identity
 from service.persistence.base import Persistence
 from service.persistence.memory_only import MemoryOnly
 from service.persistence.stored_sessions import StoredSessions
@@ -38,6 +39,7 @@ from service.store.urls import store_of
 from service.telemetry import log
 from service.telemetry.metrics import Metrics
 from service.telemetry.metrics_page import MetricsPage
+from service.watched_files import FileWatch
 
 _EXPIRE_SECONDS = 1.0  # how often idle sessions are looked for
 _WRITE_SHARE = 0.25  # of the time for a drain: reserved for writing the sessions
@@ -103,13 +105,9 @@ class Server:
         self._set_build_info(str(loader.device))
         # Servicers, and the router over their methods.
         self._health = health_servicer.HealthServicer([streamcell.SERVICE, inference.SERVICE])
-        self._router = Router(
-            self._methods(),
-            max_message_bytes=settings.max_message_bytes,
-            max_stream_messages=settings.max_stream_messages,
-            count_error=self._count_error,
-            count_streams=self._metrics.streams.set,
-        )
+        identity = Identity(settings, self._metrics.count_unauthenticated)
+        self._files = FileWatch(identity.files, settings.reload_seconds, self._metrics.count_background_fault)
+        self._router = self._new_router(identity)
         # The front.
         self.front = front(self._router, settings, count_fault=self._metrics.count_background_fault)
         self.listen = settings.listen
@@ -129,6 +127,16 @@ class Server:
             self._settings,
             self._metrics.of_store(),
             count_fault=self._metrics.count_background_fault,
+        )
+
+    def _new_router(self, identity: Identity) -> Router:
+        return Router(
+            self._methods(),
+            max_message_bytes=self._settings.max_message_bytes,
+            max_stream_messages=self._settings.max_stream_messages,
+            count_error=self._count_error,
+            count_streams=self._metrics.streams.set,
+            identify=identity.principal if identity.is_needed else None,
         )
 
     def _methods(self) -> list[Unary[Any] | Streaming]:
@@ -183,6 +191,7 @@ class Server:
         if self._settings.session_ttl_seconds:
             self._expiry.start()
         self._models.start()
+        self._files.start()
         if not self._is_lame_duck:
             self.catalog.why_not_ready = ""
             self._health.set_all(is_serving=True)
@@ -230,14 +239,16 @@ class Server:
         await self._close()
 
     def reload(self) -> None:
-        """Looks for new versions of the models now."""
+        """Looks for new versions of the models, and for files of settings that changed, now."""
         self._models.look_soon()
+        self._files.look_soon()
 
     def page(self) -> str:
         """Returns the page of metrics for Prometheus."""
         return generate_latest(self._metrics.registry).decode()
 
     async def _close(self) -> None:
+        await self._files.stop()
         await self._expiry.stop()
         if self._page is not None:
             self._page.close()

@@ -45,6 +45,7 @@ from streamcell.errors import (
     StreamcellError,
     StreamInterrupted,
     TooManySteps,
+    Unauthenticated,
     Unavailable,
 )
 from streamcell.retry import Sources
@@ -71,5 +72,5 @@ __all__ = [
     "SessionExpired", "SessionGone", "SessionInfo", "SessionNotFound", "SessionsFull",
     "SnapshotRejected", "Sources", "StepConflict", "StepForgotten", "StepGap", "StepStream",
     "StoreUnavailable", "StreamInterrupted", "StreamcellError", "Time", "TimedRow", "Timeout", "Tls",
-    "TooManySteps", "Unavailable", "Variable",
+    "TooManySteps", "Unauthenticated", "Unavailable", "Variable",
 ]  # fmt: skip

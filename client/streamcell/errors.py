@@ -30,6 +30,7 @@
          ·  ConnectionLost                    no connection, or it broke
      ·  DeadlineExceeded                      whether a step was applied is not known
      ·  AccessDenied
+         ·  Unauthenticated                   no valid token, or a certificate that names no client
      ·  NotImplementedByServer
      ·  ServerInternal                        .error_id: what to look for in the server's log
      ·  Misuse (also a RuntimeError)
@@ -223,6 +224,12 @@ class AccessDenied(StreamcellError):  # noqa: N818
     default_code = grpc.StatusCode.PERMISSION_DENIED
 
 
+class Unauthenticated(AccessDenied):
+    """The call shows no token that is valid on the server, or a certificate that names no client."""
+
+    default_code = grpc.StatusCode.UNAUTHENTICATED
+
+
 class NotImplementedByServer(StreamcellError):  # noqa: N818
     """The server does not offer this."""
 
@@ -255,6 +262,7 @@ class StreamInterrupted(Misuse):
 
 
 _BY_REASON: Mapping[str, type[StreamcellError]] = {
+    "UNAUTHENTICATED": Unauthenticated,
     "INVALID_ARGUMENT": InvalidArgument,
     "TOO_MANY_STEPS": TooManySteps,
     "MODEL_NOT_FOUND": ModelNotFound,

@@ -16,7 +16,7 @@ from grpc import aio
 from service.config import LARGEST, Address, Config
 from service.errors import ConfigError
 from service.rpc.limits import HARD_LIMIT_FACTOR
-from service.rpc.methods import Call, Streaming, Unary
+from service.rpc.methods import ANONYMOUS, Call, Streaming, Unary
 from service.rpc.router import Router
 from service.rpc.statuses import RefusedError, Status
 from service.rpc.stream import Stream
@@ -29,6 +29,7 @@ _QUIET_NAPS = 5
 _MAX_QUIET_SECONDS = 1.0  # the longest wait for quiet, as some clients call again and again
 _MANY_BYTES = 4096  # more than the buffer of a socket pair holds when each byte is written alone
 _GetCall = Callable[["aio.ServicerContext[bytes, bytes]"], Call]
+_Method = Unary[Any] | Streaming
 
 
 class GrpcioFront:
@@ -45,7 +46,7 @@ class GrpcioFront:
         with _wake_ups_read_together():
             self._server = aio.server(options=_options(settings))
         self._calls = _ActiveCalls()
-        self._server.add_generic_rpc_handlers((_Methods(router, self._calls, _get_call(settings)),))
+        self._server.add_generic_rpc_handlers((_Methods(router, self._calls),))
         self._settings = settings
 
     async def start(self) -> Address:
@@ -155,9 +156,10 @@ class _ActiveCalls:
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs alone
     """The router's methods as gRPC's server calls them; a path without a method is UNIMPLEMENTED."""
 
-    def __init__(self, router: Router, calls: _ActiveCalls, get_call: _GetCall) -> None:
+    def __init__(self, router: Router, calls: _ActiveCalls) -> None:
         self._methods = {
-            path: _grpc_method(router, method, calls, get_call) for path, method in router.methods.items()
+            path: _grpc_method(router, method, calls, _get_call(router, method))
+            for path, method in router.methods.items()
         }
 
     def service(
@@ -188,7 +190,12 @@ def _unary_method(router: Router, method: "Unary[Any]", calls: _ActiveCalls, get
 
 def _streaming_method(router: Router, method: Streaming, calls: _ActiveCalls, get_call: _GetCall) -> Any:
     async def serve(_: Any, context: "aio.ServicerContext[bytes, bytes]") -> None:
-        stream = router.open(method, get_call(context))
+        try:
+            call = get_call(context)
+        except RefusedError as refused:
+            await _abort(context, refused.status)
+            raise AssertionError from None  # abort has raised
+        stream = router.open(method, call)
         flow = _FlowControl(stream)
         reader = asyncio.create_task(_read(stream, flow, context))
         try:
@@ -253,15 +260,26 @@ async def _abort(context: "aio.ServicerContext[bytes, bytes]", status: Status) -
     await context.abort(_CODES[status.code], status.message, tuple(status.trailers))
 
 
-def _get_call(settings: Config) -> _GetCall:
-    """Returns the function that finds a call's caller; it asks gRPC only if callers have certificates."""
-    anonymous = Call()
-    return _call_of if settings.tls_client_ca else lambda _: anonymous
+def _get_call(router: Router, method: _Method) -> _GetCall:
+    """Returns the function that finds a call's caller, and asks gRPC only if callers must show it."""
+    if not router.asks_who_calls or method.is_public:
+        return lambda _: ANONYMOUS
+
+    def call_of(context: "aio.ServicerContext[bytes, bytes]") -> Call:
+        certificates = list(context.auth_context().get("x509_pem_cert", []))
+        # Several values are joined, as HTTP has it and as Envoy does: they are then no token.
+        shown = [
+            _as_bytes(each) for name, each in context.invocation_metadata() or () if name == "authorization"
+        ]
+        return router.caller(
+            method, certificates[0] if certificates else None, b",".join(shown) if shown else None
+        )
+
+    return call_of
 
 
-def _call_of(context: "aio.ServicerContext[bytes, bytes]") -> Call:
-    names = list(context.auth_context().get("x509_common_name", []))
-    return Call(principal=names[0].decode(errors="replace").replace("\0", "") if names else "")
+def _as_bytes(value: str | bytes) -> bytes:
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
 
 
 def _credentials(settings: Config) -> grpc.ServerCredentials:

@@ -18,9 +18,12 @@ Request = TypeVar("Request", bound=Message)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call:
-    """What a behaviour may know of the caller; `principal` is empty for callers without a certificate."""
+    """What a behaviour may know of the caller; `principal` is empty where callers need not show it."""
 
     principal: str = ""
+
+
+ANONYMOUS = Call()
 
 
 def parse(request_type: type[Request], raw: bytes) -> Request:
@@ -42,6 +45,7 @@ class Unary(Generic[Request]):
     Args:
         is_work: whether a server that drains refuses the method. Methods that report on the server itself are
             no work: the server answers them until its end.
+        is_public: whether a caller need not show who it is, as whoever polls a server's health cannot.
     """
 
     def __init__(
@@ -51,9 +55,11 @@ class Unary(Generic[Request]):
         behaviour: Callable[[Request, Call], Awaitable[Message]],
         *,
         is_work: bool = True,
+        is_public: bool = False,
     ) -> None:
         self.path = path
         self.is_work = is_work
+        self.is_public = is_public
         self._request_type = request_type
         self._behaviour = behaviour
 
@@ -68,3 +74,4 @@ class Streaming:
 
     path: str
     open: Callable[[Stream, Call], Conversation]
+    is_public: bool = False

@@ -11,10 +11,13 @@ from google.protobuf.message import Message
 from service import errors
 from service.errors import Reason, StreamcellError
 from service.rpc.limits import check_message_size
-from service.rpc.methods import Call, Streaming, Unary
+from service.rpc.methods import ANONYMOUS, Call, Streaming, Unary
 from service.rpc.statuses import RefusedError, status_of
 from service.rpc.stream import CountError, Stream
 from service.telemetry import faults
+
+Identify = Callable[[bytes | None, bytes | None], str]
+"""Returns the principal for a certificate in PEM and an `authorization` header; may raise StreamcellError."""
 
 
 class Router:
@@ -26,6 +29,7 @@ class Router:
         max_stream_messages: the most messages of one stream that may lack an answer.
         count_error: called with the path and the error of each call that ends with one.
         count_streams: called with the number of open streams when it changes.
+        identify: tells who a caller is; None where callers need not show it.
     """
 
     def __init__(
@@ -36,14 +40,41 @@ class Router:
         max_stream_messages: int,
         count_error: CountError,
         count_streams: Callable[[int], None],
+        identify: Identify | None = None,
     ) -> None:
         self.methods: Mapping[str, Unary[Message] | Streaming] = {method.path: method for method in methods}
         self._max_message_bytes = max_message_bytes
         self._max_stream_messages = max_stream_messages
         self._count_error = count_error
         self._count_streams = count_streams
+        self._identify = identify
         self._streams: dict[Stream, None] = {}  # in the order in which they were opened
         self._is_draining = False
+
+    @property
+    def asks_who_calls(self) -> bool:
+        """Whether callers must show who they are."""
+        return self._identify is not None
+
+    def caller(
+        self, method: "Unary[Message] | Streaming", certificate: bytes | None, authorization: bytes | None
+    ) -> Call:
+        """Returns who calls a method. A public method's caller is nobody, whatever it shows.
+
+        Args:
+            method: the method.
+            certificate: the client's certificate in PEM; None without one.
+            authorization: the value of the header `authorization`; None without one.
+
+        Raises:
+            RefusedError: UNAUTHENTICATED, the caller does not show who it is.
+        """
+        if self._identify is None or method.is_public:
+            return ANONYMOUS
+        try:
+            return Call(self._identify(certificate, authorization))
+        except StreamcellError as error:
+            raise self.refuse(method.path, error) from None
 
     def admit(self, method: "Unary[Message]") -> None:
         """Checks that a unary call may begin, for fronts that want to know before they have the request.

@@ -184,6 +184,19 @@ class _SessionEvents:
         self.migrated = counter("migrated", "Sessions migrated in memory from another version.")
 
 
+def _unauthenticated(registry: CollectorRegistry) -> Counter:
+    """Returns the counter of refused callers. Every reason is there from the start: alerts see it rise."""
+    counter = Counter(
+        "streamcell_unauthenticated",
+        "Calls refused because the caller did not show who it is.",
+        ["why"],
+        registry=registry,
+    )
+    for why in ("missing", "unknown", "expired", "certificate"):
+        counter.labels(why)
+    return counter
+
+
 class Metrics:
     """All instruments of a server, in a registry of their own."""
 
@@ -219,6 +232,7 @@ class Metrics:
         self.errors = self._counter(
             "streamcell_errors", "Errors answered, by code and reason.", ["method", "code", "reason"]
         )
+        self.unauthenticated = _unauthenticated(self.registry)
         self.background_faults = self._counter(
             BACKGROUND_FAULTS,
             "Faults in tasks that last as long as the server. Each task goes on after a fault.",
@@ -240,6 +254,10 @@ class Metrics:
     def count_background_fault(self, task: str) -> None:
         """Counts a fault in a task that lasts as long as the server."""
         self.background_faults.labels(task).inc()
+
+    def count_unauthenticated(self, why: str) -> None:
+        """Counts a call whose caller did not show who it is."""
+        self.unauthenticated.labels(why).inc()
 
     def of_store(self) -> StoreMetrics:
         """Returns the instruments of the store. A server without a store does not show them."""

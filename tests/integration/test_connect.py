@@ -38,6 +38,7 @@ CONNECT = {  # each canonical code's name and HTTP status in the Connect protoco
     Code.UNIMPLEMENTED: ("unimplemented", 501),
     Code.INTERNAL: ("internal", 500),
     Code.UNAVAILABLE: ("unavailable", 503),
+    Code.UNAUTHENTICATED: ("unauthenticated", 401),
 }
 
 

@@ -1,7 +1,6 @@
 """The server as its operators see it: health, reflection, metrics, TLS, drains."""
 
 import asyncio
-import subprocess
 
 import grpc
 import pytest
@@ -12,7 +11,6 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from streamcell.inference import open_inference_pb2 as inference
 from streamcell.inference import open_inference_pb2_grpc as inference_stubs
 from streamcell.v1 import streamcell_pb2 as pb
-from streamcell.v1 import streamcell_pb2_grpc as stubs
 
 from service.errors import ConfigError
 from tests.integration.conftest import BOUND_SECONDS, refusal, refusal_of, settings
@@ -207,48 +205,3 @@ class TestDrain:
         async with asyncio.timeout(BOUND_SECONDS):
             while await asyncio.to_thread(worker._listener._admin.is_sending):
                 pass
-
-
-class TestCertificates:
-    """TLS with client certificates."""
-
-    async def test_sessions_belong_to_the_certificate_that_opened_them(self, start, tmp_path):
-        """With client certificates a session is NOT_FOUND for another principal."""
-        make_certificates(tmp_path)
-        peer = await start(
-            tls_cert=str(tmp_path / "server.pem"),
-            tls_key=str(tmp_path / "server.key"),
-            tls_client_ca=str(tmp_path / "ca.pem"),
-        )
-        channels = {}
-        for name in ("alice", "bob"):
-            credentials = grpc.ssl_channel_credentials(
-                (tmp_path / "ca.pem").read_bytes(),
-                (tmp_path / f"{name}.key").read_bytes(),
-                (tmp_path / f"{name}.pem").read_bytes(),
-            )
-            channels[name] = aio.secure_channel(f"localhost:{peer.server.listen.port}", credentials)
-        alice, bob = (stubs.StreamcellServiceStub(channel) for channel in channels.values())
-        await alice.OpenSession(pb.OpenSessionRequest(session_id="mine", model="mackey-glass"))
-        await alice.Step(pb.StepRequest(session_id="mine", x=[0.5]))
-        found = await refusal(bob.Step(pb.StepRequest(session_id="mine", x=[0.5])))
-        assert (found.code, found.reason) == ("NOT_FOUND", "SESSION_NOT_FOUND")
-        opened = await bob.OpenSession(pb.OpenSessionRequest(session_id="mine", model="mackey-glass"))
-        assert opened.created
-        for channel in channels.values():
-            await channel.close()
-
-
-def make_certificates(folder):
-    """Makes a certificate authority, and its certificates for localhost, alice and bob."""
-
-    def openssl(*arguments):
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca", "-days", "2")
-    for file, name in (("server", "localhost"), ("alice", "alice"), ("bob", "bob")):
-        (folder / "names").write_text(f"subjectAltName=DNS:{name}")
-        openssl("req", *key, "-keyout", f"{file}.key", "-out", f"{file}.csr", "-subj", f"/CN={name}")
-        signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names", "-days", "2")
-        openssl("x509", "-req", "-in", f"{file}.csr", "-out", f"{file}.pem", *signing)

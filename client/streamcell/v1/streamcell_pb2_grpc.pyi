@@ -16,6 +16,7 @@ Conventions
              the reason, and for OVERLOADED, STORE_UNAVAILABLE and MODEL_NOT_HERE a
              google.rpc.RetryInfo.
              Reasons and codes:
+               UNAUTHENTICATED      UNAUTHENTICATED (no valid token, or a certificate without a name)
                INVALID_ARGUMENT     INVALID_ARGUMENT (metadata "field": the field at fault)
                TOO_MANY_STEPS       INVALID_ARGUMENT (more steps in one message than allowed)
                MODEL_NOT_FOUND      NOT_FOUND

@@ -6,6 +6,7 @@ gRPC's wire, other content types to the web protocols. Does not know what the me
 
 import asyncio
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from service.background import BackgroundTask
 from service.config import Address, Config
@@ -13,22 +14,32 @@ from service.errors import Code
 from service.fronts.envoy import wire
 from service.fronts.envoy.asgi import BODY, START, ActiveCall, Receive, Scope, Send
 from service.fronts.envoy.calls import StreamCall, UnaryCall, send_trailers_only
+from service.fronts.envoy.credentials import Credentials, take_credentials
 from service.fronts.envoy.web.cors import Origins
 from service.fronts.envoy.wire import Deframer, Headers
 from service.rpc.limits import HARD_LIMIT_FACTOR
-from service.rpc.methods import Call, Unary
+from service.rpc.methods import ANONYMOUS, Streaming, Unary
 from service.rpc.router import Router
 from service.rpc.statuses import RefusedError, Status
 
 _HEADER_BYTES = 32  # what HTTP/2 counts for a header beside its name and value
 _CHECK_SECONDS = 0.05  # between two checks whether the clients of complete requests are still connected
-_ANONYMOUS = Call()
 _GRPC = (wire.CONTENT_TYPE, wire.CONTENT_TYPE + b"+proto")
 _SERVED = b"application/grpc, application/grpc-web, application/json, application/proto"
 _SERVING = (
     b"this serves gRPC, gRPC-Web and Connect, by POST with one of these as content-type: " + _SERVED + b"\n"
 )
 _NO_METHOD = b'{"code": "unimplemented", "message": "no such method: the path is /package.Service/Method"}\n'
+_NO_CREDENTIALS = Credentials(None, None)
+_Method = Unary[Any] | Streaming
+
+
+class _WebRequest(NamedTuple):
+    """A request that is not gRPC's."""
+
+    scope: Scope
+    headers: dict[bytes, bytes]
+    credentials: Credentials
 
 
 def _count_nothing(_: str) -> None:
@@ -49,7 +60,7 @@ class EnvoyFront:
         self._listen = settings.listen
         self._hard_limit = HARD_LIMIT_FACTOR * settings.max_message_bytes
         self._max_metadata_bytes = settings.max_metadata_bytes
-        self._has_principals = bool(settings.tls_client_ca)
+        self._has_certificates = bool(settings.tls_client_ca)
         # Not at the top: this module is also imported where the packages of this front are not installed.
         from service.fronts.envoy.web.connect import WebProtocols
 
@@ -86,9 +97,13 @@ class EnvoyFront:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one HTTP request."""
         headers = dict(scope["headers"])
+        credentials = _NO_CREDENTIALS
+        if self._router.asks_who_calls:
+            credentials = take_credentials(headers, has_certificate=self._has_certificates)
         content_type = headers.get(b"content-type", b"").split(b";")[0].strip()
         if content_type not in _GRPC:
-            await self._serve_web(scope, headers, content_type.lower(), receive, send)
+            request = _WebRequest(scope, headers, credentials)
+            await self._serve_web(request, content_type.lower(), receive, send)
             return
         if (answer := _malformed(scope["method"], headers)) is not None:
             _answer_http(send, *answer)
@@ -96,7 +111,9 @@ class EnvoyFront:
         try:
             seconds = wire.timeout_seconds(headers.get(b"grpc-timeout"))
             self._check_metadata(headers)
-            call = self._begin(scope["path"], headers, receive, send)
+            method = self._method(scope["path"])
+            caller = self._router.caller(method, *credentials)
+            call = self._begin(method, headers, receive, send)
         except RefusedError as refused:
             send_trailers_only(send, refused.status)
             return
@@ -106,16 +123,17 @@ class EnvoyFront:
             timer = asyncio.get_running_loop().call_later(seconds, call.abort, late)
         self._calls.add(call)
         try:
-            await call.serve(self._caller(scope))
+            await call.serve(caller)
         finally:
             if timer is not None:
                 timer.cancel()
             self._remove(call)
 
     async def _serve_web(
-        self, scope: Scope, headers: dict[bytes, bytes], content_type: bytes, receive: Receive, send: Send
+        self, request: "_WebRequest", content_type: bytes, receive: Receive, send: Send
     ) -> None:
         """Serves a request whose content type is not gRPC's."""
+        scope, headers, credentials = request
         if (allowed := self._origins.preflight(scope["method"], headers)) is not None:
             _answer_http(send, 204, allowed, b"")
             return
@@ -127,13 +145,15 @@ class EnvoyFront:
         if call is None:
             _answer_http(send, 404, [], _NO_METHOD, content_type=b"application/json")
             return
+        caller = ANONYMOUS
         try:
             self._check_metadata(headers)
+            caller = self._router.caller(self._method(scope["path"]), *credentials)
         except RefusedError as refused:
             call.abort(refused.status)
         self._calls.add(call)
         try:
-            await call.serve(self._caller(scope))
+            await call.serve(caller)
         finally:
             self._remove(call)
 
@@ -148,20 +168,20 @@ class EnvoyFront:
         if not self._calls:
             self._none_active.set()
 
-    def _begin(self, path: str, headers: dict[bytes, bytes], receive: Receive, send: Send) -> ActiveCall:
+    def _method(self, path: str) -> _Method:
         method = self._router.methods.get(path)
         if method is None:
             raise wire.refused(Code.UNIMPLEMENTED, "Method not found!")
+        return method
+
+    def _begin(
+        self, method: _Method, headers: dict[bytes, bytes], receive: Receive, send: Send
+    ) -> ActiveCall:
         deframer = Deframer(self._hard_limit, headers.get(b"grpc-encoding", b""))
         if isinstance(method, Unary):
             self._router.admit(method)
             return UnaryCall(self._router, method, deframer=deframer, receive=receive, send=send)
         return StreamCall(self._router, method, deframer=deframer, receive=receive, send=send)
-
-    def _caller(self, scope: Scope) -> Call:
-        if not self._has_principals:
-            return _ANONYMOUS
-        return Call(principal=_common_name(scope["extensions"].get("tls", {}).get("client_cert_name") or ""))
 
     async def _check_clients(self) -> None:
         await asyncio.sleep(_CHECK_SECONDS)
@@ -188,12 +208,3 @@ def _answer_http(
 ) -> None:
     send({"type": START, "status": status, "headers": [(b"content-type", content_type), *headers]})
     send({"type": BODY, "body": body})
-
-
-def _common_name(subject: str) -> str:
-    """Returns the CN of a certificate's subject; "" if the subject has none."""
-    for part in subject.split(","):
-        name, _, value = part.strip().partition("=")
-        if name.upper() == "CN":
-            return value.replace("\0", "")
-    return ""

@@ -62,6 +62,10 @@ def configuration(settings: Config, application: str, admin_socket: pathlib.Path
 def _adapt(connections: dict[str, Any], settings: Config) -> None:
     """Changes the settings of HTTP connections for streams that last, and for the server's bounds."""
     connections["stream_idle_timeout"] = "0s"
+    if settings.tls_client_ca:
+        # The whole certificate, as the names in a subject's text cannot be told apart from its punctuation.
+        connections["forward_client_cert_details"] = "SANITIZE_SET"
+        connections["set_current_client_cert_details"] = {"cert": True}
     metadata_kb = math.ceil(HARD_LIMIT_FACTOR * settings.max_metadata_bytes / 1024)
     connections["max_request_headers_kb"] = min(metadata_kb, _MAX_METADATA_KB)
     connections["common_http_protocol_options"] = {"max_headers_count": _MAX_HEADERS}

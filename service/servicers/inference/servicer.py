@@ -20,6 +20,7 @@ from service.servicers.inference.stream import InferStream
 from service.telemetry.metrics import Metrics
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_PUBLIC = ("ServerLive", "ServerReady")  # what probes ask, which have no token
 
 
 class InferenceServicer:
@@ -44,7 +45,8 @@ class InferenceServicer:
             "RepositoryIndex": (pb.RepositoryIndexRequest, metadata.repository_index),
         }
         listed: list[Unary[Any] | Streaming] = [
-            Unary(f"/{SERVICE}/{name}", *parts, is_work=False) for name, parts in described.items()
+            Unary(f"/{SERVICE}/{name}", *parts, is_work=False, is_public=name in _PUBLIC)
+            for name, parts in described.items()
         ]
         return [
             *listed,

@@ -36,9 +36,9 @@ class HealthServicer:
     def methods(self) -> list[Unary[Any] | Streaming]:
         """Returns the service's methods."""
         return [
-            Unary(f"/{SERVICE}/Check", pb.HealthCheckRequest, self._check, is_work=False),
-            Unary(f"/{SERVICE}/List", pb.HealthListRequest, self._list, is_work=False),
-            Streaming(f"/{SERVICE}/Watch", self._watch),
+            Unary(f"/{SERVICE}/Check", pb.HealthCheckRequest, self._check, is_work=False, is_public=True),
+            Unary(f"/{SERVICE}/List", pb.HealthListRequest, self._list, is_work=False, is_public=True),
+            Streaming(f"/{SERVICE}/Watch", self._watch, is_public=True),
         ]
 
     def status(self, service: str) -> "pb.HealthCheckResponse.ServingStatus.ValueType":

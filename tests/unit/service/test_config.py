@@ -47,12 +47,20 @@ FIELDS = [
     ("tls_cert", "--tls-cert", "cert.pem", "cert.pem"),
     ("tls_key", "--tls-key", "key.pem", "key.pem"),
     ("tls_client_ca", "--tls-client-ca", "ca.pem", "ca.pem"),
+    ("tokens", "--tokens", "tokens.txt", "tokens.txt"),
+    ("jwt_keys", "--jwt-keys", "keys.json", "keys.json"),
+    ("jwt_audience", "--jwt-audience", "streamcell", "streamcell"),
+    ("jwt_issuer", "--jwt-issuer", "https://issuer.example", "https://issuer.example"),
+    ("reload_seconds", "--reload-seconds", "0", 0.0),
 ]
 COMPANIONS = {  # the other flags that a flag needs
     "cors_origins": ["--front", "envoy"],
     "tls_cert": ["--tls-key", "key.pem"],
     "tls_key": ["--tls-cert", "cert.pem"],
     "tls_client_ca": ["--tls-key", "key.pem", "--tls-cert", "cert.pem"],
+    "jwt_keys": ["--jwt-audience", "streamcell"],
+    "jwt_audience": ["--jwt-keys", "keys.json"],
+    "jwt_issuer": ["--jwt-keys", "keys.json", "--jwt-audience", "streamcell"],
 }
 
 

@@ -55,7 +55,7 @@ class TestTable:
             if reason not in OF_OTHER_SERVICES
         }
         assert {reason: code for reason, (code, _) in proto_table().items()} == ours
-        assert len(ours) == 22
+        assert len(ours) == 23
 
     def test_the_proto_says_which_reasons_are_reserved(self):
         """A reason that is never sent is marked as reserved, and no other reason is."""

@@ -32,6 +32,7 @@ _CODES = {
     1: Code.CANCELED, 3: Code.INVALID_ARGUMENT, 4: Code.DEADLINE_EXCEEDED, 5: Code.NOT_FOUND,
     6: Code.ALREADY_EXISTS, 8: Code.RESOURCE_EXHAUSTED, 9: Code.FAILED_PRECONDITION, 10: Code.ABORTED,
     11: Code.OUT_OF_RANGE, 12: Code.UNIMPLEMENTED, 13: Code.INTERNAL, 14: Code.UNAVAILABLE,
+    16: Code.UNAUTHENTICATED,
 }  # fmt: skip
 _DETAILS = {
     each.DESCRIPTOR.full_name: each for each in (error_details_pb2.ErrorInfo, error_details_pb2.RetryInfo)
