@@ -44,6 +44,12 @@ class Address(NamedTuple):
 
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/,*?#@]+")
+PRINCIPAL_LIMITS = (
+    "principal_max_sessions",
+    "principal_max_streams",
+    "principal_steps_per_second",
+    "principal_bytes_per_second",
+)
 _LEAST = {
     "session_ttl_seconds": 0,
     "drain_timeout_seconds": 0,
@@ -53,6 +59,7 @@ _LEAST = {
     "max_hold_seconds": 0,
     "models_poll_seconds": 0,
     "reload_seconds": 0,
+    **dict.fromkeys(PRINCIPAL_LIMITS, 0),
     "checkpoint_interval_seconds": 0.01,
 }
 
@@ -191,6 +198,18 @@ class Config:
     )
     jwt_audience: str = _flag("", "the aud that a signed token must have; needs --jwt-keys")
     jwt_issuer: str = _flag("", "the iss that a signed token must have; needs --jwt-keys")
+    principal_max_sessions: int = _flag(
+        0, "most sessions in memory that one principal may open on this server; 0: no limit of its own"
+    )
+    principal_max_streams: int = _flag(0, "most streams of one principal; 0: no limit of its own")
+    principal_steps_per_second: float = _flag(
+        0.0,
+        "most steps a second of one principal: unary calls beyond are refused (QUOTA_EXCEEDED), and streams"
+        " are read more slowly; 0: no limit of its own",
+    )
+    principal_bytes_per_second: float = _flag(
+        0.0, "most bytes a second in the messages of one principal, likewise; 0: no limit of its own"
+    )
     reload_seconds: float = _flag(
         5.0,
         "seconds between two looks at the files of tokens, keys and certificates, which are read again when"
@@ -211,6 +230,10 @@ class Config:
             raise _wrong("jwt_keys", "goes with --jwt-audience, or tokens for other services would be taken")
         if self.jwt_issuer and not self.jwt_keys:
             raise _wrong("jwt_issuer", "needs --jwt-keys")
+        if not (self.tokens or self.jwt_keys or self.tls_client_ca):
+            for name in PRINCIPAL_LIMITS:
+                if getattr(self, name):
+                    raise _wrong(name, "needs principals: --tokens, --jwt-keys or --tls-client-ca")
         if self.channelz and self.front == "envoy":
             raise _wrong(
                 "channelz", "is of --front grpcio; Envoy shows its connections in its own statistics"

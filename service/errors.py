@@ -4,7 +4,7 @@
      ·  reason               one of Reason; fixes the code
      ·  message              says what is wrong and what to do
      ·  metadata             facts for machines: "field", "expected_step_index", "error_id" ...
-     ·  retry_delay_seconds  for OVERLOADED, STORE_UNAVAILABLE: when to come again
+     ·  retry_delay_seconds  for OVERLOADED, QUOTA_EXCEEDED, STORE_UNAVAILABLE: when to come again
 
 REASONS says for each reason its code, its messages and its metadata; `refusal` makes an error from there:
 
@@ -63,6 +63,7 @@ class Reason(enum.StrEnum):
     DURABLE_UNSUPPORTED = "DURABLE_UNSUPPORTED"
     SESSION_FENCED = "SESSION_FENCED"
     OVERLOADED = "OVERLOADED"
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
     SESSIONS_FULL = "SESSIONS_FULL"
     MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
     DRAINING = "DRAINING"
@@ -272,6 +273,14 @@ REASONS: Mapping[Reason, ReasonSpec] = {
     Reason.OVERLOADED: ReasonSpec(
         Code.RESOURCE_EXHAUSTED,
         Message("{queued_steps} steps are waiting, as many as may: come again in {retry_delay_seconds:g} s"),
+    ),
+    Reason.QUOTA_EXCEEDED: ReasonSpec(
+        Code.RESOURCE_EXHAUSTED,
+        Message(
+            "the principal's limit of {limit} is reached: {problem}; come again in"
+            " {retry_delay_seconds:.3g} s",
+            metadata=("limit",),
+        ),
     ),
     Reason.SESSIONS_FULL: ReasonSpec(
         Code.RESOURCE_EXHAUSTED,

@@ -13,6 +13,7 @@ import torch
 from prometheus_client import generate_latest
 
 from service import errors
+from service.accounts import AccountLimits, Accounts
 from service.background import BackgroundTask
 from service.catalog.catalog import Catalog
 from service.catalog.folder import Folder
@@ -88,16 +89,22 @@ class Server:
         self._has_page = has_page
         self._metrics = Metrics()
         store = store_of(settings.store)  # before the models, so that a wrong URL is found at once
+        identity = Identity(settings, self._metrics.count_unauthenticated)
+        self._accounts = _accounts(settings) if identity.is_needed else None
         # Runners and engines: one of each for every version of a model.
         torch.set_num_threads(settings.threads)
-        folder, loader = Folder(settings.models), Loader(settings, self._metrics)
+        folder, loader = Folder(settings.models), Loader(settings, self._metrics, self._accounts)
         folder.look()
         warm_models, rejected = loader.load_all(folder.versions.values())
         engines = [loader.make_engine(each) for each in warm_models]
         # The catalog: sessions in memory and in the store, and versions in memory and on disk.
         versions = Versions(engines, migrates=settings.on_new_version == "migrate")
         self._write_behind = self._new_write_behind(store, versions) if store is not None else None
-        self.catalog = Catalog(versions, _persistence(self._write_behind, versions))
+        self.catalog = Catalog(
+            versions,
+            _persistence(self._write_behind, versions),
+            principal_max_sessions=settings.principal_max_sessions,
+        )
         self._models = ModelWatcher(settings, folder, loader, self.catalog, self._metrics)
         versions.on_disk = self._models
         for version, why in rejected.items():
@@ -105,7 +112,6 @@ class Server:
         self._set_build_info(str(loader.device))
         # Servicers, and the router over their methods.
         self._health = health_servicer.HealthServicer([streamcell.SERVICE, inference.SERVICE])
-        identity = Identity(settings, self._metrics.count_unauthenticated)
         self._files = FileWatch(identity.files, settings.reload_seconds, self._metrics.count_background_fault)
         self._router = self._new_router(identity)
         # The front.
@@ -137,6 +143,7 @@ class Server:
             count_error=self._count_error,
             count_streams=self._metrics.streams.set,
             identify=identity.principal if identity.is_needed else None,
+            accounts=self._accounts,
         )
 
     def _methods(self) -> list[Unary[Any] | Streaming]:
@@ -261,6 +268,15 @@ class Server:
 
     def _count_error(self, method: str, error: StreamcellError) -> None:
         self._metrics.errors.labels(method, error.code.name, error.reason).inc()
+
+
+def _accounts(settings: Config) -> Accounts:
+    limits = AccountLimits(
+        settings.principal_max_streams,
+        settings.principal_steps_per_second,
+        settings.principal_bytes_per_second,
+    )
+    return Accounts(limits, asyncio.get_running_loop().call_later)
 
 
 def _persistence(write_behind: WriteBehind | None, versions: Versions) -> Persistence:

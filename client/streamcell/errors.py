@@ -21,6 +21,7 @@
      ·  Fenced                                another server took the session over; the library takes it back
      ·  ResourceExhausted
          ·  Overloaded                        .retry_delay_seconds
+         ·  QuotaExceeded                     .retry_delay_seconds; the client uses as much as it may
          ·  SessionsFull
          ·  MessageTooLarge
      ·  Unavailable                           retried by the library before a caller sees it
@@ -182,6 +183,10 @@ class Overloaded(ResourceExhausted):
     """The server's queue is full; it asks for the next attempt after `retry_delay_seconds`."""
 
 
+class QuotaExceeded(ResourceExhausted):
+    """The client's principal uses as much of the server as it may."""
+
+
 class SessionsFull(ResourceExhausted):
     """The server has no room for another session."""
 
@@ -279,6 +284,7 @@ _BY_REASON: Mapping[str, type[StreamcellError]] = {
     "DURABLE_UNSUPPORTED": DurableUnsupported,
     "SESSION_FENCED": Fenced,
     "OVERLOADED": Overloaded,
+    "QUOTA_EXCEEDED": QuotaExceeded,
     "SESSIONS_FULL": SessionsFull,
     "MESSAGE_TOO_LARGE": MessageTooLarge,
     "DRAINING": Draining,

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Sequence
 
 from service import errors
+from service.accounts import NOBODY, RETRY_SECONDS, number_of
 from service.catalog import migration
 from service.catalog.versions import Versions
 from service.engine.engine import Engine
@@ -50,11 +51,15 @@ class Catalog:
     Args:
         versions: the models, with their sessions in memory.
         persistence: the sessions outside memory; None: there are none.
+        principal_max_sessions: the most sessions in memory that one principal may open; 0: no limit.
     """
 
-    def __init__(self, versions: Versions, persistence: Persistence | None = None) -> None:
+    def __init__(
+        self, versions: Versions, persistence: Persistence | None = None, *, principal_max_sessions: int = 0
+    ) -> None:
         self.versions = versions
         self.persistence = MemoryOnly() if persistence is None else persistence
+        self._principal_max_sessions = principal_max_sessions
         self.is_draining = False
         self.why_not_ready = ""
         """Why the server wants no new clients although it serves; empty if it wants them."""
@@ -92,8 +97,8 @@ class Catalog:
         engine = self.versions.choose(model)
         return SessionRef.at(engine, engine.residents.open(key))
 
-    def open_ephemeral(self, engine: Engine) -> SessionRef:
-        """Opens a session for one piece of work, with no id and in no store.
+    def open_ephemeral(self, engine: Engine, account: int = NOBODY) -> SessionRef:
+        """Opens a session for one piece of work of an account, with no id and in no store.
 
         Raises:
             NotResident: there may be room once another session is evicted: `persistence.make_room`.
@@ -103,7 +108,7 @@ class Catalog:
             raise errors.refusal(Reason.DRAINING)
         if self.persistence.has_store and not engine.residents.has_free_slot:
             raise NotResident([""])
-        return SessionRef.at(engine, engine.residents.open_ephemeral())
+        return SessionRef.at(engine, engine.residents.open_ephemeral(account))
 
     # -- Sessions anywhere -------------------------------------------------------------------------
 
@@ -211,7 +216,19 @@ class Catalog:
         key = key_of(principal, session_id)
         if self._resident(key) is not None:
             raise errors.refusal(Reason.SESSION_EXISTS, session_id=session_id)
+        if self._principal_max_sessions:
+            self._check_quota(principal)
         return key
+
+    def _check_quota(self, principal: str) -> None:
+        most, account = self._principal_max_sessions, number_of(principal)
+        if sum(engine.sessions.num_of(account) for engine in self.versions.engines) >= most:
+            raise errors.refusal(
+                Reason.QUOTA_EXCEEDED,
+                limit="sessions",
+                problem=f"{most} sessions are in memory, as many as one principal may open",
+                retry_delay_seconds=RETRY_SECONDS,
+            )
 
     def _ending(self, key: str) -> Reason | None:
         ends = (engine.sessions.endings.of(key) for engine in self.versions.engines)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from service.accounts import Accounts
 from service.catalog.folder import Version
 from service.config import Config
 from service.engine.engine import Engine
@@ -29,13 +30,19 @@ class WarmModel(NamedTuple):
 class Loader:
     """Makes the engines of a server.
 
+    Args:
+        settings: the device and the bounds.
+        metrics: the instruments.
+        accounts: count the steps that are queued; None where callers have no principals.
+
     Raises:
         ConfigError: there is no such device.
     """
 
-    def __init__(self, settings: Config, metrics: Metrics) -> None:
+    def __init__(self, settings: Config, metrics: Metrics, accounts: Accounts | None = None) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._count_steps = None if accounts is None else accounts.take_steps
         try:
             self.device = cuda.pick_device(settings.device)
         except RuntimeError as error:
@@ -115,6 +122,7 @@ class Loader:
             self._metrics.of_model(model.name, model.version),
             loop=asyncio.get_running_loop(),
             clock=time.monotonic_ns,
+            count_steps=self._count_steps,
         )
         self._metrics.models.labels(*self._labels(engine)).set(1)
         log.info(

@@ -5,20 +5,22 @@ when an iteration begins is its batch; the pacer may delay an iteration so that 
 as Step, Block or Control and is answered by a call of its `on_done`. Does not know protos or transports.
 """
 
+import dataclasses
 import itertools
 import struct
-from collections import deque
 from collections.abc import Callable
 
 import numpy as np
 
 from service import errors
+from service.accounts import NOBODY
 from service.arrays import Flags, Float32s
 from service.config import Config
 from service.engine import columns as columns_of
 from service.engine.admission import Admission
 from service.engine.answers import Answers
 from service.engine.columns import Columns
+from service.engine.fair_queue import FairQueue
 from service.engine.latency import Latency
 from service.engine.pacer import Loop, Pacer
 from service.engine.progress import AppliedSteps
@@ -41,6 +43,8 @@ class Engine:
         metrics: the model's instruments.
         loop: runs the iterations, all on one thread.
         clock: monotonic nanoseconds.
+        count_steps: called with an account and a number of steps that were queued for it, where accounts take
+            turns; None: they take none.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Engine:
         *,
         loop: Loop,
         clock: Callable[[], int],
+        count_steps: Callable[[int, int], None] | None = None,
     ) -> None:
         self.manifest = runner.artifact.manifest
         self.residents = Residents(runner, settings, metrics, clock=clock)
@@ -73,7 +78,9 @@ class Engine:
             max_queue_steps=settings.max_queue_steps,
             max_batch_steps=settings.max_batch_steps,
             max_piece_steps=settings.max_piece_steps,
+            account_of=self.sessions.account.item if count_steps is not None else None,
         )
+        self._count_steps = count_steps
         self._admission = Admission(
             self.sessions, self.manifest, times_must_rise=settings.time_order == "rising"
         )
@@ -83,7 +90,7 @@ class Engine:
             num_steps=self._num_queued,
             iterate=self.iterate,
         )
-        self._waiting_for_room: deque[tuple[int, Callable[[], None]]] = deque()
+        self._waiting_for_room: FairQueue[_Waiting] = FairQueue(lambda waiting: waiting.account)
 
     # -- Sessions at rest --------------------------------------------------------------------------
 
@@ -162,21 +169,24 @@ class Engine:
         """Returns the engine's time, monotonic ns, for the `arrived_ns` of work."""
         return self._clock()
 
-    def check_room(self, num_steps: int) -> None:
-        """Checks that so many steps may be queued, before a message is made into work.
+    def check_room(self, num_steps: int, account: int = NOBODY) -> None:
+        """Checks that an account may queue so many steps, before a message is made into work.
 
         Raises:
             StreamcellError: OVERLOADED.
         """
-        self._scheduler.check_room(num_steps)
+        self._scheduler.check_room(num_steps, account)
 
-    def has_room(self, num_steps: int) -> bool:
-        """Returns whether the queue has room for so many steps, and no caller of `when_room` waits."""
-        return not self._waiting_for_room and self._scheduler.has_room(num_steps)
+    def has_room(self, num_steps: int, account: int = NOBODY) -> bool:
+        """Returns whether an account may queue so many steps, and no caller of `when_room` waits."""
+        return not self._waiting_for_room and self._scheduler.has_room(num_steps, account)
 
-    def when_room(self, num_steps: int, function: Callable[[], None]) -> None:
-        """Calls a function once the queue has room for so many steps; the functions are called in order."""
-        self._waiting_for_room.append((num_steps, function))
+    def when_room(self, num_steps: int, function: Callable[[], None], account: int = NOBODY) -> None:
+        """Calls a function once an account may queue so many steps.
+
+        The functions of one account are called in order, and accounts take turns.
+        """
+        self._waiting_for_room.append(_Waiting(account, num_steps, function))
 
     def submit(self, work: AnyWork) -> None:
         """Queues work for an iteration soon. Calls `work.on_done` when the work is done, unless withdrawn.
@@ -185,6 +195,8 @@ class Engine:
             StreamcellError: OVERLOADED, and nothing is queued.
         """
         self._scheduler.submit(work)
+        if self._count_steps is not None:
+            self._count_steps(work.account, work.num_steps)
         self._pacer.wake(work.may_be_held)
 
     def withdraw(self, work: AnyWork) -> bool:
@@ -339,9 +351,29 @@ class Engine:
             self.answers.answer_block(block)
 
     def _call_waiting_for_room(self) -> None:
-        """Calls the functions that waited for room, while there is; each fills its room at once."""
-        while self._waiting_for_room and self._scheduler.has_room(self._waiting_for_room[0][0]):
-            self._waiting_for_room.popleft()[1]()
+        """Calls the functions that waited for room, while there is; each fills its room at once.
+
+        The first of an account that has no room stops the account's others.
+        """
+        num_without_room = 0
+        while num_without_room < self._waiting_for_room.num_accounts:
+            waiting = self._waiting_for_room.first
+            if self._scheduler.has_room(waiting.num_steps, waiting.account):
+                self._waiting_for_room.popleft()
+                waiting.function()
+                num_without_room = 0
+            else:
+                self._waiting_for_room.pass_turn()
+                num_without_room += 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A function that waits for room in the queue."""
+
+    account: int
+    num_steps: int
+    function: Callable[[], None]
 
 
 def _fail(steps: list[Step], pieces: list[Piece], error: StreamcellError) -> None:

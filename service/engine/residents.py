@@ -80,14 +80,14 @@ class Residents:
         self._metrics.sessions_opened.inc()
         return slot
 
-    def open_ephemeral(self) -> int:
+    def open_ephemeral(self, account: int) -> int:
         """Opens a session for one piece of work, which no key finds, and returns its slot.
 
         Raises:
             StreamcellError: SESSIONS_FULL.
         """
         slot = self._take_slot()
-        self.sessions.open_ephemeral(slot)
+        self.sessions.open_ephemeral(slot, account)
         self._runner.clear(slot)
         return slot
 

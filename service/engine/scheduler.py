@@ -6,18 +6,23 @@ run in between. Does not know time, tensors, nor the results of the work.
 """
 
 import dataclasses
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
 
 from service import errors
+from service.accounts import NOBODY
 from service.arrays import Int64s
+from service.engine.fair_queue import FairQueue
 from service.engine.work import AnyWork, Block, Control, Phase, Step
 from service.errors import Reason
 
 _RETRY_SECONDS = 0.1  # a full queue drains in about this long
 _Started = TypeVar("_Started", Control, Step)
+_Item = TypeVar("_Item", Control, Step, Block)
+_Queue = deque[_Item] | FairQueue[_Item]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,19 +116,29 @@ class Scheduler:
         max_batch_steps: the most steps in one cell call; single steps and frames share one call, long inputs
             have another.
         max_piece_steps: the most time steps of a long input in one iteration.
+        account_of: returns the account of the session in a slot, where accounts take turns; None: whatever
+            comes first runs first.
     """
 
     def __init__(
-        self, capacity: int, *, max_queue_steps: int, max_batch_steps: int, max_piece_steps: int
+        self,
+        capacity: int,
+        *,
+        max_queue_steps: int,
+        max_batch_steps: int,
+        max_piece_steps: int,
+        account_of: Callable[[int], int] | None = None,
     ) -> None:
         self._lanes = Lanes(capacity)
         self._max_queue_steps = max_queue_steps
         self._max_batch_steps = max_batch_steps
         self._max_piece_steps = max_piece_steps
-        self._controls: deque[Control] = deque()
-        self._steps: deque[Step] = deque()
-        self._blocks: deque[Block] = deque()
+        self._account_of = account_of
+        self._controls: _Queue[Control] = _new_queue(account_of)
+        self._steps: _Queue[Step] = _new_queue(account_of)
+        self._blocks: _Queue[Block] = _new_queue(account_of)
         self.num_queued_steps = 0
+        self._queued_by_account: Counter[int] = Counter()
 
     @property
     def has_ready(self) -> bool:
@@ -134,18 +149,27 @@ class Scheduler:
         """Returns whether work of a session is queued or running."""
         return self._lanes.is_taken(slot)
 
-    def has_room(self, num_steps: int) -> bool:
-        """Returns whether so many steps may be queued."""
+    def has_room(self, num_steps: int, account: int = NOBODY) -> bool:
+        """Returns whether an account may queue so many steps."""
         # An empty queue takes whatever one message may hold; otherwise that message could never be served.
-        return self.num_queued_steps + num_steps <= self._max_queue_steps or not self.num_queued_steps
+        if not self.num_queued_steps:
+            return True
+        room = self._max_queue_steps - self.num_queued_steps
+        if self._account_of is None:
+            return num_steps <= room
+        mine = self._queued_by_account[account]
+        # No account may have more in the queue than what it leaves free: one alone gets half of the queue,
+        # two get a third each, and a newcomer finds room (Choudhury and Hahne, "Dynamic queue length
+        # thresholds in a shared memory packet switch", 1998).
+        return num_steps <= room and (not mine or mine + num_steps <= room)
 
-    def check_room(self, num_steps: int) -> None:
-        """Checks that so many steps may be queued.
+    def check_room(self, num_steps: int, account: int = NOBODY) -> None:
+        """Checks that an account may queue so many steps.
 
         Raises:
             StreamcellError: OVERLOADED.
         """
-        if not self.has_room(num_steps):
+        if not self.has_room(num_steps, account):
             raise errors.refusal(
                 Reason.OVERLOADED, queued_steps=self.num_queued_steps, retry_delay_seconds=_RETRY_SECONDS
             )
@@ -156,8 +180,10 @@ class Scheduler:
         Raises:
             StreamcellError: OVERLOADED, and nothing is queued.
         """
-        self.check_room(work.num_steps)
-        self.num_queued_steps += work.num_steps
+        if self._account_of is not None:
+            work.account = self._account_of(int(work.slots[0]) if isinstance(work, Block) else work.slot)
+        self.check_room(work.num_steps, work.account)
+        self._queue_steps(work.account, work.num_steps)
         if self._lanes.enter(work):
             self._make_ready(work)
 
@@ -179,7 +205,7 @@ class Scheduler:
         sessions is scheduled.
         """
         batch = Batch([], [], [])
-        self._start(self._controls, batch.controls, len(self._controls))
+        self._start_controls(batch.controls)
         # Neither single steps nor frames can keep the others out: both get half of the room at least.
         half = min(len(self._steps), self._max_batch_steps // 2)
         num_taken = self._schedule_blocks(batch, self._max_batch_steps - half) if self._blocks else 0
@@ -188,13 +214,17 @@ class Scheduler:
 
     def finish(self, work: AnyWork) -> None:
         """Ends work that ran or was withdrawn; the work behind may become ready."""
-        self.num_queued_steps -= work.num_steps
+        self._queue_steps(work.account, -work.num_steps)
         for ready in self._lanes.leave(work):
             self._make_ready(ready)
 
     def finish_steps(self, steps: list[Step]) -> None:
         """Ends single steps that ran; the work behind them may become ready."""
-        self.num_queued_steps -= len(steps)
+        if self._account_of is None:
+            self.num_queued_steps -= len(steps)
+        else:
+            for account, count in Counter([step.account for step in steps]).items():
+                self._queue_steps(account, -count)
         for ready in self._lanes.leave_all(steps):
             self._make_ready(ready)
 
@@ -207,6 +237,14 @@ class Scheduler:
         self._blocks.append(block)
         return True
 
+    def _queue_steps(self, account: int, num_steps: int) -> None:
+        """Counts steps that join the queue, or leave it if there are fewer than 0."""
+        self.num_queued_steps += num_steps
+        if self._account_of is not None:
+            self._queued_by_account[account] += num_steps
+            if not self._queued_by_account[account]:
+                del self._queued_by_account[account]
+
     def _make_ready(self, work: AnyWork) -> None:
         if isinstance(work, Step):
             self._steps.append(work)
@@ -215,7 +253,15 @@ class Scheduler:
         else:
             self._controls.append(work)
 
-    def _start(self, waiting: deque[_Started], into: list[_Started], room: int) -> None:
+    def _start_controls(self, into: list[Control]) -> None:
+        """Moves controls into a batch until they count for a batch of steps; ends withdrawn ones."""
+        room = self._max_batch_steps
+        while self._controls and room > 0:
+            num_started = len(into)
+            self._start(self._controls, into, num_started + 1)
+            room -= sum(control.num_steps for control in into[num_started:])
+
+    def _start(self, waiting: "_Queue[_Started]", into: list[_Started], room: int) -> None:
         """Moves work from a queue into a batch until that has `room` pieces; ends withdrawn work."""
         while waiting and len(into) < room:
             work = waiting.popleft()
@@ -282,3 +328,8 @@ class Scheduler:
         entries = block.group_start + np.flatnonzero(block.totals[block.group_start : stop] > offset)
         block.group_steps_done += length
         return Piece(block, entries, offset, length, begins_group)
+
+
+def _new_queue(account_of: Callable[[int], int] | None) -> "_Queue[_Item]":
+    """Returns the queue for one kind of work; a plain one, which costs less, where no accounts take turns."""
+    return deque() if account_of is None else FairQueue(lambda work: work.account)

@@ -12,6 +12,11 @@ def key_of(principal: str, session_id: str) -> str:
     return f"{principal}\0{session_id}"
 
 
+def principal_of(key: str) -> str:
+    """Returns the session's principal."""
+    return key.split("\0", 1)[0]
+
+
 def id_of(key: str) -> str:
     """Returns the session's id, as its principal gave it."""
     return key.split("\0", 1)[1]

@@ -5,15 +5,18 @@ sessions ended.
 Does not know state rows, the model, nor what time it is: slots and times are passed in.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 
+from service.accounts import number_of
 from service.arrays import Flags, Int64s
 from service.engine.durability import Durability
 from service.engine.endings import Endings
 from service.engine.ownership import Ownership
 from service.engine.progress import AppliedSteps, ProgressTable
+from service.engine.session_key import principal_of
 from service.errors import Reason
 
 
@@ -21,7 +24,7 @@ class SessionTable:
     """Up to `capacity` sessions, each in a slot of its own.
 
     The generation of a slot counts the slot's sessions: a reference to an earlier session has an older one.
-    All may read `generation` and `last_used` (monotonic ns); this class alone writes them.
+    All may read `generation`, `last_used` (monotonic ns) and `account`; this class alone writes them.
     """
 
     def __init__(self, capacity: int, progress: ProgressTable) -> None:
@@ -31,8 +34,10 @@ class SessionTable:
         self.endings = Endings()
         self.generation: Int64s = np.zeros(capacity, np.int64)
         self.last_used: Int64s = np.zeros(capacity, np.int64)
+        self.account: Int64s = np.zeros(capacity, np.int64)
         self._slots: dict[str, int] = {}
         self._keys: dict[int, str] = {}
+        self._num_by_account: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -40,6 +45,10 @@ class SessionTable:
     def find(self, key: str) -> int | None:
         """Returns the slot of the session with this key; None if there is none."""
         return self._slots.get(key)
+
+    def num_of(self, account: int) -> int:
+        """Returns how many sessions an account has."""
+        return self._num_by_account[account]
 
     def key(self, slot: int) -> str:
         """Returns the key of the session in a slot."""
@@ -51,8 +60,7 @@ class SessionTable:
 
     def open(self, key: str, slot: int, now_ns: int, epoch: int = 1) -> None:
         """Opens a session at step 0 in a free slot."""
-        self._slots[key] = slot
-        self._keys[slot] = key
+        self._enter(key, slot)
         self.endings.forget(key)
         self.progress.restart(slot)
         self.last_used[slot] = now_ns
@@ -60,8 +68,9 @@ class SessionTable:
         if self.durability.is_enabled:
             self.ownership.acquire(slot, epoch, now_ns)
 
-    def open_ephemeral(self, slot: int) -> None:
+    def open_ephemeral(self, slot: int, account: int) -> None:
         """Opens a session for one piece of work: without a key, not counted, and never stored."""
+        self.account[slot] = account
         self.progress.restart(slot)
 
     def touch(self, slot: int, now_ns: int) -> None:
@@ -79,6 +88,7 @@ class SessionTable:
         key = self._keys.pop(slot, None)
         if key is not None:
             del self._slots[key]
+            self._leave(slot)
         self.endings.forget_slot(slot)
         self.generation[slot] += 1
         self.durability.close(slot)
@@ -130,6 +140,18 @@ class SessionTable:
             self.ownership.copy_from(source.ownership, source_slots, slots)
         for slot, source_slot in zip(slots.tolist(), source_slots.tolist(), strict=True):
             key = source.key(source_slot)
-            self._slots[key], self._keys[slot] = slot, key
+            self._enter(key, slot)
             self.endings.forget(key)
             source.close(source_slot)
+
+    def _enter(self, key: str, slot: int) -> None:
+        self._slots[key], self._keys[slot] = slot, key
+        account = number_of(principal_of(key))
+        self.account[slot] = account
+        self._num_by_account[account] += 1
+
+    def _leave(self, slot: int) -> None:
+        account = self.account.item(slot)
+        self._num_by_account[account] -= 1
+        if not self._num_by_account[account]:
+            del self._num_by_account[account]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from service.accounts import NOBODY
 from service.arrays import Float32s, Int64s
 from service.errors import StreamcellError
 
@@ -40,6 +41,8 @@ class Work:
     """The number of lanes in which earlier work comes first."""
     restarts = False
     """Whether the session is put back to its start first."""
+    account = NOBODY
+    """Whose turn the work takes: set when it is queued, where callers have principals."""
     may_be_held = False
     """Whether its iteration may be held: true for unary calls, which come in few at a time."""
 
@@ -159,7 +162,8 @@ class Block(Work):
 class Control(Work):
     """An action on one session, in its place among the session's other work: close, reset, forecast ...
 
-    `action` is called with the slot, in an iteration before its cell calls; what it returns is `result`.
+    `action` is called with the slot, in an iteration before its cell calls; what it returns is `result`. It
+    counts as `num_steps` steps: a forecast takes about as long as so many steps of one session.
     """
 
     def __init__(
@@ -170,7 +174,9 @@ class Control(Work):
         *,
         arrived_ns: int,
         on_done: "Callable[[Control], None]",
+        num_steps: int = 1,
     ) -> None:
+        self.num_steps = num_steps
         self.slot = slot
         self.generation = generation
         self.action = action

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from service import errors
+from service.accounts import Account, number_of
 from service.rpc.stream import Conversation, Stream
 
 Request = TypeVar("Request", bound=Message)
@@ -21,6 +22,13 @@ class Call:
     """What a behaviour may know of the caller; `principal` is empty where callers need not show it."""
 
     principal: str = ""
+    account: Account | None = None
+    """What the principal uses of the server; None where callers have no principal."""
+
+    @property
+    def account_number(self) -> int:
+        """The number of the principal's account."""
+        return number_of(self.principal)
 
 
 ANONYMOUS = Call()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from google.protobuf.message import Message
 
 from service import errors
+from service.accounts import Account, Accounts
 from service.errors import Reason, StreamcellError
 from service.rpc.limits import check_message_size
 from service.rpc.methods import ANONYMOUS, Call, Streaming, Unary
@@ -30,6 +31,7 @@ class Router:
         count_error: called with the path and the error of each call that ends with one.
         count_streams: called with the number of open streams when it changes.
         identify: tells who a caller is; None where callers need not show it.
+        accounts: what principals use; None where there are none.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Router:
         count_error: CountError,
         count_streams: Callable[[int], None],
         identify: Identify | None = None,
+        accounts: Accounts | None = None,
     ) -> None:
         self.methods: Mapping[str, Unary[Message] | Streaming] = {method.path: method for method in methods}
         self._max_message_bytes = max_message_bytes
@@ -48,7 +51,8 @@ class Router:
         self._count_error = count_error
         self._count_streams = count_streams
         self._identify = identify
-        self._streams: dict[Stream, None] = {}  # in the order in which they were opened
+        self._accounts = accounts
+        self._streams: dict[Stream, Account | None] = {}  # with who counts each; in the order of opening
         self._is_draining = False
 
     @property
@@ -72,9 +76,10 @@ class Router:
         if self._identify is None or method.is_public:
             return ANONYMOUS
         try:
-            return Call(self._identify(certificate, authorization))
+            principal = self._identify(certificate, authorization)
         except StreamcellError as error:
             raise self.refuse(method.path, error) from None
+        return Call(principal, None if self._accounts is None else self._accounts.of(principal))
 
     def admit(self, method: "Unary[Message]") -> None:
         """Checks that a unary call may begin, for fronts that want to know before they have the request.
@@ -94,6 +99,9 @@ class Router:
         self.admit(method)
         try:
             self.check_size(raw)
+            if call.account is not None and method.is_work:
+                call.account.check()
+                call.account.take_message(len(raw))
             return await method.answer(raw, call)
         except StreamcellError as error:
             raise self.refuse(method.path, error) from None
@@ -118,18 +126,24 @@ class Router:
             max_unanswered=self._max_stream_messages,
             max_message_bytes=self._max_message_bytes,
             count_error=self._count_error,
+            account=call.account,
         )
         stream.conversation = method.open(stream, call)
-        self._streams[stream] = None
+        excess = None if call.account is None else call.account.open_stream()
+        self._streams[stream] = None if excess else call.account
         self._count_streams(len(self._streams))
-        if self._is_draining:
+        if excess is not None:
+            stream.conversation.stop(excess)
+        elif self._is_draining:
             stream.conversation.stop(errors.refusal(Reason.DRAINING))
         return stream
 
     def close(self, stream: Stream) -> None:
         """Cancels a stream, if it has not ended, and forgets it."""
         stream.cancel()
-        self._streams.pop(stream, None)
+        account = self._streams.pop(stream, None)
+        if account is not None:
+            account.close_stream()
         self._count_streams(len(self._streams))
 
     def drain(self) -> None:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from service.accounts import Account
 from service.errors import StreamcellError
 from service.rpc.limits import check_message_size
 from service.rpc.statuses import Status, status_of
@@ -41,10 +42,17 @@ class Stream:
         max_unanswered: the most messages that may be received without an answer.
         max_message_bytes: the largest message of the client.
         count_error: called with the path and each error that is answered.
+        account: counts the client's messages; the stream is full while the account owes something.
     """
 
     def __init__(
-        self, path: str, *, max_unanswered: int, max_message_bytes: int, count_error: CountError
+        self,
+        path: str,
+        *,
+        max_unanswered: int,
+        max_message_bytes: int,
+        count_error: CountError,
+        account: Account | None = None,
     ) -> None:
         self.path = path
         self.status: Status | None = None
@@ -57,13 +65,21 @@ class Stream:
         self._num_unanswered = 0
         self._is_ended = False
         self._is_paused = False
+        self._account = account
+        self._waits_until_paid = False
 
     # -- For fronts --------------------------------------------------------------------------------
 
     @property
     def is_full(self) -> bool:
-        """Whether the front must stop reading: the stream is paused, or too many messages lack an answer."""
-        return (self._is_paused or self._num_unanswered >= self._max_unanswered) and not self._is_ended
+        """Whether the front must stop reading.
+
+        The stream is paused, too many messages lack an answer, or the client's account owes something.
+        """
+        is_full = self._is_paused or self._num_unanswered >= self._max_unanswered
+        if not is_full and self._account is not None:
+            is_full = self._owes()
+        return is_full and not self._is_ended
 
     @property
     def is_over(self) -> bool:
@@ -75,7 +91,24 @@ class Stream:
         if self._is_ended or self.conversation is None:
             return
         self._num_unanswered += 1
+        if self._account is not None:
+            self._account.take_message(len(raw))
         self.guard(_receive, self.conversation, raw, self._max_message_bytes)
+
+    def _owes(self) -> bool:
+        """Returns whether the client's account owes something; the stream then goes on when it is paid."""
+        account = self._account
+        if account is None or not account.debt_seconds:
+            return False
+        if not self._waits_until_paid:
+            self._waits_until_paid = True
+            account.when_paid(self._on_paid)
+        return True
+
+    def _on_paid(self) -> None:
+        self._waits_until_paid = False
+        if not self._is_ended:
+            self.on_change()
 
     def half_close(self) -> None:
         """Stops the behaviour, as the client sends no more messages."""

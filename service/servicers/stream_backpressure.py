@@ -20,11 +20,13 @@ class Backpressure:
     Args:
         stream: the client's stream.
         handle: begins what a message asks.
+        account: the client's account.
     """
 
-    def __init__(self, stream: Stream, handle: Callable[[bytes], None]) -> None:
+    def __init__(self, stream: Stream, handle: Callable[[bytes], None], account: int) -> None:
         self._stream = stream
         self._handle = handle
+        self._account = account
         self._refused_by: tuple[Engine, int] | None = (
             None  # the engine, and the steps that it had no room for
         )
@@ -33,9 +35,9 @@ class Backpressure:
         """Handles a message: now, or once the engine that refused the last message has room."""
         if self._refused_by is not None:
             engine, num_steps = self._refused_by
-            if not engine.has_room(num_steps):
+            if not engine.has_room(num_steps, self._account):
                 self._stream.pause()
-                engine.when_room(num_steps, functools.partial(self._handle_later, raw))
+                engine.when_room(num_steps, functools.partial(self._handle_later, raw), self._account)
                 return
             self._refused_by = None
         self._handle(raw)

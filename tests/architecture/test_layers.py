@@ -14,7 +14,7 @@ FLOORS = [
     {"arrays", "errors"},
     {"config"},
     {"telemetry"},
-    {"background", "futures"},
+    {"background", "futures", "accounts"},
     {"runtime", "store", "rpc", "watched_files"},
     {"engine", "fronts.grpcio", "fronts.envoy", "identity"},
     {"persistence", "processes", "commands"},

@@ -1,5 +1,6 @@
 """One engine on a loop turned by hand, and the steps and blocks that tests give it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,13 @@ def settings(**changes: Any) -> Config:
 class Rig:
     """One engine over a model, with a loop and a clock moved by hand; `done` has the answered work."""
 
-    def __init__(self, model: Artifact | None = None, runner: Runner | None = None, **changes: Any) -> None:
+    def __init__(
+        self,
+        model: Artifact | None = None,
+        runner: Runner | None = None,
+        count_steps: "Callable[[int, int], None] | None" = None,
+        **changes: Any,
+    ) -> None:
         self.model = model or recurrence()
         self.settings = settings(**changes)
         self.clock = ManualClock()
@@ -38,6 +45,7 @@ class Rig:
             self.metrics.of_model(self.model.name, self.model.version),
             loop=self.loop,
             clock=self.clock,
+            count_steps=count_steps,
         )
         self.done: list[Any] = []
 

@@ -13,7 +13,7 @@ Conventions
   Time       Unix time in nanoseconds, in `time_ns`, `time_raw` and `last_time_ns`.
   Counting   `step_index` counts a session's steps from 0. `num_*` is a number of things.
   Errors     a gRPC status whose details hold a google.rpc.ErrorInfo with domain "streamcell" and
-             the reason, and for OVERLOADED, STORE_UNAVAILABLE and MODEL_NOT_HERE a
+             the reason, and for OVERLOADED, QUOTA_EXCEEDED, STORE_UNAVAILABLE and MODEL_NOT_HERE a
              google.rpc.RetryInfo.
              Reasons and codes:
                UNAUTHENTICATED      UNAUTHENTICATED (no valid token, or a certificate without a name)
@@ -33,6 +33,7 @@ Conventions
                DURABLE_UNSUPPORTED  FAILED_PRECONDITION (the store cannot tell when it is on its disk)
                SESSION_FENCED       ABORTED (another server has the session)
                OVERLOADED           RESOURCE_EXHAUSTED (the queue is full; retry later)
+               QUOTA_EXCEEDED       RESOURCE_EXHAUSTED (the principal uses as much as it may; metadata "limit")
                SESSIONS_FULL        RESOURCE_EXHAUSTED (no room for another session)
                MESSAGE_TOO_LARGE    RESOURCE_EXHAUSTED
                DRAINING             UNAVAILABLE (this server is stopping; connect again)

@@ -12,6 +12,7 @@ import numpy as np
 from streamcell.inference import open_inference_pb2 as pb
 
 from service import errors
+from service.accounts import number_of
 from service.catalog.catalog import Catalog
 from service.engine.engine import Engine
 from service.engine.progress import TIME_ABSENT
@@ -54,6 +55,11 @@ class RequestParameters(NamedTuple):
     """The index of the first step, or INDEX_NEXT."""
     timeout_microseconds: int
     """0: no limit."""
+
+    @property
+    def account(self) -> int:
+        """The number of the caller's account."""
+        return number_of(self.principal)
 
     @property
     def model(self) -> str:

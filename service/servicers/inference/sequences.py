@@ -72,7 +72,7 @@ class Sequences:
         """
         parameters, catalog = request.parameters, self._catalog
         if not parameters.session_id:
-            session = catalog.open_ephemeral(self._engine_for_new(request))
+            session = catalog.open_ephemeral(self._engine_for_new(request), parameters.account)
             request.opened_session = True
             return session
         try:
@@ -116,7 +116,7 @@ class Sequences:
             self._catalog.check_model(engine, parameters.session_id, parameters.model_asked)
         if request.read_rows is not None:
             request.rows, request.read_rows = request.read_rows(engine), None
-            engine.check_room(request.rows.num_steps)
+            engine.check_room(request.rows.num_steps, parameters.account)
         elif engine is not parameters.engine:
             tensors.check_width(engine, request.rows)
 
@@ -187,7 +187,8 @@ class Sequences:
         session = None if slot is None else SessionRef.at(engine, slot)
         if session is None or request.read_rows is not None or self._must_look(session):
             try:
-                engine.check_room(request.rows.num_steps)  # before a session is opened for the request
+                # Before a session is opened for the request.
+                engine.check_room(request.rows.num_steps, parameters.account)
                 session = self._find_or_open(request)
             except NotResident:
                 request.advance(Event.FETCH)

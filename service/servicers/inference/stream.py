@@ -22,7 +22,7 @@ class InferStream:
 
     def __init__(self, stream: Stream, call: Call, pipeline: InferencePipeline) -> None:
         self._stream = stream
-        self._backpressure = Backpressure(stream, self._receive)
+        self._backpressure = Backpressure(stream, self._receive, call.account_number)
         self._end = StreamEnd(stream, self._is_done)
         self._call = call
         self._pipeline = pipeline

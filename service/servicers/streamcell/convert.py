@@ -169,8 +169,8 @@ def session_message(session: SessionRef, ttl_seconds: float) -> pb.Session:
     )
 
 
-def model_message(engine: Engine) -> pb.Model:
-    """Returns a model as the API shows it."""
+def model_message(engine: Engine, account: int) -> pb.Model:
+    """Returns a model as the API shows it to the owner of an account."""
     manifest = engine.manifest
     return pb.Model(
         name=engine.name,
@@ -183,7 +183,7 @@ def model_message(engine: Engine) -> pb.Model:
         step_interval_seconds=manifest.step_interval_seconds,
         state_bytes=4 * manifest.state_size,
         manifest_json=manifest.text,
-        num_sessions=len(engine.sessions),
+        num_sessions=engine.sessions.num_of(account),
         status=pb.MODEL_STATUS_RETIRING if engine.succession.is_retiring else pb.MODEL_STATUS_SERVING,
     )
 

@@ -66,7 +66,10 @@ class StreamcellServicer:
     async def list_models(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         """Answers ListModels."""
         return pb.ListModelsResponse(
-            models=[convert.model_message(engine) for engine in self._catalog.versions.engines]
+            models=[
+                convert.model_message(engine, call.account_number)
+                for engine in self._catalog.versions.engines
+            ]
         )
 
     async def open_session(self, request: pb.OpenSessionRequest, call: Call) -> pb.OpenSessionResponse:
@@ -174,7 +177,7 @@ class StreamcellServicer:
             y = session.engine.forecast(slot, request.horizon_steps, future)
             return pb.ForecastResponse(next_step_index=session.next_step_index, y=y.reshape(-1).tolist())
 
-        response: pb.ForecastResponse = await self._run_control(session, forecast)
+        response: pb.ForecastResponse = await self._run_control(session, forecast, request.horizon_steps)
         return response
 
     async def fork_session(self, request: pb.ForkSessionRequest, call: Call) -> pb.ForkSessionResponse:
@@ -232,8 +235,13 @@ class StreamcellServicer:
     def _session_message(self, session: SessionRef) -> pb.Session:
         return convert.session_message(session, self._settings.session_ttl_seconds)
 
-    async def _run_control(self, session: SessionRef, action: Callable[[int], Any]) -> Any:
-        """Runs an action on a session's slot after the session's earlier work, and returns the result."""
+    async def _run_control(
+        self, session: SessionRef, action: Callable[[int], Any], num_steps: int = 1
+    ) -> Any:
+        """Runs an action on a session's slot after the session's earlier work, and returns the result.
+
+        The action counts as `num_steps` steps.
+        """
         done = asyncio.get_running_loop().create_future()
         control = Control(
             session.slot,
@@ -241,6 +249,7 @@ class StreamcellServicer:
             action,
             arrived_ns=session.engine.now(),
             on_done=futures.sets(done),
+            num_steps=num_steps,
         )
         return (await _submit_and_wait(session, control, done)).result
 

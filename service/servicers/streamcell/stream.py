@@ -34,7 +34,7 @@ class StepStream:
 
     def __init__(self, stream: Stream, call: Call, catalog: Catalog, settings: Config) -> None:
         self._stream = stream
-        self._backpressure = Backpressure(stream, self._begin_message)
+        self._backpressure = Backpressure(stream, self._begin_message, call.account_number)
         self._end = StreamEnd(stream, self._is_done)
         self._call = call
         self._catalog = catalog
@@ -190,7 +190,7 @@ class StepStream:
 
     def _check_room(self, engine: Engine, num_steps: int) -> None:
         try:
-            engine.check_room(num_steps)
+            engine.check_room(num_steps, self._call.account_number)
         except StreamcellError:
             self._backpressure.record_refusal(engine, num_steps)
             raise

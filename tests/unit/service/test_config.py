@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from service.config import ENV_PREFIX, Address, Config, from_command
+from service.config import ENV_PREFIX, PRINCIPAL_LIMITS, Address, Config, from_command
 from service.errors import ConfigError
 
 # For every field: the flag's name, a text that differs from the default, and the value that the text means.
@@ -51,6 +51,10 @@ FIELDS = [
     ("jwt_keys", "--jwt-keys", "keys.json", "keys.json"),
     ("jwt_audience", "--jwt-audience", "streamcell", "streamcell"),
     ("jwt_issuer", "--jwt-issuer", "https://issuer.example", "https://issuer.example"),
+    ("principal_max_sessions", "--principal-max-sessions", "7", 7),
+    ("principal_max_streams", "--principal-max-streams", "8", 8),
+    ("principal_steps_per_second", "--principal-steps-per-second", "9.5", 9.5),
+    ("principal_bytes_per_second", "--principal-bytes-per-second", "1e6", 1e6),
     ("reload_seconds", "--reload-seconds", "0", 0.0),
 ]
 COMPANIONS = {  # the other flags that a flag needs
@@ -58,13 +62,18 @@ COMPANIONS = {  # the other flags that a flag needs
     "tls_cert": ["--tls-key", "key.pem"],
     "tls_key": ["--tls-cert", "cert.pem"],
     "tls_client_ca": ["--tls-key", "key.pem", "--tls-cert", "cert.pem"],
+    **{name: ["--tokens", "tokens.txt"] for name in PRINCIPAL_LIMITS},
     "jwt_keys": ["--jwt-audience", "streamcell"],
     "jwt_audience": ["--jwt-keys", "keys.json"],
     "jwt_issuer": ["--jwt-keys", "keys.json", "--jwt-audience", "streamcell"],
 }
 
 
-COUNTS = [field.name for field in dataclasses.fields(Config) if type(field.default) is int]
+COUNTS = [
+    field.name
+    for field in dataclasses.fields(Config)
+    if type(field.default) is int and field.name not in PRINCIPAL_LIMITS
+]
 
 
 class TestFlagsAndVariables:

@@ -55,7 +55,7 @@ class TestTable:
             if reason not in OF_OTHER_SERVICES
         }
         assert {reason: code for reason, (code, _) in proto_table().items()} == ours
-        assert len(ours) == 23
+        assert len(ours) == 24
 
     def test_the_proto_says_which_reasons_are_reserved(self):
         """A reason that is never sent is marked as reserved, and no other reason is."""
@@ -230,13 +230,18 @@ class TestErrors:
         assert str(error) == error.message
 
     def test_an_error_says_when_to_come_again_where_waiting_helps(self):
-        """OVERLOADED has the delay it was given, STORE_UNAVAILABLE half a second; other reasons have none."""
+        """OVERLOADED has the delay it was given, STORE_UNAVAILABLE half a second; few reasons have one."""
         overloaded = errors.refusal(Reason.OVERLOADED, queued_steps=8, retry_delay_seconds=0.25)
         assert overloaded.retry_delay_seconds == 0.25
         assert "0.25 s" in overloaded.message
         assert errors.refusal(Reason.STORE_UNAVAILABLE, problem="gone").retry_delay_seconds == 0.5
         waiting = {reason for reason, case in MESSAGES if made(reason, case, 7).retry_delay_seconds}
-        assert waiting == {Reason.OVERLOADED, Reason.STORE_UNAVAILABLE, Reason.MODEL_NOT_HERE}
+        assert waiting == {
+            Reason.OVERLOADED,
+            Reason.QUOTA_EXCEEDED,
+            Reason.STORE_UNAVAILABLE,
+            Reason.MODEL_NOT_HERE,
+        }
 
     @pytest.mark.parametrize(
         ("end", "reason"),

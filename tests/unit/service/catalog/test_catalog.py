@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from service.accounts import number_of
 from service.catalog.catalog import Catalog, is_missing
 from service.catalog.versions import Versions
 from service.errors import Reason, StreamcellError
@@ -174,3 +175,36 @@ class TestIds:
         for session_id in ids:
             catalog.find("", session_id)
         assert refusal_of(catalog.find, "", "").metadata["field"] == "session_id"
+
+
+class TestQuota:
+    """How many sessions one principal may open."""
+
+    def test_a_principal_opens_so_many_sessions_and_no_more(self):
+        """Over all models together; another principal's are counted apart, and a closed one makes room."""
+        engines = [Rig(renamed(fakes.recurrence(), name, "1")).engine for name in ("m", "n")]
+        catalog = Catalog(Versions(engines), principal_max_sessions=2)
+        first = catalog.open("alice", "a", "m")
+        catalog.open("alice", "b", "n")
+        error = refusal_of(catalog.open, "alice", "c", "m")
+        assert (error.reason, error.metadata, error.retry_delay_seconds) == (
+            Reason.QUOTA_EXCEEDED,
+            {"limit": "sessions"},
+            1.0,
+        )
+        assert "2 sessions are in memory" in error.message
+        assert refusal_of(catalog.open, "alice", "a", "m").reason is Reason.SESSION_EXISTS
+        catalog.open("bob", "a", "m")
+        first.engine.residents.close(first.slot)
+        catalog.open("alice", "c", "m")
+
+    def test_each_way_out_of_memory_gives_the_room_back(self):
+        """Closed, expired, fenced, evicted, handed over: the count follows the sessions."""
+        engine = Rig().engine
+        residents, sessions = engine.residents, engine.sessions
+        ways = (residents.close, residents.expire, residents.fence, residents.evict, residents.hand_over)
+        for leave in ways:
+            slot = residents.open("alice\0a")
+            assert sessions.num_of(number_of("alice")) == 1
+            leave(slot)
+            assert sessions.num_of(number_of("alice")) == 0

@@ -380,3 +380,108 @@ class TestBounds:
         assert policy.is_busy(3)
         finish(policy, batch)
         assert not policy.is_busy(3)
+
+
+class TestFairTurns:
+    """Where callers have principals, each slot in these tests being of the account slot // 8."""
+
+    @staticmethod
+    def policy(queue=1000, batch=8, piece=4):
+        """A scheduler in which accounts take turns."""
+        return Scheduler(
+            64,
+            max_queue_steps=queue,
+            max_batch_steps=batch,
+            max_piece_steps=piece,
+            account_of=lambda slot: slot // 8,
+        )
+
+    def test_accounts_take_turns_in_a_batch(self):
+        """Two steps of one account are not kept waiting by the eight of another."""
+        policy = self.policy(batch=4)
+        works = [step_of(slot) for slot in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)]
+        submit(policy, *works)
+        assert [work.slot for work in policy.schedule().steps] == [0, 8, 1, 9]
+        assert [work.slot for work in policy.schedule().steps] == [2, 3, 4, 5]
+
+    def test_controls_and_blocks_take_turns_too(self):
+        """A batch takes controls of as many steps as it may have."""
+        policy = self.policy(batch=4)
+        controls = [control(slot) for slot in (0, 1, 2, 8)]
+        for work in controls[:3]:
+            work.num_steps = 3
+        submit(policy, *controls)
+        assert [work.slot for work in policy.schedule().controls] == [0, 8]
+        assert [work.slot for work in policy.schedule().controls] == [1, 2]
+        long = [block_with({slot: 8}) for slot in (16, 17, 24)]
+        submit(policy, *long)
+        assert [piece.block.slots.tolist() for piece in policy.schedule().pieces] == [[16]]
+        assert [piece.block.slots.tolist() for piece in policy.schedule().pieces] == [[24]]
+
+    def test_an_account_alone_fills_half_of_the_queue_and_a_newcomer_finds_room(self):
+        """Each account gets a share of what is left; the whole is bounded all the same."""
+        policy, filled = self.policy(queue=90, batch=1000), []
+        for account in range(3):
+            count = 0
+            while policy.has_room(1, account):
+                policy.submit(step_of(account * 8 + count % 8))
+                count += 1
+            filled.append(count)
+            with pytest.raises(StreamcellError) as caught:
+                policy.check_room(1, account)
+            assert caught.value.reason is Reason.OVERLOADED
+        assert filled == [45, 23, 11]
+        assert policy.has_room(1, 5)
+        while policy.has_ready:
+            finish(policy, policy.schedule())
+        assert policy.num_queued_steps == 0
+        assert not policy._queued_by_account
+
+    def test_an_empty_queue_takes_any_message(self):
+        """Else a message as large as the queue could never be served."""
+        policy = self.policy(queue=4)
+        policy.submit(block_with({0: 100}))
+        assert not policy.has_room(1, 1)
+
+    def test_steps_count_for_the_account_that_queued_them_though_the_slot_changes_hands(self):
+        """A slot may have another principal's session by the time a step leaves the queue."""
+        owner = {0: 1}
+        policy = Scheduler(
+            8, max_queue_steps=9, max_batch_steps=8, max_piece_steps=4, account_of=lambda slot: owner[slot]
+        )
+        submit(policy, step_of(0), step_of(0))
+        owner[0] = 2
+        while policy.has_ready:
+            finish(policy, policy.schedule())
+        assert not policy._queued_by_account
+
+    def test_withdrawn_work_gives_its_room_back(self):
+        """To its own account."""
+        policy = self.policy()
+        work = step_of(0)
+        policy.submit(work)
+        policy.withdraw(work)
+        policy.schedule()
+        assert not policy._queued_by_account
+
+    def test_one_caller_at_fifty_times_its_share_costs_the_others_nothing(self):
+        """Nine principals send their tenth of what the server can do; the tenth sends fifty times as much."""
+        policy, num_rounds, share = self.policy(queue=4096, batch=80), 400, 8
+        applied = [0] * 8
+        wanted = [share] * 7 + [50 * share]
+        refused = [0] * 8
+        for _ in range(num_rounds):
+            for account, count in enumerate(wanted):
+                for each in range(count):
+                    work = step_of(account * 8 + each % 8)
+                    try:
+                        policy.submit(work)
+                    except StreamcellError:
+                        refused[account] += 1
+            batch = policy.schedule()
+            for work in batch.steps:
+                applied[work.slot // 8] += 1
+            finish(policy, batch)
+        assert refused[:7] == [0] * 7
+        assert refused[7] > 0
+        assert min(applied[:7]) >= 0.99 * share * num_rounds

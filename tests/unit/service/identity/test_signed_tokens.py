@@ -102,7 +102,7 @@ class TestTokens:
         ("token", "why"),
         [
             (signed(exp=NOW - 60), "expired"),
-            (signed(nbf=NOW + 60), "expired"),
+            (signed(nbf=NOW + 3600), "expired"),
             (signed(exp=None), "unknown"),
             (signed(sub=None), "unknown"),
             (signed(sub=""), "unknown"),

@@ -38,17 +38,20 @@ class EchoConversation:
 class RouterRig:
     """A router with an echoing stream and a unary method that does what its text says."""
 
-    def __init__(self, max_message_bytes=100, max_stream_messages=2):
+    def __init__(self, max_message_bytes=100, max_stream_messages=2, identify=None, accounts=None):
         self.errors, self.counts = [], []
         self.unary = Unary("/t/Unary", StringValue, self._answer)
         self.report = Unary("/t/Report", StringValue, self._answer, is_work=False)
+        self.public = Unary("/t/Public", StringValue, self._answer, is_public=True)
         self.streaming = Streaming("/t/Stream", lambda stream, call: EchoConversation(stream))
         self.router = Router(
-            [self.unary, self.report, self.streaming],
+            [self.unary, self.report, self.public, self.streaming],
             max_message_bytes=max_message_bytes,
             max_stream_messages=max_stream_messages,
             count_error=lambda path, error: self.errors.append((path, error.reason)),
             count_streams=self.counts.append,
+            identify=identify,
+            accounts=accounts,
         )
 
     async def _answer(self, request, call):

@@ -5,11 +5,13 @@ import asyncio
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from service.errors import Reason
-from service.rpc.methods import Call, Unary
+from service import errors
+from service.accounts import AccountLimits, Accounts
+from service.errors import Code, Reason
+from service.rpc.methods import ANONYMOUS, Call, Unary
 from service.rpc.statuses import RefusedError
 from tests.fakes import Refusal, turn
-from tests.unit.service.rpc.rigs import SECRET
+from tests.unit.service.rpc.rigs import SECRET, RouterRig
 
 
 class TestUnaryCalls:
@@ -124,3 +126,115 @@ class TestDrain:
         assert rig.errors == [("/t/Stream", Reason.DRAINING)]
         rig.router.close(stream)
         assert rig.counts == [1, 0]
+
+
+class Later:
+    """A clock and timers moved by hand."""
+
+    def __init__(self):
+        self.now, self.due = 0.0, []
+
+    def clock(self):
+        """The time."""
+        return self.now
+
+    def call_later(self, delay, function):
+        """Records a call."""
+        self.due.append((self.now + delay, function))
+
+    def advance(self, seconds):
+        """Moves the time on, and calls what is due."""
+        self.now += seconds
+        due = [function for at, function in self.due if at <= self.now]
+        self.due = [(at, function) for at, function in self.due if at > self.now]
+        for function in due:
+            function()
+
+
+def accounts(later, **limits):
+    """Accounts with limits."""
+    return Accounts(AccountLimits(**limits), later.call_later, clock=later.clock)
+
+
+class TestCallers:
+    """Who calls, and how much a principal may use."""
+
+    def test_a_caller_must_show_who_it_is_except_for_public_methods(self):
+        """The error is counted under the method's path, and the caller sees only its reason."""
+
+        def identify(certificate, authorization):
+            if authorization != b"Bearer right":
+                raise errors.refusal(Reason.UNAUTHENTICATED)
+            return "alice"
+
+        rig = RouterRig(identify=identify)
+        assert rig.router.asks_who_calls
+        assert rig.router.caller(rig.unary, None, b"Bearer right").principal == "alice"
+        assert rig.router.caller(rig.public, None, b"Bearer wrong") is ANONYMOUS
+        with pytest.raises(RefusedError):
+            rig.router.caller(rig.unary, b"a certificate", b"Bearer wrong")
+        assert rig.errors == [("/t/Unary", Reason.UNAUTHENTICATED)]
+
+    def test_where_nobody_is_asked_everybody_is_nobody(self):
+        """Whatever a caller shows."""
+        rig = RouterRig()
+        assert not rig.router.asks_who_calls
+        assert rig.router.caller(rig.unary, b"x", b"Bearer y") is ANONYMOUS
+
+    async def test_a_unary_call_of_an_account_in_debt_is_refused_with_when_to_come_again(self):
+        """Reports on the server are answered; another principal's account is another one."""
+        later = Later()
+        every = accounts(later, bytes_per_second=10.0)
+        rig = RouterRig(accounts=every)
+        alice, bob = (Call(name, every.of(name)) for name in ("alice", "bob"))
+        raw = StringValue(value="x" * 33).SerializeToString()
+        assert len(raw) == 35
+        await rig.router.answer(rig.unary, raw, alice)
+        with pytest.raises(RefusedError) as caught:
+            await rig.router.answer(rig.unary, raw, alice)
+        assert caught.value.status.retry_pushback_ms == 2500
+        assert rig.errors == [("/t/Unary", Reason.QUOTA_EXCEEDED)]
+        await rig.router.answer(rig.report, raw, alice)
+        await rig.router.answer(rig.unary, raw, bob)
+        later.advance(2.5)
+        await rig.router.answer(rig.unary, raw, alice)
+
+    def test_a_stream_too_many_ends_with_the_limit_and_does_not_count(self):
+        """A stream that ended makes room."""
+        every = accounts(Later(), max_streams=1)
+        rig = RouterRig()
+        call = Call("alice", every.of("alice"))
+        first = rig.router.open(rig.streaming, call)
+        second = rig.router.open(rig.streaming, call)
+        assert not first.is_over
+        assert second.is_over
+        assert second.status.code == Code.RESOURCE_EXHAUSTED
+        rig.router.close(second)
+        rig.router.close(first)
+        assert not rig.router.open(rig.streaming, call).is_over
+
+    def test_a_stream_of_an_account_in_debt_is_read_no_further_until_it_is_paid(self):
+        """No message is refused: the client is slowed down."""
+        later = Later()
+        every = accounts(later, bytes_per_second=10.0)
+        rig = RouterRig(max_stream_messages=100)
+        stream = rig.router.open(rig.streaming, Call("alice", every.of("alice")))
+        changes = []
+        stream.on_change = lambda: changes.append(later.now)
+        stream.receive(b"x" * 30)
+        assert [stream.is_full for _ in range(3)] == [True] * 3
+        assert len(later.due) == 1
+        later.advance(1.0)
+        assert stream.is_full
+        assert changes == []
+        later.advance(1.0)
+        assert changes == [2.0]
+        assert not stream.is_full
+        assert stream.conversation.calls == [b"x" * 30]
+        stream.receive(b"y" * 30)
+        assert stream.is_full
+        rig.router.close(stream)
+        changes.clear()
+        later.advance(10.0)
+        assert changes == []
+        assert not stream.is_full

@@ -6,6 +6,7 @@ import pytest
 from streamcell.v1 import streamcell_pb2 as pb
 
 from service import errors
+from service.accounts import NOBODY
 from service.engine.progress import TIME_ABSENT
 from service.engine.session_ref import SessionRef
 from service.engine.work import INDEX_NEXT
@@ -164,10 +165,11 @@ class TestMessages:
         )  # fmt: skip
 
     def test_a_model_message_has_every_part_of_the_manifest(self):
-        """The message has the manifest's parts, the number of sessions and the status."""
+        """The message has the manifest's parts, the number of the caller's sessions and the status."""
         rig = Rig(fakes.recurrence(uses_time=True, num_future=1))
         rig.open("a", "b")
-        shown = convert.model_message(rig.engine)
+        rig.engine.residents.open("alice\0a")
+        shown = convert.model_message(rig.engine, NOBODY)
         assert (shown.name, shown.version, shown.state_bytes, shown.num_sessions) == (
             "recurrence",
             "1",
