@@ -10,18 +10,21 @@ from typing import Any
 import uvloop
 
 from service import config
-from service.commands import token
+from service.commands import snapshot_key, token
 from service.config import Config
 from service.errors import ConfigError
 from service.fronts.envoy import launch
 from service.processes import tuning
 from service.telemetry import log
 
+_COMMANDS = {"token": token.main, "snapshot-key": snapshot_key.main}
+
 
 def main() -> int:
     """Runs the server, or a command beside it, and returns the exit status; 2 if a setting is wrong."""
-    if sys.argv[1:2] == ["token"]:
-        return token.main(sys.argv[2:])
+    command = _COMMANDS.get(sys.argv[1]) if len(sys.argv) > 1 else None
+    if command is not None:
+        return command(sys.argv[2:])
     log.set_up()
     tuning.make_products_reproducible(os.environ)
     try:

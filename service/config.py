@@ -117,6 +117,11 @@ class Config:
     max_changed_sessions: int = _flag(
         10_000, "number of changed sessions at which a write to the store starts early"
     )
+    snapshot_key: str = _flag(
+        "",
+        "file of keys, one a line: SnapshotSession signs with the first, and RestoreSession takes only what"
+        " one of them signed; `python -m service snapshot-key` makes one",
+    )
     device: str = _flag(
         "auto", "where the models run; auto takes CUDA if it is available", ("auto", "cpu", "cuda")
     )

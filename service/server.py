@@ -21,6 +21,7 @@ from service.catalog.loader import Loader
 from service.catalog.versions import Versions
 from service.catalog.watcher import ModelWatcher
 from service.config import Address, Config
+from service.engine.snapshot_keys import SnapshotKeys
 from service.errors import ConfigError, Reason, StreamcellError
 from service.fronts.grpcio import GrpcioFront
 from service.identity.identity import Identity
@@ -91,6 +92,7 @@ class Server:
         store = store_of(settings.store)  # before the models, so that a wrong URL is found at once
         identity = Identity(settings, self._metrics.count_unauthenticated)
         self._accounts = _accounts(settings) if identity.is_needed else None
+        self._snapshot_keys = SnapshotKeys(settings.snapshot_key)
         # Runners and engines: one of each for every version of a model.
         torch.set_num_threads(settings.threads)
         folder, loader = Folder(settings.models), Loader(settings, self._metrics, self._accounts)
@@ -112,7 +114,11 @@ class Server:
         self._set_build_info(str(loader.device))
         # Servicers, and the router over their methods.
         self._health = health_servicer.HealthServicer([streamcell.SERVICE, inference.SERVICE])
-        self._files = FileWatch(identity.files, settings.reload_seconds, self._metrics.count_background_fault)
+        self._files = FileWatch(
+            [*identity.files, *self._snapshot_keys.files],
+            settings.reload_seconds,
+            self._metrics.count_background_fault,
+        )
         self._router = self._new_router(identity)
         # The front.
         self.front = front(self._router, settings, count_fault=self._metrics.count_background_fault)
@@ -151,7 +157,7 @@ class Server:
         settings = self._settings
         services = [streamcell.SERVICE, inference.SERVICE, health_servicer.SERVICE]
         methods = [
-            *streamcell.StreamcellServicer(self.catalog, settings).methods(),
+            *streamcell.StreamcellServicer(self.catalog, settings, self._snapshot_keys).methods(),
             *inference.InferenceServicer(self.catalog, settings, self._metrics).methods(),
             *self._health.methods(),
         ]

@@ -160,7 +160,7 @@ class ModelChanged(FailedPrecondition):
 
 
 class SnapshotRejected(FailedPrecondition):
-    """The snapshot is not one of Streamcell's, is damaged, or is of another model."""
+    """The snapshot is not one of Streamcell's, damaged, of another model, or not signed as it must be."""
 
 
 class DurableUnsupported(FailedPrecondition):

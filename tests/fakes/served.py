@@ -12,6 +12,7 @@ from service.catalog.catalog import Catalog
 from service.catalog.versions import Versions
 from service.config import Config
 from service.engine.engine import Engine
+from service.engine.snapshot_keys import SnapshotKeys
 from service.errors import StreamcellError
 from service.persistence.stored_sessions import StoredSessions
 from service.persistence.write_behind import WriteBehind
@@ -74,11 +75,12 @@ class Served:
             self._store_in(store)
         services = [streamcell.SERVICE, inference.SERVICE]
         self.health = health.HealthServicer(services)
+        self.snapshot_keys = SnapshotKeys(self.settings.snapshot_key)
         self.errors: list[tuple[str, StreamcellError]] = []
         self.num_streams = 0
         self.router = Router(
             [
-                *streamcell.StreamcellServicer(self.catalog, self.settings).methods(),
+                *streamcell.StreamcellServicer(self.catalog, self.settings, self.snapshot_keys).methods(),
                 *inference.InferenceServicer(self.catalog, self.settings, self.metrics).methods(),
                 *self.health.methods(),
                 *reflection.methods([*services, health.SERVICE]),

@@ -18,6 +18,7 @@ from service.config import Config
 from service.engine import snapshot
 from service.engine.session_ref import SessionRef
 from service.engine.snapshot import Snapshot, SnapshotError
+from service.engine.snapshot_keys import SnapshotKeys
 from service.engine.work import Block, Control, Step
 from service.errors import Reason, StreamcellError
 from service.rpc.methods import Call, Streaming, Unary
@@ -31,11 +32,18 @@ _Work = TypeVar("_Work", Step, Block, Control)
 
 
 class StreamcellServicer:
-    """Answers the API's calls over a catalog's sessions."""
+    """Answers the API's calls over a catalog's sessions.
 
-    def __init__(self, catalog: Catalog, settings: Config) -> None:
+    Args:
+        catalog: the sessions.
+        settings: limits.
+        snapshot_keys: sign the snapshots that leave, and verify those that come.
+    """
+
+    def __init__(self, catalog: Catalog, settings: Config, snapshot_keys: SnapshotKeys | None = None) -> None:
         self._catalog = catalog
         self._settings = settings
+        self._snapshot_keys = snapshot_keys or SnapshotKeys()
         self._limits = pb.Limits(
             max_message_steps=settings.max_message_steps,
             max_message_bytes=settings.max_message_bytes,
@@ -193,14 +201,14 @@ class StreamcellServicer:
     ) -> pb.SnapshotSessionResponse:
         """Answers SnapshotSession."""
         session, raw = await self._snapshot(request.session_id, call)
-        return pb.SnapshotSessionResponse(snapshot=raw, session=session)
+        return pb.SnapshotSessionResponse(snapshot=self._snapshot_keys.sign(raw), session=session)
 
     async def restore_session(
         self, request: pb.RestoreSessionRequest, call: Call
     ) -> pb.RestoreSessionResponse:
         """Answers RestoreSession."""
         try:
-            session = snapshot.decode_foreign(request.snapshot)
+            session = snapshot.decode_foreign(self._snapshot_keys.verified(request.snapshot))
         except SnapshotError as error:
             raise errors.refusal(Reason.SNAPSHOT_REJECTED, problem=str(error)) from None
         session_id = request.session_id or session.session_id

@@ -20,6 +20,7 @@ FIELDS = [
     ("store_wait_seconds", "--store-wait-seconds", "0", 0.0),
     ("checkpoint_interval_seconds", "--checkpoint-interval-seconds", "0.25", 0.25),
     ("max_changed_sessions", "--max-changed-sessions", "17", 17),
+    ("snapshot_key", "--snapshot-key", "keys.txt", "keys.txt"),
     ("device", "--device", "cpu", "cpu"),
     ("workers", "--workers", "3", 3),
     ("front", "--front", "envoy", "envoy"),
