@@ -94,6 +94,11 @@ class Config:
         " version until they end; migrate: they move to the new version, if its state has the same layout",
         ("keep", "migrate"),
     )
+    allowed_artifacts: str = _flag(
+        "",
+        "file with the SHA-256 of each artifact that may be loaded, as sha256sum writes it; no other one is"
+        " loaded, as an artifact is code",
+    )
     store: str = _flag(
         "memory:",
         "where sessions survive a restart: sqlite:PATH, redis://HOST:PORT/NUMBER, or memory: for nowhere",

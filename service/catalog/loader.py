@@ -14,6 +14,7 @@ from service.config import Config
 from service.engine.engine import Engine
 from service.errors import ConfigError
 from service.runtime import artifact, cuda
+from service.runtime.allowed_artifacts import AllowedArtifacts
 from service.runtime.cuda_runner import runner_for
 from service.runtime.runner import Runner
 from service.telemetry import log
@@ -28,7 +29,7 @@ class WarmModel(NamedTuple):
 
 
 class Loader:
-    """Makes the engines of a server.
+    """Makes the engines of a server, of files that are on the list of allowed artifacts, if there is one.
 
     Args:
         settings: the device and the bounds.
@@ -36,13 +37,14 @@ class Loader:
         accounts: count the steps that are queued; None where callers have no principals.
 
     Raises:
-        ConfigError: there is no such device.
+        ConfigError: there is no such device, or the list cannot be read.
     """
 
     def __init__(self, settings: Config, metrics: Metrics, accounts: Accounts | None = None) -> None:
         self._settings = settings
         self._metrics = metrics
         self._count_steps = None if accounts is None else accounts.take_steps
+        self.allowed = AllowedArtifacts(settings.allowed_artifacts)
         try:
             self.device = cuda.pick_device(settings.device)
         except RuntimeError as error:
@@ -93,7 +95,8 @@ class Loader:
         if self.device.type == "cpu":
             return True
         try:
-            artifact.load(version.name, version.version, version.path, cuda.pick_device("cpu"))
+            device = cuda.pick_device("cpu")
+            artifact.load(version.name, version.version, version.path, device, allowed=self.allowed)
         except ConfigError:
             return True
         return False
@@ -106,7 +109,7 @@ class Loader:
             Exception: the driver or the script fails.
         """
         started, settings = time.monotonic(), self._settings
-        model = artifact.load(version.name, version.version, version.path, self.device)
+        model = artifact.load(version.name, version.version, version.path, self.device, allowed=self.allowed)
         runner = runner_for(model, settings.max_resident_sessions)
         runner.warm_up(
             min(settings.max_batch_steps, settings.max_resident_sessions), settings.max_piece_steps

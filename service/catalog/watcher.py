@@ -54,6 +54,7 @@ class ModelWatcher:
         }
         self._rejected_files: dict[str, Version] = {}
         self._folder_error = ""  # as it was logged last; empty when the folder could be read
+        self._allowed_error = ""  # the same, of the list of allowed artifacts
         self._lock = asyncio.Lock()  # one look or load at a time: both await between reading and changing
         self._is_look_due = asyncio.Event()
         self.retirement = Retirement(catalog, self._forget, metrics.count_background_fault)
@@ -93,7 +94,7 @@ class ModelWatcher:
             return await self._load_if_absent(model) is not None
 
     def reject(self, version: Version, why: str) -> None:
-        """Records that a file cannot be served; it is tried again once it has changed."""
+        """Records that a file cannot be served; it is tried again when it or the allowed list changes."""
         self._rejected_files[str(version)] = version
         self._metrics.models_rejected.inc()
         log.warning("model_rejected", model=str(version), why=why, effect="nothing changes")
@@ -126,6 +127,7 @@ class ModelWatcher:
         await self.look(are_complete=is_asked)
 
     async def _look_at_folder(self) -> None:
+        await self._look_at_list()
         try:
             await asyncio.to_thread(self._folder.look)
         except (ConfigError, OSError) as error:
@@ -134,6 +136,19 @@ class ModelWatcher:
             self._folder_error = str(error)
         else:
             self._folder_error = ""
+
+    async def _look_at_list(self) -> None:
+        """Reads the list of allowed artifacts again; once it has changed, rejected files are tried again."""
+        try:
+            has_changed = await asyncio.to_thread(self._loader.allowed.look)
+        except ConfigError as error:
+            if str(error) != self._allowed_error:
+                log.warning("allowed_artifacts_unusable", why=str(error), effect="the list stays as it was")
+            self._allowed_error = str(error)
+            return
+        self._allowed_error = ""
+        if has_changed:
+            self._rejected_files.clear()
 
     async def _choose_leader(self, name: str, are_complete: bool) -> None:
         """Makes the newest version of a name lead that can be served."""

@@ -5,6 +5,7 @@ the pool.
 """
 
 import hashlib
+import io
 import pathlib
 from collections.abc import Iterator
 from typing import cast
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from service.errors import ConfigError
 from service.runtime import manifest
+from service.runtime.allowed_artifacts import AllowedArtifacts, NotAllowedError
 from service.runtime.manifest import Manifest, ManifestError
 
 FILE_NAME = "model.pt"
@@ -84,31 +86,57 @@ def discover(folder: pathlib.Path) -> Iterator[tuple[str, str, pathlib.Path]]:
         yield path.parent.parent.name, path.parent.name, path
 
 
-def load(name: str, version: str, path: pathlib.Path, device: torch.device) -> Artifact:
+def load(
+    name: str,
+    version: str,
+    path: pathlib.Path,
+    device: torch.device,
+    *,
+    allowed: AllowedArtifacts | None = None,
+) -> Artifact:
     """Returns the artifact in a file, on a device, after a trial of its methods on the manifest's shapes.
 
+    The file is read once: the bytes that are looked up in the list `allowed`, and whose digest names the
+    artifact, are those that are loaded.
+
     Raises:
-        ConfigError: the file is damaged, of another format version, or does not do what its manifest says.
+        ConfigError: the file is not allowed, damaged, of another format version, or does not do what its
+            manifest says.
     """
     try:
-        script, about = _read(path, device)
-        artifact = Artifact(name, version, about, script, device, digest=digest_of(path))
+        raw = _bytes_of(path)
+        (allowed or AllowedArtifacts()).check(raw)
+        script, about = _read(raw, device)
+        artifact = Artifact(name, version, about, script, device, digest=_digest(raw))
         _try_out(artifact)
-    except (ManifestError, _ArtifactError) as error:
+    except (ManifestError, NotAllowedError, _ArtifactError) as error:
         raise ConfigError(f"{path}: {error}") from None
     return artifact
 
 
 def digest_of(path: pathlib.Path) -> bytes:
     """Returns the digest that identifies a file."""
-    return hashlib.blake2b(path.read_bytes(), digest_size=DIGEST_BYTES).digest()
+    return _digest(path.read_bytes())
 
 
-def _read(path: pathlib.Path, device: torch.device) -> tuple[torch.jit.ScriptModule, Manifest]:
-    """Returns the script and the manifest in a file."""
+def _digest(raw: bytes) -> bytes:
+    return hashlib.blake2b(raw, digest_size=DIGEST_BYTES).digest()
+
+
+def _bytes_of(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _ArtifactError(f"not a readable TorchScript file ({error.strerror or error})") from None
+
+
+def _read(raw: bytes, device: torch.device) -> tuple[torch.jit.ScriptModule, Manifest]:
+    """Returns the script and the manifest in a file's bytes."""
     files = {_MANIFEST_FILE: b""}
     try:
-        script = torch.jit.load(path, map_location=device, _extra_files=files)  # type: ignore[no-untyped-call]
+        script = torch.jit.load(  # type: ignore[no-untyped-call]
+            io.BytesIO(raw), map_location=device, _extra_files=files
+        )
     except (RuntimeError, ValueError, OSError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise _ArtifactError(f"not a readable TorchScript file ({first_line})") from None

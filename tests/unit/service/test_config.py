@@ -15,6 +15,7 @@ FIELDS = [
     ("models", "--models", "some/where", pathlib.Path("some/where")),
     ("models_poll_seconds", "--models-poll-seconds", "0.5", 0.5),
     ("on_new_version", "--on-new-version", "migrate", "migrate"),
+    ("allowed_artifacts", "--allowed-artifacts", "allowed.sha256", "allowed.sha256"),
     ("store", "--store", "sqlite:some.db", "sqlite:some.db"),
     ("durable_without_disk", "--durable-without-disk", "refuse", "refuse"),
     ("store_wait_seconds", "--store-wait-seconds", "0", 0.0),

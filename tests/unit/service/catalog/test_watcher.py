@@ -1,6 +1,8 @@
 """Versions that come while a server serves: when a file counts, which version leads, what is rejected."""
 
+import hashlib
 import os
+import pathlib
 import shutil
 
 import pytest
@@ -204,3 +206,75 @@ class TestVersionsOnDisk:
         for model in (f"{NAME}/1", f"{NAME}/../{NAME}/2", "../x/1"):
             refusal = await server.served.refused("OpenSession", pb.OpenSessionRequest(model=model))
             assert (refusal.reason, f"{NAME}/2" in refusal.message) == ("MODEL_NOT_FOUND", True)
+
+
+class TestAllowedArtifacts:
+    """With --allowed-artifacts, a version that is not on the list is a bad one until it is."""
+
+    @pytest.fixture
+    def listing(self, tmp_path_factory, files):
+        """Returns the path of a list, and a function that writes the versions given into it."""
+        path = tmp_path_factory.mktemp("list") / "allowed.sha256"
+
+        def write(*versions):
+            hashes = [hashlib.sha256(files[version].read_bytes()).hexdigest() for version in versions]
+            path.write_text("".join(f"{each}  {NAME}\n" for each in hashes))
+            return str(path)
+
+        return write
+
+    async def test_a_new_version_that_is_not_on_the_list_is_rejected(self, serve_folder, listing, logged):
+        """With its hash, once; the version before it leads on, and is served."""
+        server = await serve_folder(allowed_artifacts=listing("1"))
+        await server.served.open("s")
+        await server.notice("2")
+        await server.models.look()
+        assert server.statuses() == {f"{NAME}/1": "SERVING"}
+        (line,) = logged("model_rejected")
+        assert line["model"] == f"{NAME}/2"
+        assert hashlib.sha256(server.files["2"].read_bytes()).hexdigest() in line["why"]
+        assert await server.step("s", 0) == server.alone("1").step(X[0])
+
+    async def test_it_is_loaded_once_the_list_has_it(self, serve_folder, listing):
+        """The list is read again at each look; the file itself need not change."""
+        server = await serve_folder(allowed_artifacts=listing("1"))
+        await server.notice("2")
+        listing("1", "2")
+        await server.models.look()
+        assert server.statuses()[f"{NAME}/2"] == "SERVING"
+
+    async def test_a_list_that_cannot_be_used_stays_as_it_was(self, serve_folder, listing, logged):
+        """It is logged once, allows nothing new, and is used again when it is whole."""
+        server = await serve_folder(allowed_artifacts=listing("1"))
+        path = pathlib.Path(listing("1"))
+        _write(path, "2 and 3 may be loaded\n")
+        for _ in range(3):
+            await server.notice("2")
+        (line,) = logged("allowed_artifacts_unusable")
+        assert line["why"].startswith(f"--allowed-artifacts: {path}: line 1 does not begin")
+        assert server.statuses() == {f"{NAME}/1": "SERVING"}
+        listing("1", "2")
+        await server.models.look()
+        assert server.statuses()[f"{NAME}/2"] == "SERVING"
+
+    async def test_a_version_in_memory_stays(self, serve_folder, listing):
+        """A list is about loading: what is taken off it is served until it retires or the server ends."""
+        server = await serve_folder(allowed_artifacts=listing("1", "2"))
+        listing("2")
+        await server.models.look()
+        assert server.statuses() == {f"{NAME}/1": "SERVING"}
+
+    async def test_a_start_without_any_allowed_version_names_the_file(self, serve_folder, listing):
+        """As with bad artifacts alone: the server does not start, and says why."""
+        with pytest.raises(ConfigError, match="is not in --allowed-artifacts"):
+            await serve_folder(allowed_artifacts=listing("2"))
+
+    async def test_a_start_goes_on_with_the_versions_that_are_allowed(self, serve_folder, listing, logged):
+        """The other one is rejected."""
+        server = await serve_folder("1", "2", allowed_artifacts=listing("1"))
+        assert server.statuses() == {f"{NAME}/1": "SERVING"}
+        assert [line["model"] for line in logged("model_rejected")] == [f"{NAME}/2"]
+
+
+def _write(path, text):
+    path.write_text(text)

@@ -70,10 +70,10 @@ def cuda_errors(monkeypatch):
     errors = [torch.OutOfMemoryError(OUT_OF_MEMORY)]
     real = artifact.load
 
-    def load(name, version, path, device):
+    def load(name, version, path, device, **given):
         if device.type == "cuda" and name == "b":
             raise errors[-1]
-        return real(name, version, path, torch.device("cpu"))
+        return real(name, version, path, torch.device("cpu"), **given)
 
     monkeypatch.setattr(artifact, "load", load)
     monkeypatch.setattr(
