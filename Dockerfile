@@ -4,23 +4,31 @@
 # torch comes from the default package index, whose Linux build brings CUDA (some GB). For a smaller image
 # without it, name the index of PyTorch's CPU builds (see PyTorch's installation page):
 #   docker build --build-arg TORCH_INDEX_URL=... -t streamcell .
+# For the very image of Python that you looked at, name it by its digest: `make pin-images` finds it, Compose
+# takes it from there, and docker build by
+#   docker build --build-arg PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:... -t streamcell .
 
-FROM python:3.11-slim-bookworm AS build
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
 ARG TORCH_INDEX_URL=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 RUN python -m venv /opt/streamcell
 ENV PATH="/opt/streamcell/bin:$PATH"
 COPY requirements.lock ./
-# torch first and alone: together with others, pip may pick another build of it.
-RUN pip install -c requirements.lock ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch==2.13.0 \
-    && pip install -r requirements.lock
+# torch last and alone: together with others, pip may pick another build of it. What it needs is there by then, each
+# file of a hash in the lock; torch itself has none, as its builds are different files of one version.
+# (hadolint takes the option with the index for a package without a version.)
+# hadolint ignore=DL3013
+RUN pip install --require-hashes -r requirements.lock \
+    && pip install torch==2.13.0 ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
 COPY pyproject.toml README.md ./
 COPY client client
 COPY service service
 RUN pip install --no-deps --no-build-isolation ./client .
 
-FROM python:3.11-slim-bookworm
+FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="Streamcell" \
       org.opencontainers.image.description="Serves predictions of recurrent models over live gRPC streams"
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin streamcell \

@@ -11,6 +11,10 @@ TORCH := torch==2.13.0
 TRITON := .cache/tritonclient
 # libFuzzer for Python, for make fuzz alone: beside the environment, in which nothing else needs it.
 ATHERIS := .cache/atheris
+# Writes and checks the list of what is installed, for make sbom, in an environment of its own.
+SBOM := .cache/sbom
+CYCLONEDX := cyclonedx-python-lib[json-validation]>=11.12,<12
+UV := uv==0.13.9
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -21,51 +25,66 @@ help: ## Lists the targets
 
 # -- The environment ---------------------------------------------------------------------------------
 
-# torch goes first and alone: together with other packages, pip may pick another build, gigabytes larger.
+# The locks have the hash of every file that may be installed. torch goes last and alone, with what it needs there
+# already: together with other packages, pip may pick another build, gigabytes larger. It has no hash, as its builds
+# (with CUDA, without, of another index) are different files of one version: SECURITY.md.
 $(VENV)/.runtime: requirements.lock pyproject.toml client/pyproject.toml
 	@echo "Setting up $(VENV): torch and the server's packages, a few minutes the first time ..."
 	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 or later."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "$(PYTHON) is older than Python 3.11: run make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install -c requirements.lock $(TORCH)
-	@$(PIP) install -r requirements.lock
+	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install $(TORCH)
 	@$(PIP) install --no-deps --no-build-isolation -e client -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	@echo "Setting up $(VENV): the packages for training and tests ..."
-	@$(PIP) install -c requirements.lock -r requirements-dev.lock
+	@$(PIP) install --require-hashes -r requirements.lock -r requirements-dev.lock
 	@touch $@
 
 $(TRITON)/.ready: requirements-triton.lock
 	@echo "Setting up $(TRITON): NVIDIA's client for the Open Inference Protocol, to test with ..."
 	@$(PYTHON) -m venv --clear $(TRITON)
-	@$(TRITON)/bin/python -m pip --disable-pip-version-check -q install --no-deps -r requirements-triton.lock
+	@$(TRITON)/bin/python -m pip --disable-pip-version-check -q install --no-deps --require-hashes \
+	    -r requirements-triton.lock
 	@touch $@
 
-$(ATHERIS)/.ready: pyproject.toml
+$(ATHERIS)/.ready: requirements-fuzz.lock
 	@echo "Setting up $(ATHERIS): libFuzzer for Python ..."
 	@rm -rf $(ATHERIS)
-	@$(PIP) install --no-deps --target $(ATHERIS) "$$(grep -o 'atheris==[0-9.]*' pyproject.toml)"
+	@$(PIP) install --no-deps --require-hashes --target $(ATHERIS) -r requirements-fuzz.lock
 	@touch $@
 
 .PHONY: setup
 setup: $(VENV)/.dev ## Creates the environment in .venv: serving, training and tests
 
+LOCK := .cache/lock
+# Adds the hashes of every file that the index has of a version, and what another Python or system needs beside it.
+HASH := $(LOCK)/bin/uv pip compile -q --no-config --universal --python-version 3.11 --generate-hashes \
+    --no-header --no-annotate
+
 .PHONY: lock
 lock: ## Renews the lock files within the bounds of pyproject.toml, with NVIDIA's newest client
-	rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
-	.cache/lock/bin/pip install -q $(TORCH)
-	.cache/lock/bin/pip install -q -e client -e '.[envoy,redis]'
-	.cache/lock/bin/pip freeze --all --exclude-editable --exclude torch --exclude pip | sort -f > requirements.lock
-	.cache/lock/bin/pip install -q -e client -e '.[dev]'
-	.cache/lock/bin/pip freeze --all --exclude-editable --exclude torch --exclude pip | sort -f \
-	    | grep -vxFf requirements.lock > requirements-dev.lock
-	rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
-	.cache/lock/bin/pip install -q 'tritonclient[grpc]'
-	.cache/lock/bin/pip freeze --exclude pip --exclude setuptools | sort -f > requirements-triton.lock
-	rm -rf .cache/lock
+	rm -rf $(LOCK) && $(PYTHON) -m venv $(LOCK)
+	$(LOCK)/bin/pip install -q $(TORCH)
+	$(LOCK)/bin/pip install -q -e client -e '.[envoy,redis]'
+	$(LOCK)/bin/pip freeze --all --exclude-editable --exclude torch --exclude pip > $(LOCK)/requirements.txt
+	$(LOCK)/bin/pip install -q -e client -e '.[dev]'
+	$(LOCK)/bin/pip freeze --all --exclude-editable --exclude torch --exclude pip \
+	    | grep -vxFf $(LOCK)/requirements.txt > $(LOCK)/requirements-dev.txt
+	for pair in 'triton tritonclient[grpc]' "sbom $(CYCLONEDX)"; do set -- $$pair; \
+	    $(PYTHON) -m venv $(LOCK)/$$1 && $(LOCK)/$$1/bin/pip install -q "$$2" \
+	    && $(LOCK)/$$1/bin/pip freeze --exclude pip --exclude setuptools > $(LOCK)/requirements-$$1.txt || exit 1; done
+	grep -o 'atheris==[0-9.]*' pyproject.toml > $(LOCK)/requirements-fuzz.txt
+	$(LOCK)/bin/pip install -q $(UV)
+	rm requirements*.lock
+	for name in requirements requirements-triton requirements-sbom requirements-fuzz; do \
+	    $(HASH) $(LOCK)/$$name.txt -o $$name.lock || exit 1; done
+	$(HASH) $(LOCK)/requirements-dev.txt -o requirements-dev.lock -c $(LOCK)/requirements.txt \
+	    $$(sed 's/==.*//; s/^/--no-emit-package /' $(LOCK)/requirements.txt)
+	rm -rf $(LOCK)
 
 # -- Running it --------------------------------------------------------------------------------------
 
@@ -76,6 +95,10 @@ demo: $(VENV)/.runtime ## Streams a series through a server and shows the predic
 .PHONY: serve
 serve: $(VENV)/.runtime ## Serves the models of model/artifacts until it is stopped; ARGS='--listen 0.0.0.0:50051 ...'
 	@exec $(BIN)/python -m service --store sqlite:sessions.db $(ARGS)
+
+.PHONY: pin-images
+pin-images: ## Writes .env, by which Compose takes its images by digest; needs docker and the images' registries
+	@$(PYTHON) deploy/pin_images.py
 
 # -- Working on it -----------------------------------------------------------------------------------
 
