@@ -57,6 +57,12 @@ $(ATHERIS)/.ready: requirements-fuzz.lock
 	@$(PIP) install --no-deps --require-hashes --target $(ATHERIS) -r requirements-fuzz.lock
 	@touch $@
 
+$(SBOM)/.ready: requirements-sbom.lock
+	@echo "Setting up $(SBOM): the library that writes CycloneDX ..."
+	@$(PYTHON) -m venv --clear $(SBOM)
+	@$(SBOM)/bin/python -m pip --disable-pip-version-check -q install --require-hashes -r requirements-sbom.lock
+	@touch $@
+
 .PHONY: setup
 setup: $(VENV)/.dev ## Creates the environment in .venv: serving, training and tests
 
@@ -100,10 +106,14 @@ serve: $(VENV)/.runtime ## Serves the models of model/artifacts until it is stop
 pin-images: ## Writes .env, by which Compose takes its images by digest; needs docker and the images' registries
 	@$(PYTHON) deploy/pin_images.py
 
+.PHONY: sbom
+sbom: $(SBOM)/.ready ## Writes build/sbom.cdx.json: what the server installs, Envoy and the shipped artifacts, in CycloneDX
+	@$(SBOM)/bin/python deploy/sbom.py build/sbom.cdx.json
+
 # -- Working on it -----------------------------------------------------------------------------------
 
 .PHONY: test
-test: $(VENV)/.dev $(TRITON)/.ready ## Runs the tests; ARGS='-k NAME' for some tests, ARGS='-n 0' for one at a time
+test: $(VENV)/.dev $(TRITON)/.ready $(SBOM)/.ready ## Runs the tests; ARGS='-k NAME' for some tests, ARGS='-n 0' for one at a time
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 .PHONY: slow
