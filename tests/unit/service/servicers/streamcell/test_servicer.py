@@ -75,6 +75,9 @@ class TestMethods:
             ("Step", lambda id_: step(id_)),
             ("Prime", lambda id_: pb.PrimeRequest(session_id=id_, x=[1, 2])),
             ("Forecast", lambda id_: pb.ForecastRequest(session_id=id_, horizon_steps=1)),
+            ("ForkSession", lambda id_: pb.ForkSessionRequest(session_id=id_, new_session_id="copy")),
+            ("SnapshotSession", lambda id_: pb.SnapshotSessionRequest(session_id=id_)),
+            ("OpenSession", lambda id_: pb.OpenSessionRequest(session_id=id_, mode=pb.OPEN_MODE_RESUME)),
         ],
     )
     async def test_another_principals_session_is_not_found(self, served, name, request_of):
