@@ -125,7 +125,7 @@ e2e: $(VENV)/.dev $(TRITON)/.ready redis ## Runs all tests with real processes: 
 	STREAMCELL_E2E=full $(BIN)/python -m pytest tests/e2e --timeout 3600 -n auto --maxprocesses 2 --dist worksteal $(ARGS)
 
 .PHONY: fuzz
-fuzz: $(VENV)/.dev $(ATHERIS)/.ready ## Fuzzes requests, snapshots, manifests, CSV files on two cores; SECONDS=1800
+fuzz: $(VENV)/.dev $(ATHERIS)/.ready ## Fuzzes requests, snapshots, manifests, lists, CSV files on two cores; SECONDS=1800
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),1800)
 
 .PHONY: sim

@@ -6,4 +6,4 @@ atheris. `make test` needs no atheris: it runs every entry of the corpus, and mu
 same functions.
 """
 
-NAMES = ("router", "snapshots", "manifests", "tables", "wire")
+NAMES = ("router", "snapshots", "manifests", "tables", "wire", "signatures", "lists")

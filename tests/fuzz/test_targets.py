@@ -7,7 +7,15 @@ import pytest
 from tests.fuzz import NAMES, corpus
 from tests.fuzz.__main__ import target
 
-NUM_MUTATIONS = {"router": 300, "snapshots": 300, "manifests": 2000, "tables": 500, "wire": 3000}
+NUM_MUTATIONS = {
+    "router": 300,
+    "snapshots": 300,
+    "manifests": 2000,
+    "tables": 500,
+    "wire": 3000,
+    "signatures": 3000,
+    "lists": 3000,
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
