@@ -44,7 +44,7 @@ def run(raw):
     engine = types.SimpleNamespace(
         name="m", version="1", manifest=about, sessions=(), succession=succession, settings=None
     )
-    shown = convert.model_message(engine)
+    shown = convert.model_message(engine, 0)
     assert type(shown).FromString(shown.SerializeToString()) == shown
     for text in metadata._properties(engine).values():
         text.encode()
