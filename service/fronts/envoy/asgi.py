@@ -41,6 +41,15 @@ def future_of(result: Awaitable[_Result]) -> "asyncio.Future[_Result]":
     return result if isinstance(result, asyncio.Future) else asyncio.ensure_future(result)
 
 
+def uncancelled(result: Awaitable[_Result]) -> Awaitable[_Result]:
+    """Returns what a task may wait for that may be cancelled meanwhile: pyvoy's own future stays as it is.
+
+    pyvoy completes its future whatever became of the task. A future that was cancelled with the task cannot
+    be completed, and asyncio would log that as an error for every late call.
+    """
+    return asyncio.shield(result) if isinstance(result, asyncio.Future) else result
+
+
 class DisconnectCheck:
     """Checks whether the client of a complete request is still connected.
 

@@ -10,7 +10,17 @@ from typing import Any
 
 from service.errors import Code
 from service.fronts.envoy import wire
-from service.fronts.envoy.asgi import BODY, START, TRAILERS, DisconnectCheck, Event, Receive, Send, future_of
+from service.fronts.envoy.asgi import (
+    BODY,
+    START,
+    TRAILERS,
+    DisconnectCheck,
+    Event,
+    Receive,
+    Send,
+    future_of,
+    uncancelled,
+)
 from service.fronts.envoy.wire import Deframer, Headers
 from service.rpc.methods import Call, Streaming, Unary
 from service.rpc.router import Router
@@ -67,7 +77,7 @@ class UnaryCall:
         messages: list[bytes] = []
         has_more = True
         while has_more:
-            event = await self._receive()
+            event = await uncancelled(self._receive())
             if event["type"] != "http.request":
                 return None
             messages += self._deframer.feed(event["body"])

@@ -17,7 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from service import errors
 from service.errors import Reason, StreamcellError
-from service.fronts.envoy.asgi import DisconnectCheck, Event, Receive, Send
+from service.fronts.envoy.asgi import DisconnectCheck, Event, Receive, Send, uncancelled
 from service.fronts.envoy.web import grpc_web_text
 from service.fronts.envoy.web.encoding import CODECS, EncodedRequest, connect_error, from_json, to_json
 from service.rpc.methods import Call, Streaming, Unary
@@ -84,11 +84,17 @@ class WebProtocols:
         application = self._streams if content_type in _STREAMS else self._calls
         if scope["path"] not in application.paths:
             return None
+        receive, send = _uncancelled(receive, send)
         if content_type.startswith(grpc_web_text.CONTENT_TYPE):
             receive, send = grpc_web_text.as_bytes(receive), grpc_web_text.as_text(send)
         known = [(name, value) for name, value in headers.items() if name in _HEADERS and value.isascii()]
         scope = {**scope, "headers": [*known, (b"content-type", _CONTENT_TYPES[content_type])]}
         return WebCall(application, scope, receive, send)
+
+
+def _uncancelled(receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """Returns a `receive` and a `send` for the library's tasks, which may be cancelled while they wait."""
+    return lambda: uncancelled(receive()), lambda event: uncancelled(send(event))
 
 
 def _descriptor(path: str) -> MethodDescriptor | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from service.fronts.envoy.asgi import DisconnectCheck, future_of
+from service.fronts.envoy.asgi import DisconnectCheck, future_of, uncancelled
 from tests.fakes import turn
 
 
@@ -59,3 +59,19 @@ async def test_the_result_of_receive_or_send_is_a_future():
     future = asyncio.get_running_loop().create_future()
     assert future_of(future) is future
     assert await future_of(at_once()) == "event"
+
+
+async def test_a_cancelled_task_leaves_the_future_that_it_waits_for():
+    """The other side can still complete the future: a result that nobody waits for is no error."""
+
+    async def wait():
+        return await uncancelled(future)
+
+    future = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(wait())
+    await turn()
+    waiting.cancel()
+    await asyncio.wait((waiting,))
+    assert waiting.cancelled()
+    future.set_result("event")
+    assert await uncancelled(future) == "event"
