@@ -28,6 +28,9 @@ _NAP_SECONDS = 0.01
 _QUIET_NAPS = 5
 _MAX_QUIET_SECONDS = 1.0  # the longest wait for quiet, as some clients call again and again
 _MANY_BYTES = 4096  # more than the buffer of a socket pair holds when each byte is written alone
+_MIN_PING_MILLISECONDS = (
+    500  # gRPC ends a connection on which pings come faster; clients may ping each second
+)
 _GetCall = Callable[["aio.ServicerContext[bytes, bytes]"], Call]
 _Method = Unary[Any] | Streaming
 
@@ -304,5 +307,5 @@ def _options(settings: Config) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.enable_channelz", int(settings.channelz)),  # its counters cost time for each message
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_MILLISECONDS),
     ]
