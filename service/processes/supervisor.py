@@ -6,10 +6,8 @@ itself, and stays light: only the workers import torch.
 
 import asyncio
 import dataclasses
-import pathlib
 import signal
 import socket
-import tempfile
 
 from prometheus_client import Counter, Gauge, ProcessCollector
 from prometheus_client.registry import CollectorRegistry
@@ -19,6 +17,7 @@ from service.config import Address, Config
 from service.errors import ConfigError
 from service.processes import ending, worker_process
 from service.processes.replacement import Replacement
+from service.processes.server_folder import ServerFolder
 from service.processes.worker_pages import WorkerPages
 from service.processes.worker_process import APPLICATION, WorkerProcess
 from service.telemetry import log
@@ -33,10 +32,10 @@ class Supervisor:
     """
 
     def __init__(self, settings: Config, application: str = APPLICATION) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="streamcell-")
+        self._folder = ServerFolder()
         if settings.workers > 1 and settings.store == "memory:":
             # Workers find each other's sessions in a store. This store ends with the supervisor.
-            settings = dataclasses.replace(settings, store=f"sqlite:{self._folder.name}/sessions.db")
+            settings = dataclasses.replace(settings, store=f"sqlite:{self._folder.path}/sessions.db")
         self._settings = settings
         self._application = application
         self._port: socket.socket | None = None
@@ -92,8 +91,7 @@ class Supervisor:
         self._settings = dataclasses.replace(self._settings, listen=self.listen)
 
     async def _start(self, number: int) -> None:
-        folder = pathlib.Path(self._folder.name)
-        worker = await worker_process.start(self._settings, folder, self._application)
+        worker = await worker_process.start(self._settings, self._folder, self._application)
         self._workers[number] = worker
         if self._is_lame_duck:
             worker.become_lame_duck()
@@ -146,7 +144,7 @@ class Supervisor:
             self._page = None
         if self._port is not None:
             self._port.close()
-        self._folder.cleanup()
+        self._folder.close()
 
     async def _stop_watching(self) -> None:
         if self._watching is not None:

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import json
 import os
-import pathlib
 import secrets
 import socket
 import sys
@@ -22,6 +21,7 @@ from service.fronts.envoy.admin import EnvoyAdmin
 from service.processes import control
 from service.processes.control import Channel
 from service.processes.listeners import EnvoyListener, Listener, ServerListener
+from service.processes.server_folder import ServerFolder
 
 APPLICATION = "service.worker:application"
 _STOP_SECONDS = 10.0  # the longest wait for a process to end
@@ -127,11 +127,11 @@ class WorkerProcess:
             future.set_result(None)
 
 
-async def start(settings: Config, folder: pathlib.Path, application: str) -> WorkerProcess:
+async def start(settings: Config, folder: ServerFolder, application: str) -> WorkerProcess:
     """Starts a worker.
 
     Args:
-        folder: where the socket of Envoy's administration is made.
+        folder: where the socket of Envoy's administration is made; it lasts as long as the worker.
         application: the ASGI application `module:name` that Envoy serves.
 
     Raises:
@@ -139,21 +139,22 @@ async def start(settings: Config, folder: pathlib.Path, application: str) -> Wor
         OSError: the system cannot start a process.
     """
     if settings.front != "envoy":
-        spawned = await _spawn(settings, [sys.executable, "-m", "service.worker"], {})
+        spawned = await _spawn(settings, folder, [sys.executable, "-m", "service.worker"], {})
         return WorkerProcess(*spawned, ServerListener())
-    socket_path = folder / f"{secrets.token_hex(8)}.sock"
+    socket_path = folder.path / f"{secrets.token_hex(8)}.sock"
     command = [
         launch.program(),
         *("--config-yaml", json.dumps(launch.configuration(settings, application, socket_path))),
-        *("--log-level", "error", "--log-format", _LOG_FORMAT, "--use-dynamic-base-id"),
+        *("--log-level", "error", "--log-format", _LOG_FORMAT),
+        "--disable-hot-restart",  # which would leave a file in /dev/shm for each start
         *("--concurrency", "1"),  # Python takes more time than one thread of Envoy
     ]
-    spawned = await _spawn(settings, command, launch.environment())
+    spawned = await _spawn(settings, folder, command, launch.environment())
     return WorkerProcess(*spawned, EnvoyListener(EnvoyAdmin(socket_path)))
 
 
 async def _spawn(
-    settings: Config, command: Sequence[str], environment: Mapping[str, str]
+    settings: Config, folder: ServerFolder, command: Sequence[str], environment: Mapping[str, str]
 ) -> tuple[asyncio.subprocess.Process, Channel]:
     ours, theirs = socket.socketpair()
     with theirs, contextlib.ExitStack() as on_failure:
@@ -162,7 +163,7 @@ async def _spawn(
         process = await asyncio.create_subprocess_exec(
             *command,
             env={**os.environ, **variables},
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), folder.lock],
             stdout=sys.stderr,
             start_new_session=True,  # a terminal's Ctrl-C is for the supervisor, which drains
         )

@@ -12,6 +12,7 @@ from service.errors import ConfigError
 from service.processes import worker_process
 from service.processes.control import Channel
 from service.processes.listeners import ServerListener
+from service.processes.server_folder import ServerFolder
 from service.processes.worker_process import WorkerProcess
 from tests.fakes import turn
 
@@ -156,6 +157,8 @@ async def test_a_process_that_cannot_be_started_leaves_no_socket_open(monkeypatc
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+    folder = ServerFolder(tmp_path)
     with contextlib.suppress(BlockingIOError):
-        await worker_process.start(Config(front="grpcio"), tmp_path, worker_process.APPLICATION)
+        await worker_process.start(Config(front="grpcio"), folder, worker_process.APPLICATION)
+    folder.close()
     gc.collect()
