@@ -9,7 +9,7 @@ from typing import Any
 
 import uvloop
 
-from service import config
+from service import addresses, config
 from service.commands import snapshot_key, token
 from service.config import Config
 from service.errors import ConfigError
@@ -28,7 +28,7 @@ def main() -> int:
     log.set_up()
     tuning.make_products_reproducible(os.environ)
     try:
-        settings = _with_front(config.from_command(sys.argv[1:], os.environ))
+        settings = _with_addresses(_with_front(config.from_command(sys.argv[1:], os.environ)))
         if settings.cpu_scheduling == "batch":
             tuning.schedule_in_batches()
         run = _run_of(settings)
@@ -45,6 +45,15 @@ def _with_front(settings: Config) -> Config:
         return settings
     is_grpcio = settings.channelz or bool(launch.why_unavailable())
     return dataclasses.replace(settings, front="grpcio" if is_grpcio else "envoy")
+
+
+def _with_addresses(settings: Config) -> Config:
+    """Returns the settings with numbers in place of host names, so that all processes have the same."""
+    return dataclasses.replace(
+        settings,
+        listen=addresses.resolved(settings.listen, "--listen"),
+        metrics_listen=addresses.resolved(settings.metrics_listen, "--metrics-listen"),
+    )
 
 
 def _run_of(settings: Config) -> Callable[[Config], Coroutine[Any, Any, int]]:

@@ -18,29 +18,41 @@ LARGEST = 2**31 - 1  # the largest size that gRPC takes, and far above every sen
 
 
 class Address(NamedTuple):
-    """A host and a port to listen on; port 0 picks a free one."""
+    """A host, or several with commas between, and a port to listen on; port 0 picks a free one."""
 
     host: str
     port: int
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        hosts = (f"[{host}]" if ":" in host else host for host in self.hosts)
+        return f"{','.join(hosts)}:{self.port}"
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The hosts, one by one."""
+        return tuple(self.host.split(","))
 
     @classmethod
     def parse(cls, text: str) -> "Address":
-        """Returns the address that `HOST:PORT` names. An IPv6 host is in brackets.
+        """Returns the address that `HOST:PORT` or `HOST,HOST:PORT` names. An IPv6 host is in brackets.
 
         Raises:
             ValueError: the text has another form, or the port is not in 0..65535.
         """
-        host, colon, port = text.rpartition(":")
-        bare = host.removeprefix("[").removesuffix("]")
-        if not colon or not bare or (":" in bare and bare == host):
+        hosts, colon, port = text.rpartition(":")
+        bare = [_without_brackets(host.strip()) for host in hosts.split(",")]
+        if not colon or not all(bare):
             raise ValueError(f"{text!r} is not HOST:PORT")
         if not port.isdecimal() or int(port) > 65535:
             raise ValueError(f"{text!r} has no port in 0..65535")
-        return cls(bare, int(port))
+        return cls(",".join(bare), int(port))
+
+
+def _without_brackets(host: str) -> str:
+    """Returns a host without the brackets around IPv6; "" where they are missing or wrong."""
+    bare = host.removeprefix("[").removesuffix("]")
+    has_brackets = host == f"[{bare}]"
+    return bare if has_brackets == (":" in bare) and (has_brackets or host == bare) else ""
 
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/,*?#@]+")
@@ -77,10 +89,12 @@ class Config:
     """
 
     listen: Address = _flag(
-        Address("127.0.0.1", 50051), "HOST:PORT to serve gRPC on; port 0 picks a free port"
+        Address("127.0.0.1", 50051),
+        "HOST:PORT to serve gRPC on; a name means all its addresses, [::] both families, commas part several"
+        " hosts; port 0 picks a free port",
     )
     metrics_listen: Address = _flag(
-        Address("127.0.0.1", 9090), "HOST:PORT to serve Prometheus metrics on; port 0 picks a free port"
+        Address("127.0.0.1", 9090), "HOST:PORT to serve Prometheus metrics on; as in --listen"
     )
     models: pathlib.Path = _flag(
         pathlib.Path("model/artifacts"), "folder with the models, as NAME/VERSION/model.pt"
@@ -249,6 +263,11 @@ class Config:
                 "channelz", "is of --front grpcio; Envoy shows its connections in its own statistics"
             )
         self._check_origins()
+
+    @property
+    def shares_port(self) -> bool:
+        """Whether more than one socket listens on the port, so that it is kept for them."""
+        return self.workers > 1 or len(self.listen.hosts) > 1
 
     def _check_origins(self) -> None:
         origins = [each.strip() for each in self.cors_origins.split(",")] if self.cors_origins else []

@@ -12,7 +12,7 @@ import grpc
 import torch
 from prometheus_client import generate_latest
 
-from service import errors
+from service import addresses, errors
 from service.accounts import AccountLimits, Accounts
 from service.background import BackgroundTask
 from service.catalog.catalog import Catalog
@@ -322,7 +322,8 @@ async def run(settings: Config) -> int:
         log.info("stopped", clean=True, why="a signal before it served")
         return 0
     starting.result()
-    log.info("serving", listen=str(server.listen), metrics=str(server.metrics_listen), front="grpcio")
+    listen, metrics = map(str, map(addresses.connectable, (server.listen, server.metrics_listen)))
+    log.info("serving", listen=listen, metrics=metrics, front="grpcio")
     # Stage 2: serve until the first signal.
     first = await first_signal
     # Stage 3: drain until all is finished, or until a second signal.

@@ -13,6 +13,7 @@ from typing import Any, cast
 import grpc
 from grpc import aio
 
+from service.addresses import HeldPort
 from service.config import LARGEST, Address, Config
 from service.errors import ConfigError
 from service.rpc.limits import HARD_LIMIT_FACTOR
@@ -58,18 +59,24 @@ class GrpcioFront:
         Raises:
             ConfigError: the address is taken or not this machine's, or a TLS file cannot be used.
         """
-        wanted = self._settings.listen
+        listen = self._settings.listen
+        with contextlib.ExitStack() as held:
+            if self._settings.workers == 1:  # a supervisor keeps the port of several
+                held_port = HeldPort(listen, "--listen", is_shared=self._settings.shares_port)
+                held.callback(held_port.close)
+                listen = held_port.address
+            for host in listen.hosts:
+                listen = Address(listen.host, self._listen_on(Address(host, listen.port)))
+            await self._server.start()
+        return listen
+
+    def _listen_on(self, address: Address) -> int:
         try:
             if self._settings.tls_cert:
-                port = self._server.add_secure_port(str(wanted), _credentials(self._settings))
-            else:
-                port = self._server.add_insecure_port(str(wanted))
+                return self._server.add_secure_port(str(address), _credentials(self._settings))
+            return self._server.add_insecure_port(str(address))
         except RuntimeError:
-            raise ConfigError(
-                f"--listen: cannot listen on {wanted}: is it taken, or another machine's?"
-            ) from None
-        await self._server.start()
-        return Address(wanted.host, port)
+            raise ConfigError(f"--listen: gRPC cannot listen on {address}") from None
 
     async def stop(self, grace_seconds: float) -> bool:
         """Waits `grace_seconds` for active calls, then cancels them; returns whether all ended by themselves.
@@ -298,8 +305,9 @@ def _credentials(settings: Config) -> grpc.ServerCredentials:
 
 def _options(settings: Config) -> list[tuple[str, int]]:
     return [
-        # Workers share a port by this option; without workers, a second server would share it silently.
-        ("grpc.so_reuseport", int(settings.workers > 1)),
+        # By this option workers share a port, and a port is kept until gRPC listens. Otherwise a second
+        # server would share it silently.
+        ("grpc.so_reuseport", int(settings.shares_port)),
         ("grpc.max_receive_message_length", min(HARD_LIMIT_FACTOR * settings.max_message_bytes, LARGEST)),
         ("grpc.max_send_message_length", -1),
         # Both bounds are equal: between them gRPC would refuse requests at random.

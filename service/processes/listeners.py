@@ -92,7 +92,7 @@ class EnvoyListener:
                     " look for Envoy's lines in the log, or use --front grpcio"
                 )
             await self._sleep(_POLL_SECONDS)
-        return found
+        return Address(address.host, found.port)
 
     async def flush(self) -> None:
         """Asks Envoy until it sends nothing more, for at most 5 seconds."""

@@ -29,7 +29,7 @@ class ServerFolder:
         self.path = pathlib.Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         unlocked = self.path / f"{_LOCK}.new"
         self.lock = os.open(unlocked, os.O_RDWR | os.O_CREAT, 0o600)
-        """The descriptor that holds the lock; workers inherit it, so the folder lasts as long as any of them."""
+        """The descriptor that holds the lock. Workers inherit it: the folder lasts as long as any of them."""
         fcntl.flock(self.lock, fcntl.LOCK_EX)
         unlocked.rename(self.path / _LOCK)  # others see the lock's file only once the lock is held
         self._is_open = True

@@ -7,13 +7,14 @@ itself, and stays light: only the workers import torch.
 import asyncio
 import dataclasses
 import signal
-import socket
 
 from prometheus_client import Counter, Gauge, ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
+from service import addresses
+from service.addresses import HeldPort
 from service.background import BackgroundTask
-from service.config import Address, Config
+from service.config import Config
 from service.errors import ConfigError
 from service.processes import ending, worker_process
 from service.processes.replacement import Replacement
@@ -38,7 +39,7 @@ class Supervisor:
             settings = dataclasses.replace(settings, store=f"sqlite:{self._folder.path}/sessions.db")
         self._settings = settings
         self._application = application
-        self._port: socket.socket | None = None
+        self._port: HeldPort | None = None
         self._workers: dict[int, WorkerProcess] = {}
         self._page: MetricsPage | None = None
         self._replacing: list[BackgroundTask] = []
@@ -79,15 +80,9 @@ class Supervisor:
             self._replace_workers()
 
     def _share_port(self) -> None:
-        """Binds the port that several workers share, without listening."""
-        _check_free(self._settings.listen)
-        if self.is_single:
-            return
-        host, port = self._settings.listen
-        self._port = socket.socket(_family(host))
-        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self._port.bind((host, port))
-        self.listen = Address(host, self._port.getsockname()[1])
+        """Keeps the port for several workers, or for several hosts."""
+        self._port = HeldPort(self._settings.listen, "--listen", is_shared=self._settings.shares_port)
+        self.listen = self._port.address
         self._settings = dataclasses.replace(self._settings, listen=self.listen)
 
     async def _start(self, number: int) -> None:
@@ -191,7 +186,7 @@ async def _serve(
     first_signal: "asyncio.Task[signal.Signals]",
     signals: "asyncio.Queue[signal.Signals]",
 ) -> int:
-    listen, metrics = str(supervisor.listen), str(supervisor.metrics_listen)
+    listen, metrics = map(str, map(addresses.connectable, (supervisor.listen, supervisor.metrics_listen)))
     log.info("serving", listen=listen, metrics=metrics, front=settings.front, workers=settings.workers)
     # Stage 2: serve, until a signal.
     await asyncio.wait((first_signal, supervisor.ended), return_when=asyncio.FIRST_COMPLETED)
@@ -206,25 +201,3 @@ async def _serve(
     await supervisor.stop()
     log.info("stopped", clean=is_clean)
     return 0 if is_clean else 1
-
-
-def _check_free(address: Address) -> None:
-    """Checks that no other process has the port, so that the error is the same for all fronts and workers.
-
-    Raises:
-        ConfigError: the address is taken, or belongs to another machine.
-    """
-    if not address.port:
-        return
-    with socket.socket(_family(address.host)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address.host, address.port))
-        except OSError:
-            raise ConfigError(
-                f"--listen: cannot listen on {address}: is it taken, or another machine's?"
-            ) from None
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET

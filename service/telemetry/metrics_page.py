@@ -3,7 +3,10 @@
 Does not know the instruments.
 """
 
+import errno
+import threading
 from collections.abc import Iterable, Mapping
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import start_http_server
 from prometheus_client.core import Metric
@@ -13,22 +16,41 @@ from prometheus_client.registry import CollectorRegistry
 from service.config import Address
 from service.errors import ConfigError
 
+_MAX_PICKS = 32  # of a port that is free on every host
+
 
 class MetricsPage:
-    """Serves a registry's page, on a listener and a thread of its own."""
+    """Serves a registry's page, on a listener and a thread of its own for each host of an address."""
 
     def __init__(self, address: Address, registry: CollectorRegistry) -> None:
-        try:
-            self._http, self._thread = start_http_server(address.port, address.host, registry)
-        except OSError as error:
-            raise ConfigError(f"--metrics-listen: cannot listen on {address}: {error.strerror}") from None
-        self.address = Address(address.host, self._http.server_port)
+        self._listeners: list[tuple[WSGIServer, threading.Thread]] = []
+        num_left = 1 if address.port else _MAX_PICKS
+        while not self._listeners:
+            num_left -= 1
+            try:
+                self._listen(address, registry)
+            except OSError as error:
+                self.close()
+                if error.errno != errno.EADDRINUSE or not num_left:
+                    raise ConfigError(
+                        f"--metrics-listen: cannot listen on {address}: {error.strerror}"
+                    ) from None
+        self.address = Address(address.host, self._listeners[0][0].server_port)
+
+    def _listen(self, address: Address, registry: CollectorRegistry) -> None:
+        """Listens on each host, all on one port."""
+        port = address.port
+        for host in address.hosts:
+            self._listeners.append(start_http_server(port, host, registry))
+            port = self._listeners[0][0].server_port
 
     def close(self) -> None:
-        """Closes the listener, and returns when its thread has ended."""
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
+        """Closes the listeners, and returns when their threads have ended."""
+        while self._listeners:
+            http, thread = self._listeners.pop()
+            http.shutdown()
+            http.server_close()
+            thread.join()
 
 
 def joined(pages: Mapping[str, str]) -> Iterable[Metric]:

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 FLOORS = [
     {"arrays", "errors"},
     {"config"},
-    {"telemetry"},
+    {"telemetry", "addresses"},
     {"background", "futures", "accounts"},
     {"runtime", "store", "rpc", "watched_files"},
     {"engine", "fronts.grpcio", "fronts.envoy", "identity"},

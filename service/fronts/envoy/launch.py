@@ -13,6 +13,7 @@ from typing import Any
 
 from service.config import Config
 from service.errors import ConfigError
+from service.fronts.envoy import endpoints
 from service.rpc.limits import HARD_LIMIT_FACTOR
 
 _STREAM_WINDOW_BYTES = 256 << 10  # the most that a client may send ahead on one stream
@@ -36,8 +37,6 @@ def configuration(settings: Config, application: str, admin_socket: pathlib.Path
     tls_key, tls_cert, tls_ca = (_readable(file) if file else None for file in files)
     server = PyvoyServer(
         application,
-        address=settings.listen.host,
-        port=settings.listen.port,
         tls_key=tls_key,
         tls_cert=tls_cert,
         tls_ca_cert=tls_ca,
@@ -52,8 +51,7 @@ def configuration(settings: Config, application: str, admin_socket: pathlib.Path
     found["layered_runtime"] = {"layers": [{"name": "limits", "static_layer": limits}]}
     found["admin"] = {"address": {"pipe": {"path": str(admin_socket), "mode": 0o600}}}
     for listener in found["static_resources"]["listeners"]:
-        # Workers share a port by this option; without workers, a second server would share it silently.
-        listener["enable_reuse_port"] = settings.workers > 1
+        endpoints.apply(listener, settings)
         for chain in listener["filter_chains"]:
             _adapt(chain["filters"][-1]["typed_config"], settings)
     return found

@@ -134,6 +134,7 @@ class TestWrongValues:
             *((flag, "h:65536", "0..65535") for flag in ("--listen", "--metrics-listen")),
             *((flag, "h:-1", "0..65535") for flag in ("--listen", "--metrics-listen")),
             *((flag, "h:", "0..65535") for flag in ("--listen", "--metrics-listen")),
+            *(("--listen", text, "is not HOST:PORT") for text in ("a,:80", "[a]:80", "[::1:80", "a,::1:80")),
             ("--listen", "", "is not HOST:PORT"),
             ("--device", "tpu", "must be one of auto, cpu, cuda"),
             ("--checkpoint-interval-seconds", "0", "at least 0.01"),
@@ -221,6 +222,12 @@ class TestAddress:
 
     def test_an_address_reads_back_as_it_was_written(self):
         """Address.parse and str are each other's inverse, for names, IPv4 and IPv6."""
-        for text in ("localhost:0", "127.0.0.1:65535", "[::1]:50051"):
+        for text in ("localhost:0", "127.0.0.1:65535", "[::1]:50051", "a,[::1]:80"):
             assert str(Address.parse(text)) == text
         assert Address.parse("[::1]:1").host == "::1"
+
+    def test_an_address_may_have_several_hosts(self):
+        """They have one port; spaces around the commas do not count."""
+        found = Address.parse("a, [::1],127.0.0.1:80")
+        assert found.hosts == ("a", "::1", "127.0.0.1")
+        assert found.port == 80

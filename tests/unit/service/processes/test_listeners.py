@@ -67,6 +67,12 @@ class TestWaitUntilListening:
         assert await rig.wait() == BOUND
         assert rig.admin.num_questions == 3
 
+    async def test_an_address_keeps_all_its_hosts(self):
+        """Envoy tells the first of them; the port is one for all."""
+        rig = Rig(addresses=[BOUND])
+        several = Address("127.0.0.1,::1", 0)
+        assert await rig.listener.wait_until_listening(rig.process, several) == Address(several.host, 5000)
+
     async def test_an_envoy_that_ended_is_an_error_at_once(self):
         """The message has the status."""
         rig = Rig(returncode=-9, addresses=itertools.repeat(None))

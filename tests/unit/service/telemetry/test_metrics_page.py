@@ -1,5 +1,6 @@
 """The page that Prometheus reads: joined from several processes' pages, and served."""
 
+import socket
 import urllib.request
 
 import pytest
@@ -53,4 +54,19 @@ def test_a_page_is_served_until_it_is_closed():
         assert b"here 7.0" in response.read()
     with pytest.raises(ConfigError, match="--metrics-listen: cannot listen on"):
         MetricsPage(shown.address, registry)
+    shown.close()
+
+
+def test_a_page_is_served_on_every_host_of_its_address():
+    """On one port, whether it was given or picked; a host on which the port is taken leaves none open."""
+    registry = CollectorRegistry()
+    shown = MetricsPage(Address("127.0.0.1,127.0.0.2", 0), registry)
+    assert shown.address.host == "127.0.0.1,127.0.0.2"
+    for host in shown.address.hosts:
+        with urllib.request.urlopen(f"http://{host}:{shown.address.port}/metrics", timeout=30) as response:
+            assert response.status == 200
+    with pytest.raises(ConfigError, match="--metrics-listen: cannot listen on"):
+        MetricsPage(Address("127.0.0.3,127.0.0.2", shown.address.port), registry)
+    with socket.socket() as free:
+        free.bind(("127.0.0.3", shown.address.port))
     shown.close()
