@@ -76,7 +76,8 @@ class GrpcioFront:
                 return self._server.add_secure_port(str(address), _credentials(self._settings))
             return self._server.add_insecure_port(str(address))
         except RuntimeError:
-            raise ConfigError(f"--listen: gRPC cannot listen on {address}") from None
+            what = "--tls-*: a file's content" if self._settings.tls_cert else f"--listen: {address}"
+            raise ConfigError(f"{what} is nothing that gRPC can use; its lines above say more") from None
 
     async def stop(self, grace_seconds: float) -> bool:
         """Waits `grace_seconds` for active calls, then cancels them; returns whether all ended by themselves.

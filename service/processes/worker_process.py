@@ -11,22 +11,21 @@ import secrets
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from service import config
 from service.config import Address, Config
 from service.errors import ConfigError
 from service.fronts.envoy import launch
 from service.fronts.envoy.admin import EnvoyAdmin
-from service.processes import control
+from service.processes import control, envoy_log
 from service.processes.control import Channel
+from service.processes.envoy_log import EnvoyLog
 from service.processes.listeners import EnvoyListener, Listener, ServerListener
 from service.processes.server_folder import ServerFolder
 
 APPLICATION = "service.worker:application"
 _STOP_SECONDS = 10.0  # the longest wait for a process to end
-# Envoy's own log lines in the form of the server's log.
-_LOG_FORMAT = '{"event": "envoy", "message": "%j", "level": "%l", "time": "%Y-%m-%dT%T%z"}'
 
 
 class WorkerProcess:
@@ -36,10 +35,18 @@ class WorkerProcess:
         process: the process.
         channel: the supervisor's end of the line to the process.
         listener: what listens for the process's clients.
+        log: what passes on the lines of Envoy, if the process is Envoy.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, channel: Channel, listener: Listener) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        channel: Channel,
+        listener: Listener,
+        log: EnvoyLog | None = None,
+    ) -> None:
         self._process = process
+        self._log = log
         self._channel = channel
         self._listener = listener
         self._pending_replies: dict[str, asyncio.Future[dict[str, Any] | None]] = {}
@@ -65,11 +72,25 @@ class WorkerProcess:
         started = await self._reply("started")
         if started is None:
             status = await self._process.wait()
-            raise ConfigError(f"--front: {self.name} ended before it served (status {status})")
+            why = await self._why_failed()
+            raise ConfigError(f"--front: {self.name} ended before it served (status {status}){why}")
         if started["failed"]:
             await self._process.wait()
             raise ConfigError(started["failed"])
-        return await self._listener.wait_until_listening(self._process, Address(*started["listen"]))
+        try:
+            found = await self._listener.wait_until_listening(self._process, Address(*started["listen"]))
+        except ConfigError as error:
+            raise ConfigError(f"{error}{await self._why_failed()}") from None
+        if self._log is not None:
+            self._log.release()
+        return found
+
+    async def _why_failed(self) -> str:
+        """Returns the cause that the process gave for its end, after a colon; "" if it runs or gave none."""
+        if self._log is None or self.is_alive:
+            return ""
+        cause = await self._log.why_failed()
+        return f": {cause}" if cause else ""
 
     async def page(self) -> str | None:
         """Returns the worker's page of metrics; None if the worker is gone."""
@@ -105,6 +126,8 @@ class WorkerProcess:
                 await self._process.wait()
         self._receiving.cancel()
         await self._channel.close()
+        if self._log is not None:
+            await self._log.close()
 
     async def _request(self, order: str) -> dict[str, Any] | None:
         self._channel.send(order=order)
@@ -141,21 +164,30 @@ async def start(settings: Config, folder: ServerFolder, application: str) -> Wor
     if settings.front != "envoy":
         spawned = await _spawn(settings, folder, [sys.executable, "-m", "service.worker"], {})
         return WorkerProcess(*spawned, ServerListener())
-    socket_path = folder.path / f"{secrets.token_hex(8)}.sock"
+    name = secrets.token_hex(8)
+    socket_path, configuration_path = folder.path / f"{name}.sock", folder.path / f"{name}.json"
+    configuration_path.write_text(json.dumps(launch.configuration(settings, application, socket_path)))
     command = [
         launch.program(),
-        *("--config-yaml", json.dumps(launch.configuration(settings, application, socket_path))),
-        *("--log-level", "error", "--log-format", _LOG_FORMAT),
+        *("--config-path", str(configuration_path)),
+        *("--log-level", "error", "--log-format", envoy_log.FORMAT),
         "--disable-hot-restart",  # which would leave a file in /dev/shm for each start
         *("--concurrency", "1"),  # Python takes more time than one thread of Envoy
     ]
-    spawned = await _spawn(settings, folder, command, launch.environment())
-    return WorkerProcess(*spawned, EnvoyListener(EnvoyAdmin(socket_path)))
+    spawned = await _spawn(settings, folder, command, launch.environment(), is_read=True)
+    lines = cast(asyncio.StreamReader, spawned[0].stdout)
+    return WorkerProcess(*spawned, EnvoyListener(EnvoyAdmin(socket_path)), EnvoyLog(lines))
 
 
 async def _spawn(
-    settings: Config, folder: ServerFolder, command: Sequence[str], environment: Mapping[str, str]
+    settings: Config,
+    folder: ServerFolder,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    is_read: bool = False,
 ) -> tuple[asyncio.subprocess.Process, Channel]:
+    """Starts a process with a channel to it; `is_read`: what it writes comes as its `stdout`."""
     ours, theirs = socket.socketpair()
     with theirs, contextlib.ExitStack() as on_failure:
         on_failure.callback(ours.close)
@@ -164,7 +196,8 @@ async def _spawn(
             *command,
             env={**os.environ, **variables},
             pass_fds=[theirs.fileno(), folder.lock],
-            stdout=sys.stderr,
+            stdout=asyncio.subprocess.PIPE if is_read else sys.stderr,
+            stderr=asyncio.subprocess.STDOUT if is_read else None,
             start_new_session=True,  # a terminal's Ctrl-C is for the supervisor, which drains
         )
         on_failure.pop_all()
