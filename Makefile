@@ -99,7 +99,7 @@ demo: $(VENV)/.runtime ## Streams a series through a server and shows the predic
 	@$(BIN)/python client/examples/demo.py $(if $(CSV),--csv '$(CSV)') $(if $(MODEL),--model '$(MODEL)')
 
 .PHONY: serve
-serve: $(VENV)/.runtime ## Serves the models of model/artifacts until it is stopped; ARGS='--listen 0.0.0.0:50051 ...'
+serve: $(VENV)/.runtime ## Serves the models of model/artifacts until it is stopped; ARGS='--workers 2 ...'
 	@exec $(BIN)/python -m service --store sqlite:sessions.db $(ARGS)
 
 .PHONY: pin-images

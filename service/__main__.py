@@ -9,7 +9,7 @@ from typing import Any
 
 import uvloop
 
-from service import addresses, config
+from service import addresses, config, exposure, settings_report
 from service.commands import snapshot_key, token
 from service.config import Config
 from service.errors import ConfigError
@@ -29,13 +29,16 @@ def main() -> int:
     tuning.make_products_reproducible(os.environ)
     try:
         settings = _with_addresses(_with_front(config.from_command(sys.argv[1:], os.environ)))
+        for name, nearest in settings_report.unknown_variables(os.environ).items():
+            log.warning("unknown_variable", variable=name, **({"nearest": nearest} if nearest else {}))
+        exposure.check(settings)
         if settings.cpu_scheduling == "batch":
             tuning.schedule_in_batches()
         run = _run_of(settings)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(run(settings))
     except ConfigError as error:
-        print(f"streamcell: {error}", file=sys.stderr)
+        print(f"streamcell: {config.as_given(str(error), sys.argv[1:], os.environ)}", file=sys.stderr)
         return 2
 
 

@@ -209,6 +209,9 @@ class Config:
     tls_client_ca: str = _flag(
         "", "PEM file of the authority that must have signed a client's certificate; needs --tls-cert"
     )
+    insecure: bool = _flag(
+        False, "whether to serve plain text, without TLS, on addresses that other machines can reach"
+    )
 
     tokens: str = _flag(
         "",
@@ -306,7 +309,20 @@ def from_command(arguments: Sequence[str], environment: Mapping[str, str]) -> Co
             text, source = environment[variable], variable
         if text is not None:
             values[field.name] = _convert(field, text, source)
-    return Config(**values)
+    try:
+        return Config(**values)
+    except ConfigError as error:
+        raise ConfigError(as_given(str(error), arguments, environment)) from None
+
+
+def as_given(message: str, arguments: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Returns an error's message, with the variable in place of each flag that was set by its variable."""
+    given = vars(_parser().parse_args(arguments))
+    for field in dataclasses.fields(Config):
+        variable = ENV_PREFIX + field.name.upper()
+        if given[field.name] is None and environment.get(variable):
+            message = re.sub(rf"(?<!\S){_flag_of(field.name)}(?![\w-])", variable, message)
+    return message
 
 
 def to_environment(settings: Config) -> dict[str, str]:
@@ -326,7 +342,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     for field in dataclasses.fields(Config):
         text = f"{field.metadata['help']} ({_shown(field.default)})"
-        parser.add_argument(_flag_of(field.name), dest=field.name, metavar=_metavar(field), help=text)
+        flag = parser.add_argument(_flag_of(field.name), dest=field.name, metavar=_metavar(field), help=text)
+        if isinstance(field.default, bool):
+            flag.nargs, flag.const = "?", "true"  # a flag alone means true
     return parser
 
 

@@ -12,7 +12,7 @@ import grpc
 import torch
 from prometheus_client import generate_latest
 
-from service import addresses, errors
+from service import addresses, errors, settings_report
 from service.accounts import AccountLimits, Accounts
 from service.background import BackgroundTask
 from service.catalog.catalog import Catalog
@@ -323,7 +323,8 @@ async def run(settings: Config) -> int:
         return 0
     starting.result()
     listen, metrics = map(str, map(addresses.connectable, (server.listen, server.metrics_listen)))
-    log.info("serving", listen=listen, metrics=metrics, front="grpcio")
+    given = settings_report.not_default(settings)
+    log.info("serving", listen=listen, metrics=metrics, front="grpcio", settings=given)
     # Stage 2: serve until the first signal.
     first = await first_signal
     # Stage 3: drain until all is finished, or until a second signal.

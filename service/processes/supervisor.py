@@ -11,7 +11,7 @@ import signal
 from prometheus_client import Counter, Gauge, ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
-from service import addresses
+from service import addresses, settings_report
 from service.addresses import HeldPort
 from service.background import BackgroundTask
 from service.config import Config
@@ -187,7 +187,9 @@ async def _serve(
     signals: "asyncio.Queue[signal.Signals]",
 ) -> int:
     listen, metrics = map(str, map(addresses.connectable, (supervisor.listen, supervisor.metrics_listen)))
-    log.info("serving", listen=listen, metrics=metrics, front=settings.front, workers=settings.workers)
+    given = settings_report.not_default(settings)
+    workers = settings.workers
+    log.info("serving", listen=listen, metrics=metrics, front=settings.front, workers=workers, settings=given)
     # Stage 2: serve, until a signal.
     await asyncio.wait((first_signal, supervisor.ended), return_when=asyncio.FIRST_COMPLETED)
     if not first_signal.done():

@@ -13,8 +13,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 FLOORS = [
     {"arrays", "errors"},
     {"config"},
-    {"telemetry", "addresses"},
-    {"background", "futures", "accounts"},
+    {"telemetry", "addresses", "settings_report"},
+    {"background", "futures", "accounts", "exposure"},
     {"runtime", "store", "rpc", "watched_files"},
     {"engine", "fronts.grpcio", "fronts.envoy", "identity"},
     {"persistence", "processes", "commands"},

@@ -11,7 +11,7 @@ from streamcell.v1 import streamcell_pb2_grpc as stubs
 from tests.e2e.conftest import BOUND_SECONDS
 
 BOTH = ["127.0.0.1", "[::1]"]
-OPEN = "--reflection=true"
+OPEN = "--insecure"
 
 
 def has_ipv6():
@@ -91,3 +91,27 @@ def models(target):
     with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub = stubs.StreamcellServiceStub(channel)
         return {each.name for each in stub.ListModels(pb.ListModelsRequest(), timeout=BOUND_SECONDS).models}
+
+
+class TestPlainText:
+    """Without TLS, on an address that other machines can reach."""
+
+    def test_it_needs_a_word_from_the_operator(self, start_server):
+        """One line says what to do."""
+        server = start_server("--listen", "0.0.0.0:0")
+        assert server.wait() == 2
+        (said,) = server.lines
+        assert said.startswith("streamcell: --listen: other machines can reach 0.0.0.0:0")
+        assert "--tls-cert and --tls-key, or --insecure" in said
+
+    @pytest.mark.parametrize("workers", ["1", "2"])
+    def test_with_it_the_log_says_what_it_means(self, start_server, workers):
+        """Once, before the server serves; the variable does as well as the flag."""
+        server = start_server(
+            "--listen", "0.0.0.0:0", "--workers", workers, environment={"STREAMCELL_INSECURE": "true"}
+        )
+        serving = server.event("serving")
+        assert serving["listen"].startswith("127.0.0.1:")
+        warnings = [line for line in server.lines if '"event": "insecure"' in line]
+        assert len(warnings) == 1
+        assert "NO TLS" in warnings[0]

@@ -1,6 +1,7 @@
 """The server as a process: its start, its end, and its messages about errors."""
 
 import contextlib
+import json
 import pathlib
 import shutil
 import signal
@@ -108,9 +109,24 @@ def test_a_wrong_setting_is_one_line_and_status_2(start_server, flags, said):
 
 def test_a_variable_is_a_setting_too(start_server):
     """STREAMCELL_… sets what the flag sets; the error of a wrong value names the variable."""
-    server = start_server(environment={"STREAMCELL_THREADS": "none"})
-    assert server.wait() == 2
-    assert "STREAMCELL_THREADS" in server.lines[-1]
+    for name, text in (("THREADS", "none"), ("THREADS", "0"), ("MODELS", "/nonexistent"), ("STORE", "x:")):
+        server = start_server(environment={f"STREAMCELL_{name}": text})
+        assert server.wait() == 2
+        assert server.lines[-1].startswith(f"streamcell: STREAMCELL_{name}: ")
+
+
+def test_the_line_serving_tells_what_is_not_default(start_server, tmp_path):
+    """Flags and variables alike; a variable that sets nothing is a warning with the nearest that does."""
+    store = f"sqlite:{tmp_path / 'sessions.db'}"
+    variables = {"STREAMCELL_REPLIES_KEPT": "3", "STREAMCELL_REPLYS_KEPT": "4"}
+    server = start_server("--store", store, environment=variables)
+    serving = server.event("serving")
+    assert serving["settings"]["store"] == store
+    assert serving["settings"]["replies_kept"] == "3"
+    assert set(serving["settings"]) == {"listen", "metrics_listen", "store", "replies_kept"}
+    (warning,) = [line for line in map(json.loads, server.lines) if line["event"] == "unknown_variable"]
+    assert warning["variable"] == "STREAMCELL_REPLYS_KEPT"
+    assert warning["nearest"] == "STREAMCELL_REPLIES_KEPT"
 
 
 @pytest.mark.parametrize("flag", ["--listen", "--metrics-listen"])

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from service.config import ENV_PREFIX, PRINCIPAL_LIMITS, Address, Config, from_command
+from service.config import ENV_PREFIX, PRINCIPAL_LIMITS, Address, Config, as_given, from_command
 from service.errors import ConfigError
 
 # For every field: the flag's name, a text that differs from the default, and the value that the text means.
@@ -58,6 +58,7 @@ FIELDS = [
     ("principal_steps_per_second", "--principal-steps-per-second", "9.5", 9.5),
     ("principal_bytes_per_second", "--principal-bytes-per-second", "1e6", 1e6),
     ("reload_seconds", "--reload-seconds", "0", 0.0),
+    ("insecure", "--insecure", "true", True),
 ]
 COMPANIONS = {  # the other flags that a flag needs
     "cors_origins": ["--front", "envoy"],
@@ -115,6 +116,12 @@ class TestFlagsAndVariables:
     def test_truth_in_any_case(self, text, value):
         """true, false, 1 and 0 are understood, in upper and lower case."""
         assert from_command(["--reflection", text], {}).reflection is value
+
+    @pytest.mark.parametrize("flag", ["--insecure", "--reflection", "--channelz"])
+    def test_a_flag_alone_means_true(self, flag):
+        """The value may be left out, also before another flag."""
+        for arguments in ([flag], [flag, "--threads", "2"], ["--threads", "2", flag]):
+            assert getattr(from_command(arguments, {}), flag[2:]) is True
 
     def test_settings_cannot_change(self):
         """The settings are frozen."""
@@ -194,6 +201,27 @@ class TestWrongValues:
         """Text that cannot be converted is refused with the name of its variable, not of the flag."""
         with pytest.raises(ConfigError, match=f"^{ENV_PREFIX}{variable}: "):
             from_command([], {ENV_PREFIX + variable: text})
+
+    @pytest.mark.parametrize(
+        ("variable", "text", "says"),
+        [
+            ("THREADS", "0", "must be a number of at least 1"),
+            ("DEVICE", "tpu", "must be one of auto, cpu, cuda"),
+            ("CORS_ORIGINS", "*", "needs --front envoy"),
+            ("TLS_CERT", "cert.pem", "goes with --tls-key"),
+        ],
+    )
+    def test_a_variable_out_of_its_range_is_named_as_the_variable(self, variable, text, says):
+        """Also where the value is wrong beside other settings."""
+        with pytest.raises(ConfigError, match=f"^{ENV_PREFIX}{variable}: .*{says}"):
+            from_command([], {ENV_PREFIX + variable: text})
+
+    def test_a_message_names_each_setting_as_it_was_given(self):
+        """A flag that is set by both is named as the flag; a longer name that begins alike is left alone."""
+        environment = {f"{ENV_PREFIX}{name}": "x" for name in ("TLS_KEY", "TLS_CERT", "STORE")}
+        arguments = ["--tls-cert", "cert.pem"]
+        message = as_given("--store-wait-seconds: --tls-cert, --tls-key and --store", arguments, environment)
+        assert message == ("--store-wait-seconds: --tls-cert, STREAMCELL_TLS_KEY and STREAMCELL_STORE")
 
     def test_an_unknown_flag_ends_the_command(self, capsys):
         """An unknown or shortened flag ends with status 2 and its name on standard error."""
