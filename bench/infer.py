@@ -9,6 +9,7 @@ import sys
 
 import grpc
 from google.protobuf.message import Message
+from streamcell import proxies
 from streamcell.inference import open_inference_pb2 as pb
 from streamcell.inference import open_inference_pb2_grpc as pb_grpc
 
@@ -56,7 +57,7 @@ def model_of(options: Options) -> tuple[str, int]:
         OptionError: no model is named, and the server does not have exactly one; or it has not the named one.
         LoadtestError: the server does not answer.
     """
-    with grpc.insecure_channel(options.target) as channel:
+    with grpc.insecure_channel(options.target, proxies.direct_options(options.target)) as channel:
         stub = pb_grpc.GRPCInferenceServiceStub(channel)
         try:
             index = stub.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=_SECONDS)

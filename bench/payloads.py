@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 import grpc
 from google.protobuf.message import Message
+from streamcell import proxies
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as pb_grpc
 
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the files")
     options = parser.parse_args(arguments)
     session_ids = [f"payload-{number}" for number in range(options.streams)]
-    with grpc.insecure_channel(options.target) as channel:
+    with grpc.insecure_channel(options.target, proxies.direct_options(options.target)) as channel:
         stub = pb_grpc.StreamcellServiceStub(channel)
         try:
             for session_id in session_ids:

@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import grpc
+from streamcell import proxies
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as pb_grpc
 
@@ -140,7 +141,7 @@ def sessions(target: str, ids: list[str], model: str = "") -> Iterator[None]:
     Raises:
         LoadtestError: the server refuses, or there is none.
     """
-    with grpc.insecure_channel(target) as channel:
+    with grpc.insecure_channel(target, proxies.direct_options(target)) as channel:
         stub = pb_grpc.StreamcellServiceStub(channel)
         try:
             for each in ids:

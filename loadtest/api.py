@@ -6,6 +6,7 @@ Messages are serialised once, before they are sent many times. Does not know whe
 from typing import Any
 
 from grpc import aio
+from streamcell import proxies
 from streamcell.v1 import streamcell_pb2 as pb
 
 _SERVICE = f"/{pb.DESCRIPTOR.services_by_name['StreamcellService'].full_name}/"
@@ -23,6 +24,7 @@ class Connection:
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.enable_retries", 0),
+                *proxies.direct_options(target),
             ],
         )
         self.step: Any = self._unary("Step")

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 import grpc
+from streamcell import proxies
 from streamcell.v1 import streamcell_pb2 as pb
 
 from loadtest.api import Connection
@@ -72,7 +73,8 @@ class Fleet:
         try:
             models = list((await self._connections[0].list_models()).models)
         except grpc.aio.AioRpcError as error:
-            what = f"no Streamcell server answers at {self._options.target}"
+            way = proxies.way_to(self._options.target)
+            what = f"no Streamcell server answers at {self._options.target}{way and ', ' + way}"
             raise LoadtestError(f"{what} ({one_line(error)})") from None
         return choose_model(models, self._options.model)
 

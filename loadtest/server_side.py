@@ -10,10 +10,10 @@ import math
 import os
 import pathlib
 import urllib.error
-import urllib.request
 from collections.abc import Mapping
 
 from prometheus_client.parser import text_string_to_metric_families
+from streamcell import proxies
 
 from loadtest.errors import LoadtestError
 
@@ -54,11 +54,14 @@ async def read_metrics(address: str) -> Reading:
         return parse_metrics(text)
     except (OSError, ValueError) as error:
         why = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise LoadtestError(f"--metrics: cannot read http://{address}/metrics ({why})") from None
+        way = proxies.way_to_url(f"http://{address}/metrics")
+        raise LoadtestError(
+            f"--metrics: cannot read http://{address}/metrics{way and ', ' + way} ({why})"
+        ) from None
 
 
 def _fetch(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=_READ_SECONDS) as response:  # noqa: S310 (always http)
+    with proxies.url_opener(url).open(url, timeout=_READ_SECONDS) as response:
         text: str = response.read().decode()
         return text
 

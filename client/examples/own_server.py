@@ -12,10 +12,10 @@ import json
 import math
 import pathlib
 import sys
-import urllib.request
 from collections.abc import AsyncIterator, Iterable
 
 from prometheus_client.parser import text_string_to_metric_families
+from streamcell.proxies import url_opener
 
 START_SECONDS = 180.0  # loading torch from a cold disk takes its time
 STOP_SECONDS = 60.0  # more than the server gives itself to drain
@@ -85,7 +85,8 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 
 def step_latency(metrics: str, name: str, version: str) -> str:
     """Returns p50 and p99 of one model's steps, from the histogram at the server's metrics address."""
-    with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=10) as page:
+    url = f"http://{metrics}/metrics"
+    with url_opener(url).open(url, timeout=10) as page:
         text = page.read().decode()
     buckets = latency_buckets(text, name, version)
     p50, p99 = quantile(0.5, buckets), quantile(0.99, buckets)

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from streamcell.errors import invalid
+from streamcell.proxies import direct_options
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.values import Limits, RetryPolicy, Timeout, Tls
 
@@ -36,7 +37,8 @@ def split_targets(target: str) -> tuple[str, ...]:
 
 
 def open_channel(target: str, tls: Tls | None, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
-    """Returns a channel that connects when it is first used."""
+    """Returns a channel that connects when it is first used; to this machine without a proxy."""
+    options = [*options, *direct_options(target)]
     if tls is None:
         return grpc.aio.insecure_channel(target, options=options)
     credentials = grpc.ssl_channel_credentials(tls.root_certificates, tls.private_key, tls.certificate_chain)

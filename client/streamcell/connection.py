@@ -12,7 +12,7 @@ from typing import TypeAlias, TypeVar
 
 import grpc
 
-from streamcell import errors
+from streamcell import errors, proxies
 from streamcell.channel import channel_options, open_channel, split_targets
 from streamcell.errors import ConnectionLost, Draining, StreamcellError, Unavailable
 from streamcell.retry import Backoff, Sources
@@ -118,7 +118,8 @@ class Connection:
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                     self._leave(channel)
-                    raise ConnectionLost(f"no answer from {channel.target} within {seconds:g} s") from error
+                    lost = ConnectionLost(f"no answer from {channel.target} within {seconds:g} s")
+                    raise _with_way(lost, channel.target) from error
                 raise
 
     async def unary_repeated(self, choose: "Choose[Request, Response]", request: Request) -> Response:
@@ -160,7 +161,7 @@ class Connection:
         try:
             yield channel
         except grpc.aio.AioRpcError as error:
-            failure = errors.from_rpc_error(error)
+            failure = _with_way(errors.from_rpc_error(error), channel.target)
             self._leave_after(failure, channel)
             raise failure from error
         except StreamcellError as failure:
@@ -187,3 +188,10 @@ class Connection:
     def _open_channel(self) -> TargetChannel:
         target = self._targets[self._target_index]
         return TargetChannel(target, open_channel(target, self._tls, self._options))
+
+
+def _with_way(failure: StreamcellError, target: str) -> StreamcellError:
+    """Returns a failure with words for the proxy on the way, if there is one and the connection failed."""
+    if type(failure) is not ConnectionLost or not (way := proxies.way_to(target)):
+        return failure
+    return ConnectionLost(f"{failure.message} ({way})", code=failure.code)
