@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import json
 import socket
 
 import pytest
@@ -11,6 +12,7 @@ from service.config import Address, Config
 from service.errors import ConfigError
 from service.processes import worker_process
 from service.processes.control import Channel
+from service.processes.envoy_log import EnvoyLog
 from service.processes.listeners import ServerListener
 from service.processes.server_folder import ServerFolder
 from service.processes.worker_process import WorkerProcess
@@ -53,6 +55,14 @@ class CountingListener(ServerListener):
     async def flush(self):
         """Counts the call."""
         self.num_flushes += 1
+
+
+class UnheardListener(ServerListener):
+    """A listener that clients cannot reach."""
+
+    async def wait_until_listening(self, process, address):
+        """Fails."""
+        raise ConfigError(f"--listen: Envoy cannot listen (status {process.returncode})")
 
 
 class Rig:
@@ -102,6 +112,30 @@ class TestReady:
         await rig.inside.close()
         with pytest.raises(ConfigError, match=r"the worker ended before it served \(status -11\)"):
             await waiting
+
+
+class TestEnvoysReason:
+    """What Envoy says when it cannot start."""
+
+    @pytest.mark.parametrize("has_started", [True, False])
+    async def test_the_reason_is_in_the_error(self, has_started):
+        """Whether Envoy ends before the server inside has started, or when it should listen."""
+        ours, theirs = socket.socketpair()
+        process, lines, inside = FakeProcess(), asyncio.StreamReader(), await Channel.of(theirs)
+        log = EnvoyLog(lines, lambda line: None)
+        worker = WorkerProcess(process, await Channel.of(ours), UnheardListener(), log)
+        if has_started:
+            inside.send(event="started", failed="", listen=["127.0.0.1", 80])
+        message = "error `no room` initializing config 'secret'"
+        lines.feed_data(json.dumps({"event": "envoy", "message": message}).encode())
+        lines.feed_eof()
+        process.end(1)
+        waiting = asyncio.create_task(worker.ready())
+        await turn()
+        await inside.close()
+        with pytest.raises(ConfigError, match=r"^--\w+: .* \(status 1\): no room$"):
+            await waiting
+        await worker.stop()
 
 
 class TestOrders:
