@@ -41,7 +41,9 @@ from service.store.urls import store_of
 from service.telemetry import log
 from service.telemetry.metrics import Metrics
 from service.telemetry.metrics_page import MetricsPage
-from service.watched_files import FileWatch
+from service.tls.credentials import ServerCredentials
+from service.tls.files import TlsFiles
+from service.watched_files import FileWatch, Watched
 
 _EXPIRE_SECONDS = 1.0  # how often idle sessions are looked for
 _WRITE_SHARE = 0.25  # of the time for a drain: reserved for writing the sessions
@@ -49,6 +51,9 @@ _WRITE_SHARE = 0.25  # of the time for a drain: reserved for writing the session
 
 class Front(Protocol):
     """The part that carries a call's bytes between a network and the router."""
+
+    def use_tls(self, credentials: ServerCredentials) -> None:
+        """Shows these certificates to clients that connect from now on; with TLS, called before `start`."""
 
     async def start(self) -> Address:
         """Begins to serve and returns the address."""
@@ -114,14 +119,10 @@ class Server:
         self._set_build_info(str(loader.device))
         # Servicers, and the router over their methods.
         self._health = health_servicer.HealthServicer([streamcell.SERVICE, inference.SERVICE])
-        self._files = FileWatch(
-            [*identity.files, *self._snapshot_keys.files],
-            settings.reload_seconds,
-            self._metrics.count_background_fault,
-        )
         self._router = self._new_router(identity)
         # The front.
         self.front = front(self._router, settings, count_fault=self._metrics.count_background_fault)
+        self._files = self._watch([*identity.files, *self._snapshot_keys.files, *self._tls_files()])
         self.listen = settings.listen
         self.metrics_listen = settings.metrics_listen
         self._page: MetricsPage | None = None
@@ -131,6 +132,17 @@ class Server:
         self._expiry = BackgroundTask(
             "expire_sessions", self._expire_idle, self._metrics.count_background_fault
         )
+
+    def _tls_files(self) -> list[TlsFiles]:
+        """Returns the files for TLS, if there is TLS, once the front uses what they hold."""
+        if not self._settings.tls_cert:
+            return []
+        files = TlsFiles(self._settings, self.front.use_tls, show_end=self._metrics.of_certificates())
+        files.load()
+        return [files]
+
+    def _watch(self, files: list[Watched]) -> FileWatch:
+        return FileWatch(files, self._settings.reload_seconds, self._metrics.count_background_fault)
 
     def _new_write_behind(self, store: Store, versions: Versions) -> WriteBehind:
         return WriteBehind(

@@ -9,7 +9,7 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from service.background import BackgroundTask
 from service.errors import ConfigError
@@ -19,6 +19,13 @@ _Content = TypeVar("_Content")
 _Version = tuple[
     int, int, int
 ]  # time of change, size and inode: replaced, renamed and rewritten files differ
+
+
+class Watched(Protocol):
+    """What may change."""
+
+    def look(self) -> None:
+        """Takes a change over, if there is one, and logs the outcome."""
 
 
 class WatchedFile(Generic[_Content]):
@@ -96,7 +103,7 @@ class FileWatch:
     """
 
     def __init__(
-        self, files: "Sequence[WatchedFile[Any]]", poll_seconds: float, count_fault: Callable[[str], None]
+        self, files: Sequence[Watched], poll_seconds: float, count_fault: Callable[[str], None]
     ) -> None:
         self._files = files
         self._poll_seconds = poll_seconds

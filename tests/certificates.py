@@ -67,13 +67,14 @@ class Authority:
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, *, days: float):
-    end = datetime.datetime.now(datetime.UTC) + days * _DAY
+    now = datetime.datetime.now(datetime.UTC)
+    end = now + days * _DAY
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(end - 10 * _DAY)
+        .not_valid_before(min(now, end) - _DAY)
         .not_valid_after(end)
     )

@@ -5,7 +5,6 @@ Alone in knowing gRPC's server. Does not know what the methods do.
 
 import asyncio
 import contextlib
-import pathlib
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -21,6 +20,7 @@ from service.rpc.methods import ANONYMOUS, Call, Streaming, Unary
 from service.rpc.router import Router
 from service.rpc.statuses import RefusedError, Status
 from service.rpc.stream import Stream
+from service.tls.credentials import ServerCredentials
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 # Calls spend some turns of the loop in gRPC's core before this module sees them. The wait for quiet therefore
@@ -52,12 +52,22 @@ class GrpcioFront:
         self._calls = _ActiveCalls()
         self._server.add_generic_rpc_handlers((_Methods(router, self._calls),))
         self._settings = settings
+        self._tls: ServerCredentials | None = None
+
+    def use_tls(self, credentials: ServerCredentials) -> None:
+        """Shows these certificates to clients that connect from now on. Before `start`, at least once."""
+        self._tls = credentials
+
+    def _current_tls(self) -> ServerCredentials:
+        if self._tls is None:
+            raise RuntimeError("the front was started before it was given certificates")
+        return self._tls
 
     async def start(self) -> Address:
         """Begins to serve and returns the address; port 0 is replaced by the port in use.
 
         Raises:
-            ConfigError: the address is taken or not this machine's, or a TLS file cannot be used.
+            ConfigError: the address is taken or not this machine's.
         """
         listen = self._settings.listen
         with contextlib.ExitStack() as held:
@@ -73,7 +83,7 @@ class GrpcioFront:
     def _listen_on(self, address: Address) -> int:
         try:
             if self._settings.tls_cert:
-                return self._server.add_secure_port(str(address), _credentials(self._settings))
+                return self._server.add_secure_port(str(address), _credentials(self._current_tls))
             return self._server.add_insecure_port(str(address))
         except RuntimeError:
             what = "--tls-*: a file's content" if self._settings.tls_cert else f"--listen: {address}"
@@ -293,15 +303,27 @@ def _as_bytes(value: str | bytes) -> bytes:
     return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
 
 
-def _credentials(settings: Config) -> grpc.ServerCredentials:
-    paths = (settings.tls_key, settings.tls_cert, settings.tls_client_ca)
-    try:
-        key, cert, client_ca = (pathlib.Path(path).read_bytes() if path else None for path in paths)
-    except OSError as error:
-        raise ConfigError(f"--tls-*: {error.filename}: {error.strerror}") from None
-    return grpc.ssl_server_credentials(
-        [(key or b"", cert or b"")], client_ca, require_client_auth=client_ca is not None
+def _credentials(current: Callable[[], ServerCredentials]) -> grpc.ServerCredentials:
+    """Returns credentials of one port that change when `current`, asked for each connection, changes."""
+    used = current()
+
+    def change() -> Any:
+        # On gRPC's thread. Two connections at once may both take the same change: that costs a little time.
+        nonlocal used
+        latest = current()
+        if latest is used:
+            return None
+        used = latest
+        return _certificates(latest)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _certificates(used), change, require_client_authentication=used.client_ca is not None
     )
+
+
+def _certificates(tls: ServerCredentials) -> grpc.ServerCertificateConfiguration:
+    """Returns the certificates as gRPC takes them, once."""
+    return grpc.ssl_server_certificate_configuration([(tls.key, tls.chain)], tls.client_ca)
 
 
 def _options(settings: Config) -> list[tuple[str, int]]:

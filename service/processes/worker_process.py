@@ -174,7 +174,7 @@ async def start(settings: Config, folder: ServerFolder, application: str) -> Wor
         "--disable-hot-restart",  # which would leave a file in /dev/shm for each start
         *("--concurrency", "1"),  # Python takes more time than one thread of Envoy
     ]
-    spawned = await _spawn(settings, folder, command, launch.environment(), is_read=True)
+    spawned = await _spawn(settings, folder, command, launch.environment(socket_path), is_read=True)
     lines = cast(asyncio.StreamReader, spawned[0].stdout)
     return WorkerProcess(*spawned, EnvoyListener(EnvoyAdmin(socket_path)), EnvoyLog(lines))
 

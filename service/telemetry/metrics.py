@@ -5,7 +5,7 @@ are in base units, and no label names a session. This module does not know when 
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -258,6 +258,15 @@ class Metrics:
     def count_unauthenticated(self, why: str) -> None:
         """Counts a call whose caller did not show who it is."""
         self.unauthenticated.labels(why).inc()
+
+    def of_certificates(self) -> Callable[[str, float], None]:
+        """Returns what shows when the certificates in a file end. A server without TLS does not show it."""
+        gauge = self._gauge(
+            "streamcell_tls_certificate_expiry_timestamp_seconds",
+            "Unix time at which the first certificate in a file of TLS ends.",
+            ["file"],
+        )
+        return lambda file, end: gauge.labels(file).set(end)
 
     def of_store(self) -> StoreMetrics:
         """Returns the instruments of the store. A server without a store does not show them."""

@@ -15,7 +15,7 @@ FLOORS = [
     {"config"},
     {"telemetry", "addresses", "settings_report"},
     {"background", "futures", "accounts", "exposure"},
-    {"runtime", "store", "rpc", "watched_files"},
+    {"runtime", "store", "rpc", "tls", "watched_files"},
     {"engine", "fronts.grpcio", "fronts.envoy", "identity"},
     {"persistence", "processes", "commands"},
     {"catalog"},

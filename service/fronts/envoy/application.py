@@ -5,6 +5,7 @@ gRPC's wire, other content types to the web protocols. Does not know what the me
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,12 +16,14 @@ from service.fronts.envoy import wire
 from service.fronts.envoy.asgi import BODY, START, ActiveCall, Receive, Scope, Send
 from service.fronts.envoy.calls import StreamCall, UnaryCall, send_trailers_only
 from service.fronts.envoy.credentials import Credentials, take_credentials
+from service.fronts.envoy.encryption import SecretFiles
 from service.fronts.envoy.web.cors import Origins
 from service.fronts.envoy.wire import Deframer, Headers
 from service.rpc.limits import HARD_LIMIT_FACTOR
 from service.rpc.methods import ANONYMOUS, Streaming, Unary
 from service.rpc.router import Router
 from service.rpc.statuses import RefusedError, Status
+from service.tls.credentials import ServerCredentials
 
 _HEADER_BYTES = 32  # what HTTP/2 counts for a header beside its name and value
 _CHECK_SECONDS = 0.05  # between two checks whether the clients of complete requests are still connected
@@ -57,7 +60,9 @@ class EnvoyFront:
         self, router: Router, settings: Config, *, count_fault: Callable[[str], None] = _count_nothing
     ) -> None:
         self._router = router
+        self._settings = settings
         self._listen = settings.listen
+        self._secrets: SecretFiles | None = None
         self._hard_limit = HARD_LIMIT_FACTOR * settings.max_message_bytes
         self._max_metadata_bytes = settings.max_metadata_bytes
         self._has_certificates = bool(settings.tls_client_ca)
@@ -74,6 +79,12 @@ class EnvoyFront:
         """Gets ready for calls; returns the address at which Envoy is configured to listen."""
         self._checking.start()
         return self._listen
+
+    def use_tls(self, _: ServerCredentials) -> None:
+        """Makes Envoy show what the TLS files hold to clients that connect from now on."""
+        if self._secrets is None:
+            self._secrets = SecretFiles.inherited(os.environ)
+        self._secrets.renew(self._settings)
 
     async def stop(self, grace_seconds: float) -> bool:
         """Waits `grace_seconds` for active calls, then aborts them; returns whether all ended by themselves.

@@ -9,12 +9,14 @@ import math
 import os
 import pathlib
 import sys
+import time
 from typing import Any
 
 from service.config import Config
 from service.errors import ConfigError
-from service.fronts.envoy import endpoints
+from service.fronts.envoy import encryption, endpoints
 from service.rpc.limits import HARD_LIMIT_FACTOR
+from service.tls.credentials import UnusableFileError, read
 
 _STREAM_WINDOW_BYTES = 256 << 10  # the most that a client may send ahead on one stream
 _CONNECTION_WINDOW_BYTES = 16 << 20
@@ -28,13 +30,14 @@ def configuration(settings: Config, application: str, admin_socket: pathlib.Path
     """Returns the configuration with which Envoy serves the ASGI application `module:name`.
 
     Raises:
-        ConfigError: pyvoy is not installed, or a TLS file cannot be read.
+        ConfigError: pyvoy is not installed, or a TLS file cannot be used.
     """
     _check_installed()
     from pyvoy import PyvoyServer
 
+    _check_tls(settings)
     files = (settings.tls_key, settings.tls_cert, settings.tls_client_ca)
-    tls_key, tls_cert, tls_ca = (_readable(file) if file else None for file in files)
+    tls_key, tls_cert, tls_ca = (pathlib.Path(file) if file else None for file in files)
     server = PyvoyServer(
         application,
         tls_key=tls_key,
@@ -54,6 +57,7 @@ def configuration(settings: Config, application: str, admin_socket: pathlib.Path
         endpoints.apply(listener, settings)
         for chain in listener["filter_chains"]:
             _adapt(chain["filters"][-1]["typed_config"], settings)
+    encryption.prepare(found, settings, admin_socket)
     return found
 
 
@@ -79,8 +83,11 @@ def _adapt(connections: dict[str, Any], settings: Config) -> None:
     }
 
 
-def environment() -> dict[str, str]:
+def environment(admin_socket: pathlib.Path | None = None) -> dict[str, str]:
     """Returns the variables that make Envoy run this same Python interpreter.
+
+    Args:
+        admin_socket: the socket of Envoy's administration, beside which the server finds Envoy's secrets.
 
     Raises:
         ConfigError: this Python has no shared library.
@@ -100,6 +107,7 @@ def environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]),
         "PYTHONHOME": os.pathsep.join([sys.prefix, sys.exec_prefix]),
         preload: str(library),
+        **({encryption.VARIABLE: str(encryption.folder_of(admin_socket))} if admin_socket else {}),
     }
 
 
@@ -128,10 +136,9 @@ def _check_installed() -> None:
             )
 
 
-def _readable(file: str) -> pathlib.Path:
-    path = pathlib.Path(file)
-    try:
-        path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"--tls-*: {error.filename}: {error.strerror}") from None
-    return path
+def _check_tls(settings: Config) -> None:
+    if settings.tls_cert:
+        try:
+            read(settings, time.time())
+        except UnusableFileError as error:
+            raise ConfigError(str(error)) from None

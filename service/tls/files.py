@@ -1,0 +1,107 @@
+"""The TLS files of the settings, used again as a whole when one of them changes.
+
+Certificate and key are two files: between the two changes they do not fit, and what was read before stays in
+use. Does not know who uses what was read.
+"""
+
+import os
+import time
+from collections.abc import Callable
+
+from service.config import Config
+from service.errors import ConfigError
+from service.telemetry import log
+from service.tls.credentials import ServerCredentials, UnusableFileError, iso, read
+
+_SOON_SECONDS = 14 * 86_400.0
+_Versions = tuple[tuple[int, int, int] | None, ...]  # of each file: time of change, size and inode
+
+
+class TlsFiles:
+    """The certificate, the key and the clients' authorities.
+
+    Args:
+        settings: settings with TLS.
+        use: called with what the files hold, at first and after each change.
+        show_end: called with a file and the Unix time at which its first certificate ends.
+        now: the Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Config,
+        use: Callable[[ServerCredentials], None],
+        *,
+        show_end: Callable[[str, float], None],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._use = use
+        self._show_end = show_end
+        self._now = now
+        self._paths = [each for each in (settings.tls_cert, settings.tls_key, settings.tls_client_ca) if each]
+        self._seen: _Versions = ()
+        self._told = ""  # the last problem in the log, which is told once
+
+    def load(self) -> None:
+        """Reads the files for the first time.
+
+        Raises:
+            ConfigError: a file cannot be used; the message names its flag.
+        """
+        versions = self._versions()
+        try:
+            self._take(read(self._settings, self._now()))
+        except UnusableFileError as error:
+            raise ConfigError(str(error)) from None
+        self._seen = versions
+
+    def look(self) -> None:
+        """Reads the files again if one has changed, and logs the outcome."""
+        versions = self._versions()
+        if versions == self._seen:
+            return
+        try:
+            credentials = read(self._settings, self._now())
+        except UnusableFileError as error:
+            # A certificate that begins later is looked at again, though its file does not change.
+            self._seen = () if error.is_early else versions
+            self._warn(error)
+            return
+        self._seen, self._told = versions, ""
+        self._take(credentials)
+        for path, end in credentials.ends.items():
+            log.info("file_reloaded", setting=self._flag(path), path=path, ends=iso(end))
+
+    def _take(self, credentials: ServerCredentials) -> None:
+        self._use(credentials)
+        for path, end in credentials.ends.items():
+            self._show_end(path, end)
+            if end - self._now() < _SOON_SECONDS:
+                log.warning("certificate_ends_soon", setting=self._flag(path), path=path, ends=iso(end))
+
+    def _warn(self, error: UnusableFileError) -> None:
+        if str(error) == self._told:
+            return
+        self._told = str(error)
+        log.warning(
+            "file_not_reloaded",
+            setting=error.flag,
+            path=error.path,
+            why=error.problem,
+            effect="what was read before stays in use",
+        )
+
+    def _flag(self, path: str) -> str:
+        return "--tls-cert" if path == self._settings.tls_cert else "--tls-client-ca"
+
+    def _versions(self) -> _Versions:
+        return tuple(_version(path) for path in self._paths)
+
+
+def _version(path: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
