@@ -7,7 +7,7 @@ orders between a supervisor and its workers.
 import asyncio
 import time
 from asyncio.subprocess import Process
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from service.config import Address
@@ -36,6 +36,9 @@ class Listener(Protocol):
     async def flush(self) -> None:
         """Waits until the answers of a drained server have left, up to a bound."""
 
+    async def tls_counts(self) -> Mapping[str, int]:
+        """Returns how many connections there were, by the end of the name of Envoy's counter."""
+
 
 class ServerListener:
     """A server that listens itself: it reports its address when it listens, and drains its own answers."""
@@ -49,6 +52,10 @@ class ServerListener:
     async def flush(self) -> None:
         """Returns at once."""
 
+    async def tls_counts(self) -> Mapping[str, int]:
+        """Returns nothing: gRPC does not count connections that it refuses."""
+        return {}
+
 
 class Admin(Protocol):
     """The questions to Envoy; each blocks until Envoy answers."""
@@ -58,6 +65,9 @@ class Admin(Protocol):
 
     def is_sending(self) -> bool:
         """Returns whether answers are still on their way to clients."""
+
+    def tls_counts(self) -> dict[str, int]:
+        """Returns how many connections there were, by the end of the counter's name."""
 
 
 class EnvoyListener:
@@ -93,6 +103,10 @@ class EnvoyListener:
                 )
             await self._sleep(_POLL_SECONDS)
         return Address(address.host, found.port)
+
+    async def tls_counts(self) -> Mapping[str, int]:
+        """Asks Envoy for its counts."""
+        return await asyncio.to_thread(self._admin.tls_counts)
 
     async def flush(self) -> None:
         """Asks Envoy until it sends nothing more, for at most 5 seconds."""

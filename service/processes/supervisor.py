@@ -17,6 +17,7 @@ from service.background import BackgroundTask
 from service.config import Config
 from service.errors import ConfigError
 from service.processes import ending, worker_process
+from service.processes.refused_connections import RefusedConnections
 from service.processes.replacement import Replacement
 from service.processes.server_folder import ServerFolder
 from service.processes.worker_pages import WorkerPages
@@ -44,6 +45,8 @@ class Supervisor:
         self._page: MetricsPage | None = None
         self._replacing: list[BackgroundTask] = []
         self._watching: asyncio.Task[None] | None = None
+        refused = RefusedConnections(self._workers, has_tls=bool(settings.tls_cert))
+        self._looking = BackgroundTask("refused_connections", refused.look, self._count_fault)
         self._is_lame_duck = False
         self._registry = CollectorRegistry()
         loop = asyncio.get_running_loop()
@@ -73,6 +76,8 @@ class Supervisor:
         except BaseException:
             await self.stop()
             raise
+        if self._settings.front == "envoy":
+            self._looking.start()
         if self.is_single:
             # The end of the only worker is the end of the server, so nothing replaces it.
             self._watching = asyncio.create_task(self._watch_only_worker())
@@ -141,7 +146,11 @@ class Supervisor:
             self._port.close()
         self._folder.close()
 
+    def _count_fault(self, task: str) -> None:
+        self._pages.count_fault(task)
+
     async def _stop_watching(self) -> None:
+        await self._looking.stop()
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait((self._watching,))

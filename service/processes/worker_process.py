@@ -97,6 +97,10 @@ class WorkerProcess:
         reply = await self._request("page")
         return reply["page"] if reply else None
 
+    async def tls_counts(self) -> Mapping[str, int]:
+        """Returns how many connections there were, by the end of the name of Envoy's counter."""
+        return await self._listener.tls_counts()
+
     def reload(self) -> None:
         """Orders the worker to look for new versions of the models now."""
         self._channel.send(order="reload")

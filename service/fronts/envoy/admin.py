@@ -5,10 +5,12 @@ import http.client
 import json
 import pathlib
 import socket
+from urllib.parse import quote
 
 from service.config import Address
 
 _ANSWER_SECONDS = 10.0
+_TLS = r"^tls_inspector\.tls_(not_)?found$|^listener\..*\.ssl\.fail_verify_(no_cert|error)$"
 # Of the clients' listener alone: the administration also counts its own requests, this question among them.
 _SENDING = r"^http\.ingress_http\.downstream_(rq_active|cx_tx_bytes_buffered)$"
 
@@ -35,6 +37,22 @@ class EnvoyAdmin:
             return any(int(line.rpartition(": ")[2]) for line in lines.splitlines())
         except (OSError, http.client.HTTPException, ValueError):
             return False
+
+    def tls_counts(self) -> dict[str, int]:
+        """Returns how many connections there were, by the end of the counter's name; {} if Envoy is gone.
+
+        `tls_found` and `tls_not_found`: connections that began with TLS, and with something else.
+        `fail_verify_no_cert` and `fail_verify_error`: clients without a certificate, and with a bad one.
+        """
+        counts: dict[str, int] = {}
+        try:
+            for line in self._page(f"/stats?filter={quote(_TLS)}").splitlines():
+                name, _, count = line.rpartition(": ")
+                end = name.rpartition(".")[2]
+                counts[end] = counts.get(end, 0) + int(count)
+        except (OSError, http.client.HTTPException, ValueError):
+            return {}
+        return counts
 
     def _page(self, path: str) -> str:
         with contextlib.closing(_Connection(self._path)) as connection:

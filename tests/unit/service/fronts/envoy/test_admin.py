@@ -60,3 +60,23 @@ def test_an_envoy_that_is_gone_sends_nothing(tmp_path):
     admin = EnvoyAdmin(tmp_path / "none.sock")
     assert not admin.is_sending()
     assert admin.listen_address() is None
+
+
+TLS_STATS = """\
+tls_inspector.tls_found: 7
+tls_inspector.tls_not_found: 2
+tls_inspector.sni_found: 7
+listener.127.0.0.1_0.ssl.fail_verify_error: 3
+listener.127.0.0.1_0.ssl.fail_verify_no_cert: 4
+listener.127.0.0.1_0.ssl.handshake: 5
+listener.[__1]_0.ssl.fail_verify_error: 1
+"""
+
+
+def test_connections_of_the_wrong_kind_are_counted(tmp_path):
+    """Of all listeners together; nothing is told by an Envoy that is gone."""
+    with administration(tmp_path / "admin.sock", TLS_STATS) as admin:
+        assert admin.tls_counts() == {
+            "tls_found": 7, "tls_not_found": 2, "fail_verify_error": 4, "fail_verify_no_cert": 4,
+        }  # fmt: skip
+    assert EnvoyAdmin(tmp_path / "none.sock").tls_counts() == {}
