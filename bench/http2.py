@@ -33,13 +33,26 @@ def opening() -> bytes:
 
 
 def request(headers: Mapping[str, str], stream: int) -> bytes:
-    """Returns the frame that begins a request. Each name and each value is shorter than 127 bytes."""
+    """Returns the frame that begins a request. The headers are shorter than a frame: 16 KiB."""
     fields = (b"\0" + _text(name) + _text(value) for name, value in headers.items())
     return frame(HEADERS, _END_HEADERS, stream, b"".join(fields))
 
 
 def _text(text: str) -> bytes:
-    return bytes([len(text)]) + text.encode()
+    return _length(len(text)) + text.encode()
+
+
+def _length(size: int) -> bytes:
+    """Returns a length with a prefix of seven bits (RFC 7541, section 5.1)."""
+    if size < 127:
+        return bytes([size])
+    size -= 127
+    found = bytearray([127])
+    while size >= 128:
+        found.append(128 | size & 127)
+        size >>= 7
+    found.append(size)
+    return bytes(found)
 
 
 def message(raw: bytes) -> bytes:

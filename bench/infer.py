@@ -14,8 +14,9 @@ from streamcell.inference import open_inference_pb2 as pb
 from streamcell.inference import open_inference_pb2_grpc as pb_grpc
 
 from bench import raw
+from bench.channel import failure, metadata_of, open_channel
 from bench.wire import StreamMethod, Streams
-from loadtest.errors import LoadtestError, OptionError
+from loadtest.errors import OptionError
 from loadtest.options import Options
 from loadtest.run import Result
 
@@ -57,20 +58,22 @@ def model_of(options: Options) -> tuple[str, int]:
         OptionError: no model is named, and the server does not have exactly one; or it has not the named one.
         LoadtestError: the server does not answer.
     """
-    with grpc.insecure_channel(options.target, proxies.direct_options(options.target)) as channel:
+    access = options.access()
+    with open_channel(options.target, access) as channel:
         stub = pb_grpc.GRPCInferenceServiceStub(channel)
         try:
-            index = stub.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=_SECONDS)
+            metadata = metadata_of(access)
+            index = stub.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=_SECONDS, metadata=metadata)
             served = [f"{each.name}/{each.version}" for each in index.models]
             found = [each for each in served if options.model in ("", each, each.split("/")[0])]
             if len(found) != 1:
                 raise OptionError(f"--model: name one of {', '.join(served)}")
             name, version = found[0].split("/")
             asked = pb.ModelMetadataRequest(name=name, version=version)
-            metadata = stub.ModelMetadata(asked, timeout=_SECONDS)
+            model = stub.ModelMetadata(asked, timeout=_SECONDS, metadata=metadata)
         except grpc.RpcError as error:
-            raise LoadtestError(f"{options.target}: {error.details()}") from None
-    return found[0], metadata.inputs[0].shape[1]
+            raise failure(options.target, access, error) from None
+    return found[0], model.inputs[0].shape[1]
 
 
 def run(options: Options) -> Result:

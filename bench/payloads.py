@@ -13,11 +13,12 @@ from collections.abc import Iterable
 
 import grpc
 from google.protobuf.message import Message
-from streamcell import proxies
+from streamcell.access import AccessError, access_of, add_options
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as pb_grpc
 
 from bench.cases import NUM_INPUTS
+from bench.channel import failure, metadata_of, open_channel
 
 _X = [0.1] * NUM_INPUTS
 
@@ -45,15 +46,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--target", required=True, help="HOST:PORT of a server with the reference artifact")
     parser.add_argument("--streams", type=int, default=64, help="number of sessions (%(default)s)")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the files")
+    add_options(parser)
     options = parser.parse_args(arguments)
+    try:
+        access = access_of(options, target=options.target)
+    except AccessError as error:
+        sys.stderr.write(f"bench.payloads: {error}\n")
+        return 1
     session_ids = [f"payload-{number}" for number in range(options.streams)]
-    with grpc.insecure_channel(options.target, proxies.direct_options(options.target)) as channel:
+    with open_channel(options.target, access) as channel:
         stub = pb_grpc.StreamcellServiceStub(channel)
         try:
             for session_id in session_ids:
-                stub.OpenSession(pb.OpenSessionRequest(session_id=session_id))
+                request = pb.OpenSessionRequest(session_id=session_id)
+                stub.OpenSession(request, metadata=metadata_of(access))
         except grpc.RpcError as error:
-            sys.stderr.write(f"bench.payloads: {options.target}: {error.details()}\n")
+            sys.stderr.write(f"bench.payloads: {failure(options.target, access, error)}\n")
             return 1
     options.out.mkdir(parents=True, exist_ok=True)
     for name, content in files(session_ids).items():

@@ -19,10 +19,11 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import grpc
-from streamcell import proxies
+from streamcell.access import Access
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as pb_grpc
 
+from bench.channel import failure, metadata_of, open_channel
 from bench.wire import STEPS, Callers, Connection, Senders, Streams
 from loadtest import report
 from loadtest.driver import LAST_REPLIES_SECONDS
@@ -135,30 +136,32 @@ def _cpu(pids: tuple[int, ...]) -> tuple[float, Reading | None]:
 
 
 @contextlib.contextmanager
-def sessions(target: str, ids: list[str], model: str = "") -> Iterator[None]:
+def sessions(options: Options, ids: list[str]) -> Iterator[None]:
     """Opens sessions for as long as the block lasts.
 
     Raises:
         LoadtestError: the server refuses, or there is none.
     """
-    with grpc.insecure_channel(target, proxies.direct_options(target)) as channel:
+    access = options.access()
+    with open_channel(options.target, access) as channel:
         stub = pb_grpc.StreamcellServiceStub(channel)
         try:
             for each in ids:
-                request = pb.OpenSessionRequest(session_id=each, model=model)
-                stub.OpenSession(request, timeout=_PREPARE_SECONDS)
+                request = pb.OpenSessionRequest(session_id=each, model=options.model)
+                stub.OpenSession(request, timeout=_PREPARE_SECONDS, metadata=metadata_of(access))
             yield
         except grpc.RpcError as error:
-            raise LoadtestError(f"{target}: {error.details()}") from None
+            raise failure(options.target, access, error) from None
         finally:
-            _close(stub, ids)
+            _close(stub, ids, access)
 
 
-def _close(stub: pb_grpc.StreamcellServiceStub, ids: list[str]) -> None:
+def _close(stub: pb_grpc.StreamcellServiceStub, ids: list[str], access: Access) -> None:
     """Closes sessions, if the server is still there: one that is gone has none left."""
     with contextlib.suppress(grpc.RpcError):
         for each in ids:
-            stub.CloseSession(pb.CloseSessionRequest(session_id=each), timeout=_PREPARE_SECONDS)
+            request = pb.CloseSessionRequest(session_id=each)
+            stub.CloseSession(request, timeout=_PREPARE_SECONDS, metadata=metadata_of(access))
 
 
 def run(options: Options) -> Result:
@@ -183,8 +186,8 @@ def drive(options: Options, session_ids: list[str], make_senders: MakeSenders) -
     Raises:
         LoadtestError: the load could not begin, or the server ended it.
     """
-    with sessions(options.target, session_ids, options.model), contextlib.ExitStack() as stack:
-        connections = [Connection.to(options.target) for _ in range(options.num_connections)]
+    with sessions(options, session_ids), contextlib.ExitStack() as stack:
+        connections = [Connection.to(options) for _ in range(options.num_connections)]
         for each in connections:
             stack.enter_context(each.socket)
         senders = make_senders(connections)

@@ -5,7 +5,8 @@ Owns the connections, and which sender uses which. Does not know when messages a
 
 import dataclasses
 import socket
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from google.protobuf.message import Message
@@ -15,6 +16,7 @@ from bench import http2, replies
 from bench.cases import NUM_INPUTS
 from bench.http2 import Frame
 from loadtest.errors import LoadtestError
+from loadtest.options import Options
 
 _RECEIVED_BYTES = 1 << 18
 _MESSAGE = 5  # where a message begins in a data frame's payload: after gRPC's flag and length
@@ -23,10 +25,20 @@ _CALL = f"/{replies.SERVICE}/Step"
 
 
 class Connection:
-    """A connection to a gRPC server. `owners`: the sender's number of each open HTTP/2 stream."""
+    """A connection to a gRPC server. `owners`: the sender's number of each open HTTP/2 stream.
 
-    def __init__(self, connected: socket.socket, authority: str) -> None:
+    Args:
+        connected: the socket, with TLS or without.
+        authority: the server's name and port.
+        metadata: sent with every call.
+    """
+
+    def __init__(
+        self, connected: socket.socket, authority: str, metadata: Iterable[tuple[str, str]] = ()
+    ) -> None:
         self.socket = connected
+        self._metadata = dict(metadata)
+        self._scheme = "https" if isinstance(connected, ssl.SSLSocket) else "http"
         self.owners: dict[int, int] = {}
         self._authority = authority
         self._reader = http2.Reader()
@@ -35,16 +47,21 @@ class Connection:
         self._out = bytearray(http2.opening())
 
     @classmethod
-    def to(cls, target: str) -> "Connection":
-        """Connects to a server.
+    def to(cls, options: Options) -> "Connection":
+        """Connects to the target of the options, with the TLS and the token that they name.
 
         Raises:
-            OSError: nobody listens there.
+            OSError: nobody listens there, or TLS cannot be agreed on.
+            OptionError: a file for TLS or the token cannot be used.
         """
-        host, _, port = target.rpartition(":")
+        host, _, port = options.target.rpartition(":")
+        access = options.access()
         connected = socket.create_connection((host, int(port)))
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return cls(connected, target)
+        if access.tls is not None:
+            name = options.tls_server_name or host
+            connected = _tls_context(options).wrap_socket(connected, server_hostname=name)
+        return cls(connected, options.target, access.token.metadata() if access.token is not None else ())
 
     def begin(self, path: str, owner: int) -> int:
         """Begins a call of the method at a path and returns its HTTP/2 stream."""
@@ -56,8 +73,9 @@ class Connection:
         return stream
 
     def _make_headers(self, path: str) -> bytes:
-        fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": self._authority}
-        frame = http2.request(fields | {"te": "trailers", "content-type": "application/grpc"}, 0)
+        fields = {":method": "POST", ":scheme": self._scheme, ":path": path, ":authority": self._authority}
+        fields |= {"te": "trailers", "content-type": "application/grpc", **self._metadata}
+        frame = http2.request(fields, 0)
         self._headers[path] = frame
         return frame
 
@@ -80,6 +98,9 @@ class Connection:
         data = self.socket.recv(_RECEIVED_BYTES)
         if not data:
             raise LoadtestError("the server closed a connection")
+        # What TLS has decrypted already makes no socket readable.
+        while isinstance(self.socket, ssl.SSLSocket) and (pending := self.socket.pending()):
+            data += self.socket.recv(pending)
         frames = self._reader.feed(data)
         return [each for each in frames if each[0] <= http2.HEADERS or self._is_of_call(each)]
 
@@ -92,6 +113,14 @@ class Connection:
         elif kind == http2.GOAWAY or (kind == http2.RST_STREAM and stream in self.owners):
             raise LoadtestError("the server broke a call off")
         return False
+
+
+def _tls_context(options: Options) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=options.tls_ca or None)
+    context.set_alpn_protocols(["h2"])
+    if options.tls_cert:
+        context.load_cert_chain(options.tls_cert, options.tls_key)
+    return context
 
 
 class Senders(Protocol):

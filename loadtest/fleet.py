@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 import grpc
-from streamcell import proxies
+from streamcell import proxies, tls_failures
 from streamcell.v1 import streamcell_pb2 as pb
 
 from loadtest.api import Connection
@@ -30,7 +30,8 @@ class Fleet:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._connections = [Connection(options.target) for _ in range(options.num_connections)]
+        self._access = options.access()
+        self._connections = [Connection(options.target, self._access) for _ in range(options.num_connections)]
         run = secrets.token_hex(6)
         self._session_ids = [f"loadtest-{run}-{number}" for number in range(options.num_sessions)]
         self._num_requested = 0  # sessions that may be open
@@ -75,6 +76,8 @@ class Fleet:
         except grpc.aio.AioRpcError as error:
             way = proxies.way_to(self._options.target)
             what = f"no Streamcell server answers at {self._options.target}{way and ', ' + way}"
+            if tls_problem := tls_failures.why(error.details() or "", self._access.tls):
+                what += f": {tls_problem}"
             raise LoadtestError(f"{what} ({one_line(error)})") from None
         return choose_model(models, self._options.model)
 

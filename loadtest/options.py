@@ -9,6 +9,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from streamcell import access
+from streamcell.access import Access, AccessError
+
 from loadtest.errors import OptionError
 
 MODES = ("stream", "unary", "frame", "prime", "forecast")
@@ -21,6 +24,7 @@ _METAVARS = {
     **dict.fromkeys(("streams", "frame_steps", "connections", "max_steps", "processes"), "N"),
     **dict.fromkeys(("in_flight", "horizon"), "N"),
     **{"target": "HOST:PORT", "metrics": "HOST:PORT", "model": "NAME", "json": "FILE", "server_pid": "PID"},
+    **access.METAVARS,
     **{"seconds": "SECONDS", "warm_up": "SECONDS", "rate": "STEPS_PER_S"},
 }
 
@@ -68,6 +72,13 @@ class Options:
         "process of a server on this machine: reads its CPU time, and its descendants', from /proc instead",
     )
     json: str = _option("", "file for the result as JSON; - for standard output")
+    tls: bool = _option(default=False, text=access.FLAGS["tls"])
+    tls_ca: str = _option("", access.FLAGS["tls_ca"])
+    tls_cert: str = _option("", access.FLAGS["tls_cert"])
+    tls_key: str = _option("", access.FLAGS["tls_key"])
+    tls_server_name: str = _option("", access.FLAGS["tls_server_name"])
+    token_file: str = _option("", access.FLAGS["token_file"])
+    token_in_plain_text: bool = _option(default=False, text=access.FLAGS["token_in_plain_text"])
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -94,6 +105,17 @@ class Options:
             )
         if self.num_sessions > _MAX_SESSIONS:
             raise OptionError(f"--streams: {self.num_sessions:,} sessions are over {_MAX_SESSIONS:,}")
+
+    def access(self) -> Access:
+        """Reads the files for TLS and the token, and returns what they hold.
+
+        Raises:
+            OptionError: a file cannot be used, or the token would go to another machine in plain text.
+        """
+        try:
+            return access.access_of(self, target=self.target)
+        except AccessError as error:
+            raise OptionError(str(error)) from None
 
     @property
     def steps_per_message(self) -> int:
@@ -156,6 +178,10 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     for field in dataclasses.fields(Options):
+        if field.type is bool:
+            flag = "--" + field.name.replace("_", "-")
+            parser.add_argument(flag, action="store_true", help=field.metadata["help"])
+            continue
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
             type=field.type if isinstance(field.type, type) else str,

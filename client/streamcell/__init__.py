@@ -52,6 +52,7 @@ from streamcell.errors import (
 from streamcell.retry import Sources
 from streamcell.session import Session
 from streamcell.stream import StepStream
+from streamcell.token import Token, TokenFile
 from streamcell.values import (
     Limits,
     Model,
@@ -73,5 +74,5 @@ __all__ = [
     "SessionExists", "SessionExpired", "SessionGone", "SessionInfo", "SessionNotFound", "SessionsFull",
     "SnapshotRejected", "Sources", "StepConflict", "StepForgotten", "StepGap", "StepStream",
     "StoreUnavailable", "StreamInterrupted", "StreamcellError", "Time", "TimedRow", "Timeout", "Tls",
-    "TooManySteps", "Unauthenticated", "Unavailable", "Variable",
+    "Token", "TokenFile", "TooManySteps", "Unauthenticated", "Unavailable", "Variable",
 ]  # fmt: skip

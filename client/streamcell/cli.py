@@ -13,13 +13,15 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
+from streamcell import access
+from streamcell.access import AccessError
 from streamcell.client import Client
 from streamcell.errors import StreamcellError
 from streamcell.lines import read_lines
 from streamcell.predict import Pipe, find_model
 from streamcell.session import Session
 from streamcell.table import CsvError
-from streamcell.values import Model, Tls, Variable
+from streamcell.values import Model, Variable
 
 _PREDICT = """\
 Pipes a CSV series through a model, line by line, and writes CSV: the time, the step's index, the inputs as
@@ -46,7 +48,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (StreamcellError, CsvError) as error:
+    except (StreamcellError, CsvError, AccessError) as error:
         return _fail(options, error)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
@@ -59,7 +61,7 @@ async def predict(options: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         descriptor = _open_input(options.csv, stack)
         out = _open_output(options.out, stack)
-        async with Client(options.target, tls=_tls(options)) as client:
+        async with _client(options) as client:
             keep = options.session is not None  # somebody who names a session means to go on with it
             opening = client.session(model=options.model, session_id=options.session, keep=keep)
             async with opening as session:
@@ -81,7 +83,7 @@ async def _pipe(client: Client, session: Session, options: argparse.Namespace, o
 
 async def models(options: argparse.Namespace) -> None:
     """Lists the models that the server serves."""
-    async with Client(options.target, tls=_tls(options)) as client:
+    async with _client(options) as client:
         rows = [_describe(model) for model in await client.models()]
     titles = ("MODEL", "SESSIONS", "INTERVAL", "INPUTS", "OUTPUTS", "DESCRIPTION")
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
@@ -123,8 +125,7 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
         default=target,
         help=f"the server, or several with commas between, or STREAMCELL_TARGET ({target})",
     )
-    parser.add_argument("--tls", action="store_true", help="encrypt; trust the system's authorities")
-    parser.add_argument("--ca", metavar="FILE", help="encrypt; trust the authorities in this PEM file")
+    access.add_options(parser)
 
 
 def _count(text: str) -> int:
@@ -133,10 +134,9 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _tls(options: argparse.Namespace) -> Tls | None:
-    if options.ca is not None:
-        return Tls(root_certificates=pathlib.Path(options.ca).read_bytes())
-    return Tls() if options.tls else None
+def _client(options: argparse.Namespace) -> Client:
+    allowed = access.access_of(options, target=options.target)
+    return Client(options.target, tls=allowed.tls, token=allowed.token)
 
 
 def _open_input(name: str, stack: contextlib.ExitStack) -> int:

@@ -8,10 +8,12 @@ from types import TracebackType
 from typing import Self
 
 from streamcell import convert
+from streamcell.channel import split_targets
 from streamcell.connection import Connection
 from streamcell.errors import NotOpen
 from streamcell.retry import Sources
 from streamcell.session import Session, open_request
+from streamcell.token import Tokens, token_of
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.values import Limits, Model, OpenMode, RetryPolicy, Timeout, Tls
 
@@ -30,7 +32,10 @@ class Client:
             any name that gRPC resolves: "dns:///HOST:PORT" for all addresses of a name, or
             "ipv4:IP:PORT,IP:PORT".
         tls: settings of an encrypted connection; absent: plain text.
-        metadata: sent with every call, such as {"authorization": "Bearer …"}; keys in lower case.
+        token: a bearer token, or a function that returns the one to use now, such as a `TokenFile`; sent with
+            every call and stream. It goes to other machines over TLS only, unless it is a `Token` that says
+            otherwise.
+        metadata: sent with every call; keys in lower case.
         timeout: how long connecting, a call and a silent connection may take.
         limits: how many steps and bytes may be in memory or in a message at once.
         retry: how often and how fast failed attempts are repeated.
@@ -42,6 +47,7 @@ class Client:
         target: str,
         *,
         tls: Tls | None = None,
+        token: Tokens = None,
         metadata: Mapping[str, str] | None = None,
         timeout: Timeout | None = None,
         limits: Limits | None = None,
@@ -50,7 +56,10 @@ class Client:
     ) -> None:
         self.target = target
         self._tls = tls
+        self._token = token_of(token)
         self._metadata = dict(metadata or {})
+        if self._token is not None:
+            self._token.check_way(split_targets(target), has_tls=tls is not None, metadata=self._metadata)
         self._timeout = timeout or Timeout()
         self._limits = limits or Limits()
         self._retry = retry or RetryPolicy()
@@ -62,6 +71,7 @@ class Client:
         self._connection = Connection(
             self.target,
             tls=self._tls,
+            token=self._token,
             metadata=self._metadata,
             timeout=self._timeout,
             limits=self._limits,

@@ -12,10 +12,11 @@ from typing import TypeAlias, TypeVar
 
 import grpc
 
-from streamcell import errors, proxies
+from streamcell import errors, proxies, tls_failures
 from streamcell.channel import channel_options, open_channel, split_targets
 from streamcell.errors import ConnectionLost, Draining, StreamcellError, Unavailable
 from streamcell.retry import Backoff, Sources
+from streamcell.token import Token
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as pb_grpc
 from streamcell.values import Limits, RetryPolicy, Timeout, Tls
@@ -38,10 +39,13 @@ class TargetChannel:
         self.channel = channel
         self.stub: Stub = pb_grpc.StreamcellServiceStub(channel)
         self.num_calls = 0
+        self.tls_problem = (
+            ""  # of a failure to connect; gRPC names one address of several, not always the same
+        )
 
 
 class Connection:
-    """Makes calls to one of several targets, all with the same metadata, time limits and TLS settings.
+    """Makes calls to one of several targets, all with the same metadata, token, time limits and TLS settings.
 
     Example:
         reply = await connection.unary(lambda stub: stub.GetSession, request)
@@ -52,6 +56,7 @@ class Connection:
         target: str,
         *,
         tls: Tls | None,
+        token: Token | None,
         metadata: Mapping[str, str],
         timeout: Timeout,
         limits: Limits,
@@ -65,6 +70,7 @@ class Connection:
         self._options = channel_options(timeout=timeout, limits=limits, retry=retry, tls=tls)
         self._retry = retry
         self._sources = sources
+        self._token = token
         self._metadata: Metadata = tuple(metadata.items())
         self._is_closed = False
         self._target_index = 0
@@ -91,7 +97,7 @@ class Connection:
         """
         async with self._using_channel() as channel:
             return await choose(channel.stub)(
-                request, timeout=self.timeout.call_seconds, metadata=self._metadata + metadata
+                request, timeout=self.timeout.call_seconds, metadata=self._all_metadata(metadata)
             )
 
     async def unary_reconnecting(
@@ -112,7 +118,7 @@ class Connection:
                 return await choose(channel.stub)(
                     request,
                     timeout=seconds,
-                    metadata=self._metadata + metadata,
+                    metadata=self._all_metadata(metadata),
                     wait_for_ready=len(self._targets) == 1,
                 )
             except grpc.aio.AioRpcError as error:
@@ -145,7 +151,7 @@ class Connection:
             StreamcellError: the stream failed.
         """
         async with self._using_channel() as channel:
-            call = channel.stub.Stream(None, metadata=self._metadata + metadata)
+            call = channel.stub.Stream(None, metadata=self._all_metadata(metadata))
             try:
                 yield call
             finally:
@@ -160,8 +166,9 @@ class Connection:
         channel.num_calls += 1
         try:
             yield channel
+            channel.tls_problem = ""
         except grpc.aio.AioRpcError as error:
-            failure = _with_way(errors.from_rpc_error(error), channel.target)
+            failure = _with_way(self._explained(errors.from_rpc_error(error), channel), channel.target)
             self._leave_after(failure, channel)
             raise failure from error
         except StreamcellError as failure:
@@ -172,6 +179,19 @@ class Connection:
             if channel in self._left_channels and not channel.num_calls:
                 self._left_channels.discard(channel)
                 await channel.channel.close(None)
+
+    def _all_metadata(self, more: Metadata) -> Metadata:
+        """Returns the metadata of a call, with the token to use now."""
+        return self._metadata + more + (self._token.metadata() if self._token is not None else ())
+
+    def _explained(self, failure: StreamcellError, channel: TargetChannel) -> StreamcellError:
+        """Returns a failure to connect with words about TLS, where TLS may be why."""
+        if not (isinstance(failure, ConnectionLost) and tls_failures.is_about_connecting(failure.message)):
+            return failure
+        channel.tls_problem = tls_failures.why(failure.message, self._tls) or channel.tls_problem
+        if not channel.tls_problem:
+            return failure
+        return ConnectionLost(f"{channel.tls_problem} ({failure.message})", code=failure.code)
 
     def _leave_after(self, failure: StreamcellError, channel: TargetChannel) -> None:
         """Leaves a server that drains; with several targets also one that is unavailable."""

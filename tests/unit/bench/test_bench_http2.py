@@ -54,3 +54,10 @@ def test_reader_joins_pieces(server, size):
     assert [each[2] for each in frames] == [1, 1, 1]
     assert frames[1][3] == b"hello"
     assert [bool(each[1] & http2.END_STREAM) for each in frames] == [False, False, True]
+
+
+def test_long_headers_have_long_lengths():
+    """A token may have more than 126 bytes; the examples of RFC 7541, C.1, give the form."""
+    for size, length in ((126, b"\x7e"), (127, b"\x7f\x00"), (254, b"\x7f\x7f"), (1337, b"\x7f\xba\x09")):
+        frame = http2.request({"a": "x" * size}, 1)
+        assert frame[9:] == b"\0\1a" + length + b"x" * size

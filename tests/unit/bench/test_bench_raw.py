@@ -74,8 +74,7 @@ class TestRefusal:
     async def test_server_that_refuses_sessions_is_quoted(self):
         """No session stays open."""
         async with real_server() as server:
-            target = str(server.listen)
-            block = raw.sessions(target, ["a", "b", "c"])
+            block = raw.sessions(Options(target=str(server.listen)), ["a", "b", "c"])
             with pytest.raises(LoadtestError, match="model"):  # the server has two, and none is named
                 await asyncio.to_thread(block.__enter__)
             assert open_sessions(server) == 0

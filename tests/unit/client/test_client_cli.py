@@ -203,7 +203,7 @@ class TestFaults:
             (("predict", "--csv", "missing.csv"), "streamcell: missing.csv: No such file"),
             (("predict", "--csv", "/"), "streamcell: /: Is a directory"),
             (("predict", "--csv", os.devnull, "--model", "nix"), "no model nix"),
-            (("models", "--ca", "missing.pem"), "streamcell: missing.pem: No such file"),
+            (("models", "--tls-ca", "missing.pem"), "streamcell: --tls-ca: missing.pem: No such file"),
         ],
     )
     async def test_other_faults_are_one_line_too(self, command, arguments, message):
