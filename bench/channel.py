@@ -1,8 +1,7 @@
 """Channels for what precedes a load, with TLS and a token where the options name them. Knows no method."""
 
 import grpc
-from streamcell import tls_failures
-from streamcell import proxies
+from streamcell import proxies, tls_failures
 from streamcell.access import Access
 
 from loadtest.errors import LoadtestError

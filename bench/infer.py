@@ -9,7 +9,6 @@ import sys
 
 import grpc
 from google.protobuf.message import Message
-from streamcell import proxies
 from streamcell.inference import open_inference_pb2 as pb
 from streamcell.inference import open_inference_pb2_grpc as pb_grpc
 

@@ -1,10 +1,10 @@
 """Asks a server's health service whether it is serving; the exit status says so.
 
 Usage: healthcheck.py [HOST:PORT] [--tls …]. Asks directly, whatever proxy the environment names. For
-containers; orchestrators that speak gRPC health checks need it not. Beside a server whose certificate is in STREAMCELL_TLS_CERT it speaks TLS by itself, and trusts the
-certificate that the server shows, as both are on one machine. Where the server asks for certificates
-(STREAMCELL_TLS_CLIENT_CA), it shows the one in HEALTHCHECK_TLS_CERT and HEALTHCHECK_TLS_KEY. Health needs no
-token.
+containers; orchestrators that speak gRPC health checks need it not. Beside a server whose certificate is in
+STREAMCELL_TLS_CERT it speaks TLS by itself, and trusts the certificate that the server shows, as both are on
+one machine. Where the server asks for certificates (STREAMCELL_TLS_CLIENT_CA), it shows the one in
+HEALTHCHECK_TLS_CERT and HEALTHCHECK_TLS_KEY. Health needs no token.
 """
 
 import argparse

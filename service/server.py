@@ -43,7 +43,7 @@ from service.telemetry.metrics import Metrics
 from service.telemetry.metrics_page import MetricsPage
 from service.tls.credentials import ServerCredentials
 from service.tls.files import TlsFiles
-from service.watched_files import FileWatch, Watched
+from service.watched_files import FileWatch
 
 _EXPIRE_SECONDS = 1.0  # how often idle sessions are looked for
 _WRITE_SHARE = 0.25  # of the time for a drain: reserved for writing the sessions
@@ -94,9 +94,10 @@ class Server:
         self._settings = settings
         self._has_page = has_page
         self._metrics = Metrics()
-        store = store_of(settings.store)  # before the models, so that a wrong URL is found at once
-        identity = Identity(settings, self._metrics.count_unauthenticated)
-        self._accounts = _accounts(settings) if identity.is_needed else None
+        # What settings name, before the models, so that a wrong one is found at once.
+        store = store_of(settings.store)
+        self._identity = Identity(settings, self._metrics.count_unauthenticated)
+        self._accounts = _accounts(settings) if self._identity.is_needed else None
         self._snapshot_keys = SnapshotKeys(settings.snapshot_key)
         # Runners and engines: one of each for every version of a model.
         torch.set_num_threads(settings.threads)
@@ -119,10 +120,10 @@ class Server:
         self._set_build_info(str(loader.device))
         # Servicers, and the router over their methods.
         self._health = health_servicer.HealthServicer([streamcell.SERVICE, inference.SERVICE])
-        self._router = self._new_router(identity)
+        self._router = self._new_router()
         # The front.
         self.front = front(self._router, settings, count_fault=self._metrics.count_background_fault)
-        self._files = self._watch([*identity.files, *self._snapshot_keys.files, *self._tls_files()])
+        self._files = self._new_file_watch()
         self.listen = settings.listen
         self.metrics_listen = settings.metrics_listen
         self._page: MetricsPage | None = None
@@ -141,7 +142,8 @@ class Server:
         files.load()
         return [files]
 
-    def _watch(self, files: list[Watched]) -> FileWatch:
+    def _new_file_watch(self) -> FileWatch:
+        files: list[Watched] = [*self._identity.files, *self._snapshot_keys.files, *self._tls_files()]
         return FileWatch(files, self._settings.reload_seconds, self._metrics.count_background_fault)
 
     def _new_write_behind(self, store: Store, versions: Versions) -> WriteBehind:
@@ -153,7 +155,8 @@ class Server:
             count_fault=self._metrics.count_background_fault,
         )
 
-    def _new_router(self, identity: Identity) -> Router:
+    def _new_router(self) -> Router:
+        identity = self._identity
         return Router(
             self._methods(),
             max_message_bytes=self._settings.max_message_bytes,
