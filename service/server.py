@@ -43,7 +43,7 @@ from service.telemetry.metrics import Metrics
 from service.telemetry.metrics_page import MetricsPage
 from service.tls.credentials import ServerCredentials
 from service.tls.files import TlsFiles
-from service.watched_files import FileWatch
+from service.watched_files import FileWatch, Watched
 
 _EXPIRE_SECONDS = 1.0  # how often idle sessions are looked for
 _WRITE_SHARE = 0.25  # of the time for a drain: reserved for writing the sessions

@@ -41,8 +41,9 @@ def run(raw):
     assert about.step_interval_ns >= 0
     assert len(snapshot.layout_of(about)) == snapshot.DIGEST_BYTES
     succession = types.SimpleNamespace(is_retiring=False)
+    sessions = types.SimpleNamespace(num_of=lambda account: 0)
     engine = types.SimpleNamespace(
-        name="m", version="1", manifest=about, sessions=(), succession=succession, settings=None
+        name="m", version="1", manifest=about, sessions=sessions, succession=succession, settings=None
     )
     shown = convert.model_message(engine, 0)
     assert type(shown).FromString(shown.SerializeToString()) == shown

@@ -49,6 +49,7 @@ FIELDS = [
     ("tls_cert", "--tls-cert", "cert.pem", "cert.pem"),
     ("tls_key", "--tls-key", "key.pem", "key.pem"),
     ("tls_client_ca", "--tls-client-ca", "ca.pem", "ca.pem"),
+    ("insecure", "--insecure", "true", True),
     ("tokens", "--tokens", "tokens.txt", "tokens.txt"),
     ("jwt_keys", "--jwt-keys", "keys.json", "keys.json"),
     ("jwt_audience", "--jwt-audience", "streamcell", "streamcell"),
@@ -56,9 +57,8 @@ FIELDS = [
     ("principal_max_sessions", "--principal-max-sessions", "7", 7),
     ("principal_max_streams", "--principal-max-streams", "8", 8),
     ("principal_steps_per_second", "--principal-steps-per-second", "9.5", 9.5),
-    ("principal_bytes_per_second", "--principal-bytes-per-second", "1e6", 1e6),
+    ("principal_bytes_per_second", "--principal-bytes-per-second", "1e+06", 1e6),
     ("reload_seconds", "--reload-seconds", "0", 0.0),
-    ("insecure", "--insecure", "true", True),
 ]
 COMPANIONS = {  # the other flags that a flag needs
     "cors_origins": ["--front", "envoy"],
