@@ -14,7 +14,7 @@ from service.telemetry import log
 from service.tls.credentials import ServerCredentials, UnusableFileError, iso, read
 
 _SOON_SECONDS = 14 * 86_400.0
-_Versions = tuple[tuple[int, int, int] | None, ...]  # of each file: time of change, size and inode
+_Versions = dict[str, tuple[int, int, int] | None]  # by flag: time of change, size and inode
 
 
 class TlsFiles:
@@ -39,8 +39,14 @@ class TlsFiles:
         self._use = use
         self._show_end = show_end
         self._now = now
-        self._paths = [each for each in (settings.tls_cert, settings.tls_key, settings.tls_client_ca) if each]
-        self._seen: _Versions = ()
+        named = {
+            "--tls-cert": settings.tls_cert,
+            "--tls-key": settings.tls_key,
+            "--tls-client-ca": settings.tls_client_ca,
+        }
+        self._paths = {flag: path for flag, path in named.items() if path}
+        self._seen: _Versions = {}  # at the last look
+        self._used: _Versions = {}
         self._told = ""  # the last problem in the log, which is told once
 
     def load(self) -> None:
@@ -54,7 +60,7 @@ class TlsFiles:
             self._take(read(self._settings, self._now()))
         except UnusableFileError as error:
             raise ConfigError(str(error)) from None
-        self._seen = versions
+        self._seen = self._used = versions
 
     def look(self) -> None:
         """Reads the files again if one has changed, and logs the outcome."""
@@ -65,13 +71,15 @@ class TlsFiles:
             credentials = read(self._settings, self._now())
         except UnusableFileError as error:
             # A certificate that begins later is looked at again, though its file does not change.
-            self._seen = () if error.is_early else versions
+            self._seen = {} if error.is_early else versions
             self._warn(error)
             return
-        self._seen, self._told = versions, ""
-        self._take(credentials)
-        for path, end in credentials.ends.items():
-            log.info("file_reloaded", setting=self._flag(path), path=path, ends=iso(end))
+        self._take(credentials)  # what raises is tried again at the next look
+        used, self._seen, self._used, self._told = self._used, versions, versions, ""
+        for flag, path in self._paths.items():
+            if versions[flag] != used[flag]:
+                shown = {"ends": iso(credentials.ends[path])} if path in credentials.ends else {}
+                log.info("file_reloaded", setting=flag, path=path, **shown)
 
     def _take(self, credentials: ServerCredentials) -> None:
         self._use(credentials)
@@ -96,7 +104,7 @@ class TlsFiles:
         return "--tls-cert" if path == self._settings.tls_cert else "--tls-client-ca"
 
     def _versions(self) -> _Versions:
-        return tuple(_version(path) for path in self._paths)
+        return {flag: _version(path) for flag, path in self._paths.items()}
 
 
 def _version(path: str) -> tuple[int, int, int] | None:

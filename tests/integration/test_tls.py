@@ -14,6 +14,7 @@ from grpc import aio
 from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as stubs
 
+from bench import http2
 from service.errors import ConfigError
 from tests.certificates import Authority, Issued
 from tests.integration.conftest import BOUND_SECONDS, FRONTS, answer, settings
@@ -179,6 +180,42 @@ class TestRotation:
             assert await client.is_let_in()
             async with connected(port, authority, theirs) as other:
                 assert not await other.is_let_in()
+
+    @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+    async def test_a_ticket_of_an_old_authority_opens_nothing(self, start, authority, tmp_path, version):
+        """A client resumes its TLS session while its authority is trusted, and not after."""
+        old = Authority("old")
+        cert, key = authority.server().save(tmp_path, "server")
+        replace(tmp_path, clients_pem=old.pem)
+        client_ca = str(tmp_path / "clients.pem")
+        peer = await start(tls_cert=cert, tls_key=key, tls_client_ca=client_ca, reload_seconds=LOOK_SECONDS)
+        context = ssl.create_default_context(cadata=authority.pem.decode())
+        context.load_cert_chain(*old.client("alice").save(tmp_path, "alice"))
+        context.set_alpn_protocols(["h2"])
+        context.maximum_version = version
+        port = peer.server.listen.port
+        ticket, _ = await asyncio.to_thread(resumed, port, context, None)
+        assert await asyncio.to_thread(resumed, port, context, ticket) == (ticket, True)
+        replace(tmp_path, clients_pem=Authority("new").pem)
+        async with asyncio.timeout(BOUND_SECONDS):
+            while (await asyncio.to_thread(resumed, port, context, None))[0] is not None:
+                pass
+        assert (await asyncio.to_thread(resumed, port, context, ticket))[0] is None
+
+
+def resumed(port, context, ticket):
+    """Connects with a ticket, and returns a ticket and whether the one given counted; None if not let in."""
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=BOUND_SECONDS) as raw,
+            context.wrap_socket(raw, server_hostname="localhost", session=ticket) as connection,
+        ):
+            connection.sendall(http2.opening())
+            if not connection.recv(1000):
+                return None, False
+            return ticket or connection.session, connection.session_reused
+    except OSError:
+        return None, False
 
 
 @pytest.mark.parametrize("front", FRONTS)

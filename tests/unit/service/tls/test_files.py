@@ -64,7 +64,7 @@ class TestTlsFiles:
         rig.files.look()
         assert [each.chain for each in rig.used[1:]] == [rig.issued.certificate]
         assert rig.shown[rig.settings.tls_cert] == pytest.approx(before + 1000 * DAY, abs=300)
-        assert events(caplog)[-2:] == [("file_reloaded", "--tls-cert"), ("file_reloaded", "--tls-client-ca")]
+        assert events(caplog)[-2:] == [("file_reloaded", "--tls-cert"), ("file_reloaded", "--tls-key")]
 
     def test_a_pair_is_used_once_it_fits(self, rig, caplog):
         """Between the change of the certificate and that of its key, the old pair stays in use."""
@@ -108,6 +108,23 @@ class TestTlsFiles:
         rig.now += 2 * DAY
         rig.files.look()
         assert [each.chain for each in rig.used[1:]] == [new.certificate]
+
+    def test_a_use_that_raises_is_tried_again(self, rig, monkeypatch):
+        """A disk that is full for a while, for example."""
+        rig.put(rig.authority.server(days=2000))
+        room = []
+
+        def use(credentials):
+            if not room:
+                raise OSError("no space left")
+            rig.used.append(credentials)
+
+        monkeypatch.setattr(rig.files, "_use", use)
+        with pytest.raises(OSError, match="no space left"):
+            rig.files.look()
+        room.append(True)
+        rig.files.look()
+        assert [each.chain for each in rig.used[1:]] == [rig.issued.certificate]
 
     def test_a_bad_file_at_the_start_is_an_error(self, tmp_path):
         """The server does not begin without TLS."""
