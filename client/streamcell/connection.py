@@ -39,9 +39,9 @@ class TargetChannel:
         self.channel = channel
         self.stub: Stub = pb_grpc.StreamcellServiceStub(channel)
         self.num_calls = 0
-        self.tls_problem = (
-            ""  # of a failure to connect; gRPC names one address of several, not always the same
-        )
+        self.has_worked = False  # whether a call has succeeded
+        # Why no connection came about: kept, as gRPC names one address of several, and not always the same.
+        self.tls_problem = ""
 
 
 class Connection:
@@ -166,7 +166,7 @@ class Connection:
         channel.num_calls += 1
         try:
             yield channel
-            channel.tls_problem = ""
+            channel.has_worked, channel.tls_problem = True, ""
         except grpc.aio.AioRpcError as error:
             failure = _with_way(self._explained(errors.from_rpc_error(error), channel), channel.target)
             self._leave_after(failure, channel)
@@ -188,7 +188,9 @@ class Connection:
         """Returns a failure to connect with words about TLS, where TLS may be why."""
         if not (isinstance(failure, ConnectionLost) and tls_failures.is_about_connecting(failure.message)):
             return failure
-        channel.tls_problem = tls_failures.why(failure.message, self._tls) or channel.tls_problem
+        # A port that has worked takes what this client speaks: it closes connections when it ends.
+        problem = tls_failures.why(failure.message, self._tls, may_guess=not channel.has_worked)
+        channel.tls_problem = problem or channel.tls_problem
         if not channel.tls_problem:
             return failure
         return ConnectionLost(f"{channel.tls_problem} ({failure.message})", code=failure.code)

@@ -36,22 +36,23 @@ def is_about_connecting(message: str) -> bool:
     return message.startswith("failed to connect")
 
 
-def why(message: str, tls: Tls | None) -> str:
+def why(message: str, tls: Tls | None, *, may_guess: bool = True) -> str:
     """Returns what may be wrong, for gRPC's message about a connection that failed; "" if it is not TLS.
 
     Args:
         message: gRPC's words.
         tls: what the client uses; None for plain text.
+        may_guess: whether a connection that was just closed counts, too.
     """
     if not is_about_connecting(message):
         return ""
+    is_closed = may_guess and any(sign in message for sign in _CLOSED)
     if tls is None:
-        is_closed = any(sign in message for sign in (*_CLOSED, "http1.x server"))
-        return _WANTS_TLS if is_closed else ""
+        return _WANTS_TLS if is_closed or "http1.x server" in message else ""
     for sign, words in _CERTIFICATES:
         if sign in message:
             return words.format(name=f" than {tls.server_name}" if tls.server_name else " than the target")
-    if any(sign in message for sign in (*_CLOSED, "TSI_DATA_CORRUPTED")):
+    if is_closed or "TSI_DATA_CORRUPTED" in message:
         return _WANTS_CERTIFICATE if tls.certificate_chain is None else _DISLIKES_CERTIFICATE
     return ""
 
