@@ -20,7 +20,9 @@ STEP = {"sessionId": "web", "model": "mackey-glass", "x": [0.5], "stepIndex": 0}
 
 def step(number):
     """Returns a request for a step, as bytes."""
-    return pb.StepRequest(session_id=f"s{number}", model="mackey-glass", x=[0.5], step_index=0).SerializeToString()
+    return pb.StepRequest(
+        session_id=f"s{number}", model="mackey-glass", x=[0.5], step_index=0
+    ).SerializeToString()
 
 
 async def outcome(call):
