@@ -5,6 +5,7 @@ Alone in knowing gRPC's server. Does not know what the methods do.
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -32,6 +33,8 @@ _MANY_BYTES = 4096  # more than the buffer of a socket pair holds when each byte
 _MIN_PING_MILLISECONDS = (
     500  # gRPC ends a connection on which pings come faster; clients may ping each second
 )
+_LIBRARY_LOG = "grpc._cython.cygrpc"
+_ENDED_CALL = "ExecuteBatchError"  # the library's private name for: the call takes no more operations
 _GetCall = Callable[["aio.ServicerContext[bytes, bytes]"], Call]
 _Method = Unary[Any] | Streaming
 
@@ -47,6 +50,7 @@ class GrpcioFront:
         self, router: Router, settings: Config, *, count_fault: Callable[[str], None] | None = None
     ) -> None:
         self._router = router
+        logging.getLogger(_LIBRARY_LOG).addFilter(_is_news)
         with _wake_ups_read_together():
             self._server = aio.server(options=_options(settings))
         self._calls = _ActiveCalls()
@@ -109,6 +113,14 @@ class GrpcioFront:
                 await self._calls.wait_until_quiet()
         await self._server.stop(max(0.0, deadline - now()))
         return all_ended
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Returns whether a line of grpcio's is worth its place in the log: an answer to an ended call is not.
+
+    A call may run out of time, or be cancelled, while its answer is sent. That is the client's business.
+    """
+    return not (record.exc_info and record.exc_info[0] and record.exc_info[0].__name__ == _ENDED_CALL)
 
 
 class _WakeUpSocket(socket.socket):
