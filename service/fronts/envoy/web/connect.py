@@ -25,6 +25,7 @@ from service.rpc.router import Router
 from service.rpc.statuses import RefusedError, Status
 from service.telemetry import faults
 
+_CLIENT_GONE = "ClientDisconnectedError"  # pyvoy's, which only Python inside Envoy can import
 _GRPC_WEB = b"application/grpc-web"
 _STREAMS = (b"application/connect+proto", b"application/connect+json")
 _CONTENT_TYPES = {  # each content type that is accepted, and the library's name for it
@@ -201,7 +202,9 @@ class WebCall:
             if self.abort_status is None:
                 raise
         except Exception as exception:
-            if not self._disconnected.is_set():  # to send to a client that is gone fails, and is no fault
+            # To send to a client that is gone fails, and is no fault; pyvoy may know before the next check.
+            is_gone = self._disconnected.is_set() or type(exception).__name__ == _CLIENT_GONE
+            if not is_gone:
                 faults.report(exception)
 
     async def _next(self) -> Event:
