@@ -37,7 +37,7 @@ class Listener(Protocol):
         """Waits until the answers of a drained server have left, up to a bound."""
 
     async def tls_counts(self) -> Mapping[str, int]:
-        """Returns how many connections there were, by the end of the name of Envoy's counter."""
+        """Returns Envoy's counts about TLS, by the ends of the counters' names."""
 
 
 class ServerListener:
@@ -67,7 +67,7 @@ class Admin(Protocol):
         """Returns whether answers are still on their way to clients."""
 
     def tls_counts(self) -> dict[str, int]:
-        """Returns how many connections there were, by the end of the counter's name."""
+        """Returns Envoy's counts about TLS, by the ends of the counters' names."""
 
 
 class EnvoyListener:

@@ -1,7 +1,8 @@
-"""Connections that TLS refuses, in the log: what clients did wrong, and how often, a line a minute at most.
+"""What Envoy refuses for TLS, in the log: what clients did wrong, and how often, a line a minute at most.
 
-Envoy counts such connections, and this module asks for its counts. A server that listens itself cannot know:
-gRPC ends the connections before the server sees a call.
+Also certificates that Envoy did not take, though the server had checked them. Envoy counts all this, and this
+module asks for its counts. A server that listens itself cannot know: gRPC ends the connections before the
+server sees a call.
 """
 
 import asyncio
@@ -15,6 +16,8 @@ from service.telemetry import log
 _LOOK_SECONDS = 5.0  # between two looks at the counts
 _QUIET_SECONDS = 60.0  # between two lines of a kind
 
+_NOT_TAKEN = "update_rejected"
+
 # What clients did, and what helps, by the end of the name of Envoy's counter.
 _WITH_TLS = {
     "tls_not_found": ("plain_text", "clients spoke plain text, and this port takes TLS: they need --tls"),
@@ -25,6 +28,11 @@ _WITH_TLS = {
     "fail_verify_error": (
         "bad_certificate",
         "clients showed a certificate that has ended, or that no authority in --tls-client-ca has signed",
+    ),
+    _NOT_TAKEN: (
+        "certificates",
+        "Envoy did not take new files that the server had checked, as they changed again at once, or as Envoy"
+        " asks more of them; it goes on with those it had",
     ),
 }
 _WITHOUT_TLS = {
@@ -40,7 +48,7 @@ class Counting(Protocol):
     """A worker that counts connections."""
 
     async def tls_counts(self) -> Mapping[str, int]:
-        """Returns how many connections there were, by the end of the name of Envoy's counter."""
+        """Returns Envoy's counts about TLS, by the ends of the counters' names."""
 
 
 class RefusedConnections:
@@ -92,6 +100,9 @@ class RefusedConnections:
 
     def _tell(self, name: str) -> None:
         kind, why = self._kinds[name]
-        log.warning("connections_refused", kind=kind, connections=self._untold[name], why=why)
+        if name == _NOT_TAKEN:
+            log.warning("certificates_not_taken", times=self._untold[name], why=why)
+        else:
+            log.warning("connections_refused", kind=kind, connections=self._untold[name], why=why)
         self._told[name] = self._clock()
         self._untold[name] = 0

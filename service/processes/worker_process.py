@@ -98,7 +98,7 @@ class WorkerProcess:
         return reply["page"] if reply else None
 
     async def tls_counts(self) -> Mapping[str, int]:
-        """Returns how many connections there were, by the end of the name of Envoy's counter."""
+        """Returns Envoy's counts about TLS, by the ends of the counters' names."""
         return await self._listener.tls_counts()
 
     def reload(self) -> None:

@@ -10,7 +10,10 @@ from urllib.parse import quote
 from service.config import Address
 
 _ANSWER_SECONDS = 10.0
-_TLS = r"^tls_inspector\.tls_(not_)?found$|^listener\..*\.ssl\.fail_verify_(no_cert|error)$"
+_TLS = (
+    r"^tls_inspector\.tls_(not_)?found$|^listener\..*\.ssl\.fail_verify_(no_cert|error)$"
+    r"|^sds\..*\.update_rejected$"
+)
 # Of the clients' listener alone: the administration also counts its own requests, this question among them.
 _SENDING = r"^http\.ingress_http\.downstream_(rq_active|cx_tx_bytes_buffered)$"
 
@@ -39,10 +42,11 @@ class EnvoyAdmin:
             return False
 
     def tls_counts(self) -> dict[str, int]:
-        """Returns how many connections there were, by the end of the counter's name; {} if Envoy is gone.
+        """Returns Envoy's counts about TLS, by the ends of the counters' names; {} if Envoy is gone.
 
         `tls_found` and `tls_not_found`: connections that began with TLS, and with something else.
         `fail_verify_no_cert` and `fail_verify_error`: clients without a certificate, and with a bad one.
+        `update_rejected`: new files that Envoy did not take.
         """
         counts: dict[str, int] = {}
         try:

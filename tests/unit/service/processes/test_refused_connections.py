@@ -97,3 +97,11 @@ class TestRefusedConnections:
         rig.seconds += 60
         await rig.refused.look()
         assert lines() == [("plain_text", 1)]
+
+    async def test_certificates_that_envoy_did_not_take_are_told(self, caplog):
+        """The server has said that it took them."""
+        rig = Rig()
+        rig.workers[0] = Worker(update_rejected=2)
+        await rig.refused.look()
+        (line,) = caplog.records
+        assert (line.getMessage(), line.fields["times"]) == ("certificates_not_taken", 2)

@@ -70,6 +70,8 @@ listener.127.0.0.1_0.ssl.fail_verify_error: 3
 listener.127.0.0.1_0.ssl.fail_verify_no_cert: 4
 listener.127.0.0.1_0.ssl.handshake: 5
 listener.[__1]_0.ssl.fail_verify_error: 1
+sds.server.update_rejected: 1
+sds.server.update_success: 8
 """
 
 
@@ -78,5 +80,6 @@ def test_connections_of_the_wrong_kind_are_counted(tmp_path):
     with administration(tmp_path / "admin.sock", TLS_STATS) as admin:
         assert admin.tls_counts() == {
             "tls_found": 7, "tls_not_found": 2, "fail_verify_error": 4, "fail_verify_no_cert": 4,
+            "update_rejected": 1,
         }  # fmt: skip
     assert EnvoyAdmin(tmp_path / "none.sock").tls_counts() == {}
