@@ -6,15 +6,14 @@ Does not know the instruments.
 import errno
 import threading
 from collections.abc import Iterable, Mapping
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import start_http_server
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import CollectorRegistry
 
 from service.config import Address
 from service.errors import ConfigError
+from service.telemetry.page_server import PageServer
 
 _MAX_PICKS = 32  # of a port that is free on every host
 
@@ -23,7 +22,7 @@ class MetricsPage:
     """Serves a registry's page, on a listener and a thread of its own for each host of an address."""
 
     def __init__(self, address: Address, registry: CollectorRegistry) -> None:
-        self._listeners: list[tuple[WSGIServer, threading.Thread]] = []
+        self._listeners: list[tuple[PageServer, threading.Thread]] = []
         num_left = 1 if address.port else _MAX_PICKS
         while not self._listeners:
             num_left -= 1
@@ -41,7 +40,10 @@ class MetricsPage:
         """Listens on each host, all on one port."""
         port = address.port
         for host in address.hosts:
-            self._listeners.append(start_http_server(port, host, registry))
+            http = PageServer(host, port, registry)
+            thread = threading.Thread(target=http.serve_forever, name="metrics", daemon=True)
+            thread.start()
+            self._listeners.append((http, thread))
             port = self._listeners[0][0].server_port
 
     def close(self) -> None:
