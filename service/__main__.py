@@ -18,6 +18,7 @@ from service.processes import tuning
 from service.telemetry import log
 
 _COMMANDS = {"token": token.main, "snapshot-key": snapshot_key.main}
+_OTHER_FILES = 1000  # beside connections: libraries, stores, models, pipes
 
 
 def main() -> int:
@@ -34,6 +35,8 @@ def main() -> int:
         exposure.check(settings)
         if settings.cpu_scheduling == "batch":
             tuning.schedule_in_batches()
+        if not tuning.allow_open_files(settings.max_connections + _OTHER_FILES):
+            log.warning("few_open_files", effect="--max-connections exceeds what `ulimit -n` allows")
         run = _run_of(settings)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(run(settings))

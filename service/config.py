@@ -69,6 +69,8 @@ _LEAST = {
     "store_wait_seconds": 0,
     "max_metadata_bytes": 1024,
     "max_hold_seconds": 0,
+    "arrival_timeout_seconds": 0.01,
+    "keepalive_seconds": 0.1,
     "models_poll_seconds": 0,
     "reload_seconds": 0,
     **dict.fromkeys(PRINCIPAL_LIMITS, 0),
@@ -189,6 +191,33 @@ class Config:
         256,
         "most unanswered messages of one stream; then the server stops reading the stream until it answers",
     )
+    max_connections: int = _flag(10_000, "most connections of clients, per worker; further ones are closed")
+    max_connection_streams: int = _flag(
+        1024, "most calls and streams under way on one connection; clients wait, or open another connection"
+    )
+    max_active_calls: int = _flag(
+        16_384,
+        "most calls and streams under way, per worker; further ones, health checks apart, are refused with"
+        " OVERLOADED",
+    )
+    max_early_resets: int = _flag(
+        500,
+        "most calls of one connection that its client may cancel unanswered, if they are half of its calls or"
+        " more; then the envoy front closes the connection. Gateways whose clients have short deadlines need"
+        " more",
+    )
+    max_arriving_bytes: int = _flag(
+        64 << 20,
+        "most bytes, per worker, of messages that have arrived in part, or are large and unanswered. Above,"
+        " the oldest that has arrived in part is refused, and compressed messages wait",
+    )
+    arrival_timeout_seconds: float = _flag(
+        60.0, "most seconds from the first byte of a message to its last; on the envoy front"
+    )
+    keepalive_seconds: float = _flag(
+        10.0,
+        "seconds between two pings of a connection, which is closed if a ping is unanswered for half as long",
+    )
     drain_timeout_seconds: float = _flag(20.0, "most seconds to finish accepted steps after SIGTERM")
     drain_delay_seconds: float = _flag(
         0.0,
@@ -265,6 +294,8 @@ class Config:
             raise _wrong(
                 "channelz", "is of --front grpcio; Envoy shows its connections in its own statistics"
             )
+        if self.max_arriving_bytes < self.max_message_bytes:
+            raise _wrong("max_arriving_bytes", "must hold a message of --max-message-bytes")
         self._check_origins()
 
     @property

@@ -79,7 +79,10 @@ class Reason(enum.StrEnum):
 _MAX_TEXT = 128  # characters of a caller's text in an error: statuses travel as headers
 
 # Which of a reason's messages an error has. Most reasons have the usual one alone.
-Case = Literal["usual", "certificate", "owned_elsewhere", "session_ended", "stored_record", "other_artifact"]
+Case = Literal[
+    "usual", "certificate", "owned_elsewhere", "session_ended", "stored_record", "other_artifact", "calls",
+    "bytes",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +276,15 @@ REASONS: Mapping[Reason, ReasonSpec] = {
     Reason.OVERLOADED: ReasonSpec(
         Code.RESOURCE_EXHAUSTED,
         Message("{queued_steps} steps are waiting, as many as may: come again in {retry_delay_seconds:g} s"),
+        {
+            "calls": Message(
+                "{num_calls} calls are under way, as many as may: come again in {retry_delay_seconds:g} s"
+            ),
+            "bytes": Message(
+                "the message did not arrive whole before the bytes of others needed its room: come again in"
+                " {retry_delay_seconds:g} s"
+            ),
+        },
     ),
     Reason.QUOTA_EXCEEDED: ReasonSpec(
         Code.RESOURCE_EXHAUSTED,

@@ -31,6 +31,7 @@ from service.persistence.stored_sessions import StoredSessions
 from service.persistence.write_behind import WriteBehind
 from service.processes import ending, tuning
 from service.rpc.methods import Streaming, Unary
+from service.rpc.request_bytes import RequestBytes
 from service.rpc.router import Router
 from service.servicers.inference import servicer as inference
 from service.servicers.standard import channelz, reflection
@@ -165,6 +166,8 @@ class Server:
             count_streams=self._metrics.streams.set,
             identify=identity.principal if identity.is_needed else None,
             accounts=self._accounts,
+            max_active_calls=self._settings.max_active_calls,
+            request_bytes=RequestBytes(self._settings.max_arriving_bytes),
         )
 
     def _methods(self) -> list[Unary[Any] | Streaming]:

@@ -16,6 +16,7 @@ from grpc import aio
 from service.addresses import HeldPort
 from service.config import LARGEST, Address, Config
 from service.errors import ConfigError
+from service.rpc.inflation import Inflation, recognised
 from service.rpc.limits import HARD_LIMIT_FACTOR
 from service.rpc.methods import ANONYMOUS, Call, Streaming, Unary
 from service.rpc.router import Router
@@ -29,12 +30,15 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _NAP_SECONDS = 0.01
 _QUIET_NAPS = 5
 _MAX_QUIET_SECONDS = 1.0  # the longest wait for quiet, as some clients call again and again
+_HANDSHAKE_SECONDS = 10.0  # the longest that a connection may take to begin
+_ARRIVING_CALLS = 64  # beside the calls that methods have received: their requests are arriving
 _MANY_BYTES = 4096  # more than the buffer of a socket pair holds when each byte is written alone
 _MIN_PING_MILLISECONDS = (
     500  # gRPC ends a connection on which pings come faster; clients may ping each second
 )
 _LIBRARY_LOG = "grpc._cython.cygrpc"
 _ENDED_CALL = "ExecuteBatchError"  # the library's private name for: the call takes no more operations
+_PACKED_STARTS = (b"\x1f", b"x")  # the first bytes of compressed messages, and of some others
 _GetCall = Callable[["aio.ServicerContext[bytes, bytes]"], Call]
 _Method = Unary[Any] | Streaming
 
@@ -52,9 +56,13 @@ class GrpcioFront:
         self._router = router
         logging.getLogger(_LIBRARY_LOG).addFilter(_is_news)
         with _wake_ups_read_together():
-            self._server = aio.server(options=_options(settings))
+            self._server = aio.server(
+                options=_options(settings),
+                maximum_concurrent_rpcs=settings.max_active_calls + _ARRIVING_CALLS,
+            )
         self._calls = _ActiveCalls()
-        self._server.add_generic_rpc_handlers((_Methods(router, self._calls),))
+        inflation = Inflation(settings.max_message_bytes, router.request_bytes, _call_later)
+        self._server.add_generic_rpc_handlers((_Methods(router, self._calls, inflation),))
         self._settings = settings
         self._tls: ServerCredentials | None = None
 
@@ -158,22 +166,22 @@ class _ActiveCalls:
     """Counts the calls that a method has received and not answered; each call is one `with` block."""
 
     def __init__(self) -> None:
-        self._num_active = 0
+        self.num_active = 0
         self._num_ended = 0
         self._none_active = asyncio.Event()
 
     def __enter__(self) -> None:
-        self._num_active += 1
+        self.num_active += 1
 
     def __exit__(self, *_: object) -> None:
-        self._num_active -= 1
+        self.num_active -= 1
         self._num_ended += 1
-        if not self._num_active:
+        if not self.num_active:
             self._none_active.set()
 
     async def wait_until_none(self) -> None:
         """Waits until no call is active."""
-        while self._num_active:
+        while self.num_active:
             self._none_active.clear()
             await self._none_active.wait()
 
@@ -189,39 +197,73 @@ class _ActiveCalls:
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs alone
     """The router's methods as gRPC's server calls them; a path without a method is UNIMPLEMENTED."""
 
-    def __init__(self, router: Router, calls: _ActiveCalls) -> None:
+    def __init__(self, router: Router, calls: _ActiveCalls, inflation: Inflation) -> None:
+        self._router = router
+        self._calls = calls
         self._methods = {
-            path: _grpc_method(router, method, calls, _get_call(router, method))
+            path: _grpc_method(router, method, calls, _get_call(router, method), inflation)
             for path, method in router.methods.items()
         }
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        return self._methods.get(handler_call_details.method)
+        path = handler_call_details.method
+        found = self._methods.get(path)
+        if found is not None:
+            try:
+                self._router.admit_call(self._router.methods[path], self._calls.num_active)
+            except RefusedError as refused:
+                return _refusing(refused.status)
+        return found
+
+
+def _refusing(status: Status) -> "grpc.RpcMethodHandler[Any, Any]":
+    """Returns a method that refuses every call; as a streaming one it does not wait for the request."""
+
+    async def refuse(_: Any, context: "aio.ServicerContext[bytes, bytes]") -> None:
+        await _abort(context, status)
+
+    return grpc.stream_stream_rpc_method_handler(cast(Any, refuse))
 
 
 def _grpc_method(
-    router: Router, method: "Unary[Any] | Streaming", calls: _ActiveCalls, get_call: _GetCall
+    router: Router,
+    method: "Unary[Any] | Streaming",
+    calls: _ActiveCalls,
+    get_call: _GetCall,
+    inflation: Inflation,
 ) -> "grpc.RpcMethodHandler[Any, Any]":
     if isinstance(method, Unary):
-        return grpc.unary_unary_rpc_method_handler(_unary_method(router, method, calls, get_call))
-    return grpc.stream_stream_rpc_method_handler(_streaming_method(router, method, calls, get_call))
+        return grpc.unary_unary_rpc_method_handler(_unary_method(router, method, calls, get_call, inflation))
+    return grpc.stream_stream_rpc_method_handler(
+        _streaming_method(router, method, calls, get_call, inflation)
+    )
 
 
-def _unary_method(router: Router, method: "Unary[Any]", calls: _ActiveCalls, get_call: _GetCall) -> Any:
+def _unary_method(
+    router: Router, method: "Unary[Any]", calls: _ActiveCalls, get_call: _GetCall, inflation: Inflation
+) -> Any:
     async def answer(raw: bytes, context: "aio.ServicerContext[bytes, bytes]") -> bytes:
         try:
             with calls:
-                return await router.answer(method, raw, get_call(context))
+                call = get_call(context)  # first: whoever may not call must not make the server inflate
+                message = raw if raw[:1] not in _PACKED_STARTS else await _inflated(raw, inflation)
+                return await router.answer(method, message, call)
         except RefusedError as refused:
-            await _abort(context, refused.status)
-            raise AssertionError from None  # abort has raised
+            status = refused.status
+        # Out of the block above, and without the message: gRPC keeps the exception that `abort` raises, and
+        # with it all that the frames hold, until the garbage collector comes by.
+        raw = message = b""
+        await _abort(context, status)
+        raise AssertionError  # abort has raised
 
     return answer
 
 
-def _streaming_method(router: Router, method: Streaming, calls: _ActiveCalls, get_call: _GetCall) -> Any:
+def _streaming_method(
+    router: Router, method: Streaming, calls: _ActiveCalls, get_call: _GetCall, inflation: Inflation
+) -> Any:
     async def serve(_: Any, context: "aio.ServicerContext[bytes, bytes]") -> None:
         try:
             call = get_call(context)
@@ -230,7 +272,7 @@ def _streaming_method(router: Router, method: Streaming, calls: _ActiveCalls, ge
             raise AssertionError from None  # abort has raised
         stream = router.open(method, call)
         flow = _FlowControl(stream)
-        reader = asyncio.create_task(_read(stream, flow, context))
+        reader = asyncio.create_task(_read(stream, flow, context, inflation))
         try:
             with calls:
                 await _write(stream, flow, context)
@@ -252,12 +294,49 @@ async def _write(stream: Stream, flow: "_FlowControl", context: "aio.ServicerCon
             await flow.wait_for_message()
 
 
-async def _read(stream: Stream, flow: "_FlowControl", context: "aio.ServicerContext[bytes, bytes]") -> None:
+async def _read(
+    stream: Stream,
+    flow: "_FlowControl",
+    context: "aio.ServicerContext[bytes, bytes]",
+    inflation: Inflation,
+) -> None:
     while isinstance(raw := cast(object, await context.read()), bytes):  # anything but bytes is the end
+        if raw[:1] in _PACKED_STARTS:
+            try:
+                raw = await _inflated(raw, inflation)
+            except RefusedError as refused:
+                stream.break_off(refused.status)
+                return
         stream.receive(raw)
         while stream.is_full:
             await flow.wait_for_room()
     stream.half_close()
+
+
+async def _inflated(raw: bytes, inflation: Inflation) -> bytes:
+    """Returns a message that is compressed, if its first bytes say so, as what it inflates to.
+
+    gRPC would inflate messages without a bound, so it hands them over as they came.
+
+    Raises:
+        RefusedError: the message is too large, or does not inflate.
+    """
+    packed = recognised(raw)
+    if packed is None:
+        return raw
+    inflated: asyncio.Future[bytes | RefusedError] = asyncio.get_running_loop().create_future()
+    inflation.inflate(packed, inflated.set_result)
+    try:
+        found = await inflated
+    finally:
+        packed.is_dropped = True
+    if isinstance(found, RefusedError):
+        raise found
+    return found
+
+
+def _call_later(seconds: float, callback: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(seconds, callback)
 
 
 class _FlowControl:
@@ -351,4 +430,23 @@ def _options(settings: Config) -> list[tuple[str, int]]:
         ("grpc.enable_channelz", int(settings.channelz)),  # its counters cost time for each message
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_MILLISECONDS),
+        *_bounds(settings),
+    ]
+
+
+def _bounds(settings: Config) -> list[tuple[str, int]]:
+    """Returns the options that bound what a client may take; each is tested by attacks."""
+    keepalive_ms = round(1e3 * settings.keepalive_seconds)
+    return [
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        # Above this bound gRPC would cancel calls at random, others' too. Another bound holds before.
+        ("grpc.server.max_pending_requests", LARGEST),
+        ("grpc.server.max_pending_requests_hard_limit", LARGEST),
+        ("grpc.max_concurrent_streams", settings.max_connection_streams),
+        ("grpc.server_handshake_timeout_ms", round(1e3 * _HANDSHAKE_SECONDS)),
+        ("grpc.keepalive_time_ms", keepalive_ms),
+        ("grpc.keepalive_timeout_ms", keepalive_ms // 2),
+        ("grpc.http2.ping_timeout_ms", keepalive_ms // 2),
+        ("grpc.http2.max_pings_without_data", 0),  # 0: any number
+        ("grpc.per_message_decompression", 0),  # gRPC knows no bound on what a message inflates to
     ]

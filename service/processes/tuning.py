@@ -1,9 +1,10 @@
-"""This process's settings at the system and at MKL: freed memory, threads, products. Serves no calls."""
+"""This process at the system and at MKL: memory, threads, open files, products. Serves no calls."""
 
 import contextlib
 import ctypes
 import os
 import pathlib
+import resource
 from collections.abc import MutableMapping
 
 _M_TRIM_THRESHOLD = -1  # as in glibc's malloc.h
@@ -41,6 +42,20 @@ def schedule_in_batches() -> bool:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         return True
     return False
+
+
+def allow_open_files(num_files: int) -> bool:
+    """Raises this process's bound on open files, if it is lower; returns whether so many may be open now.
+
+    Each connection is an open file. Many systems start programs with a bound of 1,024, which a program may
+    raise for itself. Processes started later inherit it.
+    """
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    is_unlimited = most == resource.RLIM_INFINITY
+    wanted = num_files if is_unlimited else min(num_files, most)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    return is_unlimited or most >= num_files
 
 
 def make_products_reproducible(

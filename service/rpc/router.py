@@ -1,4 +1,4 @@
-"""All methods of a server by path, and what they have in common: size bound, errors, open streams, drain.
+"""All methods of a server by path, and what they have in common: bounds, errors, open streams, drain.
 
 A front moves bytes between clients and this module; servicers say what a method does. Does not know the
 engine nor any server library.
@@ -10,12 +10,17 @@ from google.protobuf.message import Message
 
 from service import errors
 from service.accounts import Account, Accounts
+from service.config import LARGEST
 from service.errors import Reason, StreamcellError
 from service.rpc.limits import check_message_size
 from service.rpc.methods import ANONYMOUS, Call, Streaming, Unary
+from service.rpc.request_bytes import LARGE_BYTES, RequestBytes
 from service.rpc.statuses import RefusedError, status_of
 from service.rpc.stream import CountError, Stream
 from service.telemetry import faults
+
+_RESERVED_CALLS = 64  # above the bound, for questions about the server itself: health, above all
+_RETRY_SECONDS = 1.0  # after which a client may find room for its call
 
 Identify = Callable[[bytes | None, bytes | None], str]
 """Returns the principal for a certificate in PEM and an `authorization` header; may raise StreamcellError."""
@@ -32,6 +37,8 @@ class Router:
         count_streams: called with the number of open streams when it changes.
         identify: tells who a caller is; None where callers need not show it.
         accounts: what principals use; None where there are none.
+        max_active_calls: the most calls under way on the front.
+        request_bytes: where large requests without an answer are counted.
     """
 
     def __init__(
@@ -44,6 +51,8 @@ class Router:
         count_streams: Callable[[int], None],
         identify: Identify | None = None,
         accounts: Accounts | None = None,
+        max_active_calls: int = LARGEST,
+        request_bytes: RequestBytes | None = None,
     ) -> None:
         self.methods: Mapping[str, Unary[Message] | Streaming] = {method.path: method for method in methods}
         self._max_message_bytes = max_message_bytes
@@ -52,6 +61,8 @@ class Router:
         self._count_streams = count_streams
         self._identify = identify
         self._accounts = accounts
+        self._max_active_calls = max_active_calls
+        self.request_bytes = request_bytes or RequestBytes(LARGEST)
         self._streams: dict[Stream, Account | None] = {}  # with who counts each; in the order of opening
         self._is_draining = False
 
@@ -90,6 +101,26 @@ class Router:
         if self._is_draining and method.is_work:
             raise self.refuse(method.path, errors.refusal(Reason.DRAINING))
 
+    def admit_call(self, method: "Unary[Message] | Streaming", num_active: int) -> None:
+        """Checks that a front may begin a call while so many are active.
+
+        Raises:
+            RefusedError: OVERLOADED, as many calls are active as may be.
+        """
+        if num_active < self._max_active_calls:
+            return
+        is_work = isinstance(method, Streaming) or method.is_work
+        if is_work or num_active >= self._max_active_calls + _RESERVED_CALLS:
+            error = errors.refusal(
+                Reason.OVERLOADED, case="calls", num_calls=num_active, retry_delay_seconds=_RETRY_SECONDS
+            )
+            raise self.refuse(method.path, error)
+
+    def give_way(self, path: str) -> RefusedError:
+        """Returns the refusal of a call whose message has arrived in part, as others' bytes need the room."""
+        error = errors.refusal(Reason.OVERLOADED, case="bytes", retry_delay_seconds=_RETRY_SECONDS)
+        return self.refuse(path, error)
+
     async def answer(self, method: "Unary[Message]", raw: bytes, call: Call) -> bytes:
         """Returns the response's bytes for a unary request, if the call may begin.
 
@@ -102,7 +133,10 @@ class Router:
             if call.account is not None and method.is_work:
                 call.account.check()
                 call.account.take_message(len(raw))
-            return await method.answer(raw, call)
+            if len(raw) < LARGE_BYTES:
+                return await method.answer(raw, call)
+            with self.request_bytes.held(len(raw)):
+                return await method.answer(raw, call)
         except StreamcellError as error:
             raise self.refuse(method.path, error) from None
         except Exception as exception:
@@ -127,6 +161,7 @@ class Router:
             max_message_bytes=self._max_message_bytes,
             count_error=self._count_error,
             account=call.account,
+            request_bytes=self.request_bytes,
         )
         stream.conversation = method.open(stream, call)
         excess = None if call.account is None else call.account.open_stream()

@@ -1,7 +1,7 @@
 """A client's stream without a transport, between the front that moves its bytes and its behaviour.
 
-Owns a stream's outgoing messages, its end, and the bound on messages without an answer. Does not know which
-methods there are, nor any server library.
+Owns a stream's outgoing messages, its end, and the bounds on messages without an answer and on their bytes.
+Does not know which methods there are, nor any server library.
 """
 
 from collections import deque
@@ -10,7 +10,8 @@ from typing import Protocol
 
 from service.accounts import Account
 from service.errors import StreamcellError
-from service.rpc.limits import check_message_size
+from service.rpc.limits import HARD_LIMIT_FACTOR, check_message_size
+from service.rpc.request_bytes import LARGE_BYTES, LargeMessages, RequestBytes
 from service.rpc.statuses import Status, status_of
 from service.telemetry import faults
 
@@ -40,8 +41,10 @@ class Stream:
     Args:
         path: the method's path.
         max_unanswered: the most messages that may be received without an answer.
-        max_message_bytes: the largest message of the client.
+        max_message_bytes: the largest message of the client. The front stops reading while large messages of
+            four times as many bytes lack an answer.
         count_error: called with the path and each error that is answered.
+        request_bytes: where large messages without an answer are counted.
         account: counts the client's messages; the stream is full while the account owes something.
     """
 
@@ -52,6 +55,7 @@ class Stream:
         max_unanswered: int,
         max_message_bytes: int,
         count_error: CountError,
+        request_bytes: RequestBytes,
         account: Account | None = None,
     ) -> None:
         self.path = path
@@ -63,6 +67,9 @@ class Stream:
         self._count_error = count_error
         self._outgoing: deque[bytes] = deque()
         self._num_unanswered = 0
+        self._num_received = 0
+        self._num_sent = 0
+        self._large = LargeMessages(request_bytes)
         self._is_ended = False
         self._is_paused = False
         self._account = account
@@ -74,12 +81,14 @@ class Stream:
     def is_full(self) -> bool:
         """Whether the front must stop reading.
 
-        The stream is paused, too many messages lack an answer, or the client's account owes something.
+        The stream is paused, too much of it lacks an answer, or the client's account owes something.
         """
-        is_full = self._is_paused or self._num_unanswered >= self._max_unanswered
-        if not is_full and self._account is not None:
-            is_full = self._owes()
-        return is_full and not self._is_ended
+        return not self._is_ended and (
+            self._is_paused
+            or self._num_unanswered >= self._max_unanswered
+            or self._large.num_bytes >= HARD_LIMIT_FACTOR * self._max_message_bytes
+            or (self._account is not None and self._owes(self._account))
+        )
 
     @property
     def is_over(self) -> bool:
@@ -93,12 +102,14 @@ class Stream:
         self._num_unanswered += 1
         if self._account is not None:
             self._account.take_message(len(raw))
+        self._num_received += 1
+        if len(raw) >= LARGE_BYTES:
+            self._large.add(self._num_received, len(raw))
         self.guard(_receive, self.conversation, raw, self._max_message_bytes)
 
-    def _owes(self) -> bool:
+    def _owes(self, account: Account) -> bool:
         """Returns whether the client's account owes something; the stream then goes on when it is paid."""
-        account = self._account
-        if account is None or not account.debt_seconds:
+        if not account.debt_seconds:
             return False
         if not self._waits_until_paid:
             self._waits_until_paid = True
@@ -118,9 +129,16 @@ class Stream:
     def cancel(self) -> None:
         """Ends the stream because the call is over, for any reason."""
         self._is_ended = True
+        self._large.release_all()
         if self.conversation is not None:
             self.conversation.cancel()
         self.on_change()
+
+    def break_off(self, status: Status) -> None:
+        """Ends the stream with a status of the front's own: a message is not what the wire's rules ask."""
+        if not self._is_ended:
+            self.status = status
+            self.cancel()
 
     def take(self) -> bytes | None:
         """Returns the next message to send and counts it as an answer; None if there is no message."""
@@ -134,6 +152,9 @@ class Stream:
     def send(self, raw: bytes) -> None:
         """Queues a message for the client."""
         self._outgoing.append(raw)
+        self._num_sent += 1
+        if self._large.num_bytes:
+            self._large.release(self._num_sent)
         self.on_change()
 
     def guard(self, function: Callable[..., None], *arguments: object) -> None:
@@ -164,6 +185,7 @@ class Stream:
         if self._is_ended:
             return
         self._is_ended = True
+        self._large.release_all()
         if error is not None:
             self.status = status_of(error)
             self.count(error)

@@ -4,10 +4,13 @@ An input is a byte that names the encoding, a byte for the size of the pieces, a
 and a call's bytes.
 """
 
+import itertools
 import zlib
 
 from service.fronts.envoy import wire
 from service.fronts.envoy.wire import Deframer
+from service.rpc.inflation import Inflation
+from service.rpc.request_bytes import RequestBytes
 from service.rpc.statuses import RefusedError, Status
 from tests.fuzz import mutations
 
@@ -46,11 +49,21 @@ def messages(encoding, pieces):
     try:
         deframer = Deframer(MAX_BYTES, encoding)
         for piece in pieces:
-            found += deframer.feed(piece)
+            for message in deframer.feed(piece):
+                found.append(message if isinstance(message, bytes) else message.raw)
+                assert isinstance(message, bytes) or len(inflated(message)) <= MAX_BYTES
         deframer.close()
     except RefusedError as error:
         return found, (error.status.code, error.status.message)
     return found, None
+
+
+def inflated(packed):
+    """Returns what a compressed message inflates to, b"" for a refusal."""
+    found = []
+    clock = itertools.count()  # every message has a turn of its own
+    Inflation(MAX_BYTES, RequestBytes(1), call_later=None, clock=clock.__next__).inflate(packed, found.append)
+    return b"" if isinstance(found[0], RefusedError) else found[0]
 
 
 def mutate(raw, chance):

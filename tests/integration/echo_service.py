@@ -15,6 +15,7 @@ from service.fronts.envoy.application import EnvoyFront
 from service.fronts.grpcio import GrpcioFront
 from service.processes.supervisor import Supervisor
 from service.rpc.methods import Call, Streaming, Unary
+from service.rpc.request_bytes import RequestBytes
 from service.rpc.router import Router
 from service.rpc.stream import Stream
 from service.server import Front
@@ -139,6 +140,8 @@ def router(settings: Config) -> Router:
         max_stream_messages=settings.max_stream_messages,
         count_error=lambda path, error: None,
         count_streams=lambda count: None,
+        max_active_calls=settings.max_active_calls,
+        request_bytes=RequestBytes(settings.max_arriving_bytes),
     )
 
 

@@ -118,6 +118,10 @@ class RawClient:
         self._h2.send_data(stream, data, end_stream=end)
         self._flush()
 
+    def room(self, stream: int) -> int:
+        """Returns how many bytes the server takes now."""
+        return int(self._h2.local_flow_control_window(stream))
+
     def reset(self, stream: int) -> None:
         """Resets a call."""
         self._h2.reset_stream(stream, 8)  # CANCEL

@@ -5,6 +5,7 @@ gRPC's wire, other content types to the web protocols. Does not know what the me
 """
 
 import asyncio
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,12 +14,15 @@ from service.background import BackgroundTask
 from service.config import Address, Config
 from service.errors import Code
 from service.fronts.envoy import wire
+from service.fronts.envoy.arrivals import Arrivals
 from service.fronts.envoy.asgi import BODY, START, ActiveCall, Receive, Scope, Send
 from service.fronts.envoy.calls import StreamCall, UnaryCall, send_trailers_only
-from service.fronts.envoy.credentials import Credentials, take_credentials
+from service.fronts.envoy.credentials import CERTIFICATE_HEADER, Credentials, take_credentials
 from service.fronts.envoy.encryption import SecretFiles
+from service.fronts.envoy.intake import Intake
 from service.fronts.envoy.web.cors import Origins
 from service.fronts.envoy.wire import Deframer, Headers
+from service.rpc.inflation import Inflation
 from service.rpc.limits import HARD_LIMIT_FACTOR
 from service.rpc.methods import ANONYMOUS, Streaming, Unary
 from service.rpc.router import Router
@@ -69,7 +73,10 @@ class EnvoyFront:
         # Not at the top: this module is also imported where the packages of this front are not installed.
         from service.fronts.envoy.web.connect import WebProtocols
 
-        self._web = WebProtocols(router, self._hard_limit)
+        arrivals = Arrivals(router, settings.arrival_timeout_seconds)
+        inflation = Inflation(settings.max_message_bytes, router.request_bytes, _call_later)
+        self._intake = Intake(arrivals, inflation)
+        self._web = WebProtocols(router, settings.max_message_bytes, self._intake)
         self._origins = Origins(settings.cors_origins)
         self._calls: set[ActiveCall] = set()
         self._checking = BackgroundTask("client_check", self._check_clients, count_fault)
@@ -107,10 +114,13 @@ class EnvoyFront:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one HTTP request."""
-        headers = dict(scope["headers"])
+        pairs = scope["headers"]
+        headers = dict(pairs)
         credentials = _NO_CREDENTIALS
         if self._router.asks_who_calls:
             credentials = take_credentials(headers, has_certificate=self._has_certificates)
+            if self._has_certificates:  # Envoy's header is no part of what the client sent
+                pairs[:] = [pair for pair in pairs if pair[0] != CERTIFICATE_HEADER]
         content_type = headers.get(b"content-type", b"").split(b";")[0].strip()
         if content_type not in _GRPC:
             request = _WebRequest(scope, headers, credentials)
@@ -121,7 +131,7 @@ class EnvoyFront:
             return
         try:
             seconds = wire.timeout_seconds(headers.get(b"grpc-timeout"))
-            self._check_metadata(headers)
+            self._check_metadata(pairs)
             method = self._method(scope["path"])
             caller = self._router.caller(method, *credentials)
             call = self._begin(method, headers, receive, send)
@@ -133,6 +143,8 @@ class EnvoyFront:
             late = Status(Code.DEADLINE_EXCEEDED, "Deadline Exceeded", b"")
             timer = asyncio.get_running_loop().call_later(seconds, call.abort, late)
         self._calls.add(call)
+        pairs.clear()  # the call may last, and needs its headers no more
+        del headers
         try:
             await call.serve(caller)
         finally:
@@ -158,8 +170,10 @@ class EnvoyFront:
             return
         caller = ANONYMOUS
         try:
-            self._check_metadata(headers)
-            caller = self._router.caller(self._method(scope["path"]), *credentials)
+            self._check_metadata(scope["headers"])
+            method = self._method(call.path)
+            caller = self._router.caller(method, *credentials)
+            self._router.admit_call(method, len(self._calls))
         except RefusedError as refused:
             call.abort(refused.status)
         self._calls.add(call)
@@ -168,14 +182,15 @@ class EnvoyFront:
         finally:
             self._remove(call)
 
-    def _check_metadata(self, headers: dict[bytes, bytes]) -> None:
-        size = len(b"".join(headers)) + len(b"".join(headers.values())) + _HEADER_BYTES * len(headers)
+    def _check_metadata(self, pairs: Headers) -> None:
+        size = len(b"".join(itertools.chain.from_iterable(pairs))) + _HEADER_BYTES * len(pairs)
         if size > self._max_metadata_bytes:
             message = f"received metadata larger than max ({size} vs. {self._max_metadata_bytes})"
             raise wire.refused(Code.RESOURCE_EXHAUSTED, message)
 
     def _remove(self, call: ActiveCall) -> None:
         self._calls.discard(call)
+        self._intake.arrivals.forget(call)
         if not self._calls:
             self._none_active.set()
 
@@ -188,16 +203,26 @@ class EnvoyFront:
     def _begin(
         self, method: _Method, headers: dict[bytes, bytes], receive: Receive, send: Send
     ) -> ActiveCall:
+        self._router.admit_call(method, len(self._calls))
         deframer = Deframer(self._hard_limit, headers.get(b"grpc-encoding", b""))
         if isinstance(method, Unary):
             self._router.admit(method)
-            return UnaryCall(self._router, method, deframer=deframer, receive=receive, send=send)
-        return StreamCall(self._router, method, deframer=deframer, receive=receive, send=send)
+            return UnaryCall(
+                self._router, method, deframer=deframer, intake=self._intake, receive=receive, send=send
+            )
+        return StreamCall(
+            self._router, method, deframer=deframer, intake=self._intake, receive=receive, send=send
+        )
 
     async def _check_clients(self) -> None:
         await asyncio.sleep(_CHECK_SECONDS)
+        self._intake.arrivals.end_late()
         for call in list(self._calls):
             call.check_client()
+
+
+def _call_later(seconds: float, callback: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(seconds, callback)
 
 
 def _malformed(method: str, headers: dict[bytes, bytes]) -> tuple[int, Headers, bytes] | None:

@@ -26,6 +26,14 @@ _Result = TypeVar("_Result")
 class ActiveCall(Protocol):
     """A call from its first byte to its end."""
 
+    @property
+    def path(self) -> str:
+        """The method's path."""
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the call waits for its client's bytes, unless its request is complete."""
+
     async def serve(self, call: Call) -> None:
         """Serves the call and returns when it is over."""
 

@@ -21,7 +21,9 @@ from service.fronts.envoy.asgi import (
     future_of,
     uncancelled,
 )
+from service.fronts.envoy.intake import Intake
 from service.fronts.envoy.wire import Deframer, Headers
+from service.rpc.inflation import Packed
 from service.rpc.methods import Call, Streaming, Unary
 from service.rpc.router import Router
 from service.rpc.statuses import RefusedError, Status
@@ -43,11 +45,21 @@ class UnaryCall:
     """A unary call, served in its request's task."""
 
     def __init__(
-        self, router: Router, method: "Unary[Any]", *, deframer: Deframer, receive: Receive, send: Send
+        self,
+        router: Router,
+        method: "Unary[Any]",
+        *,
+        deframer: Deframer,
+        intake: Intake,
+        receive: Receive,
+        send: Send,
     ) -> None:
+        self.path = method.path
+        self.is_reading = True
         self._router = router
         self._method = method
         self._deframer = deframer
+        self._intake = intake
         self._receive = receive
         self._send = send
         self._task = asyncio.current_task()
@@ -74,18 +86,34 @@ class UnaryCall:
 
     async def _request(self) -> bytes | None:
         """Returns the one message of the request; None if the client is gone before it is complete."""
-        messages: list[bytes] = []
-        has_more = True
-        while has_more:
+        messages: list[bytes | Packed] = []
+        arrivals = self._intake.arrivals
+        arrivals.expect(self)
+        while True:
             event = await uncancelled(self._receive())
             if event["type"] != "http.request":
                 return None
             messages += self._deframer.feed(event["body"])
-            has_more = event["more_body"]
+            if not event["more_body"] or len(messages) > 1:
+                break
+            arrivals.note(self, self._deframer.num_partial_bytes + sum(map(len, messages)))
+        arrivals.forget(self)
         self._deframer.close()
         if len(messages) != 1:
             raise wire.refused(Code.UNIMPLEMENTED, f"a unary call has one message, not {len(messages)}")
-        return messages[0]
+        (message,) = messages
+        return message if isinstance(message, bytes) else await self._inflated(message)
+
+    async def _inflated(self, packed: Packed) -> bytes:
+        inflated: asyncio.Future[bytes | RefusedError] = asyncio.get_running_loop().create_future()
+        self._intake.inflation.inflate(packed, inflated.set_result)
+        try:
+            found = await inflated
+        finally:
+            packed.is_dropped = True
+        if isinstance(found, RefusedError):
+            raise found
+        return found
 
     def check_client(self) -> None:
         """Checks whether the client still waits for the answer."""
@@ -106,17 +134,28 @@ class StreamCall:
     """A streaming call, driven by events from either side; its request's task only waits for the end."""
 
     def __init__(
-        self, router: Router, method: Streaming, *, deframer: Deframer, receive: Receive, send: Send
+        self,
+        router: Router,
+        method: Streaming,
+        *,
+        deframer: Deframer,
+        intake: Intake,
+        receive: Receive,
+        send: Send,
     ) -> None:
+        self.path = method.path
         self._router = router
         self._method = method
         self._deframer = deframer
+        self._intake = intake
         self._receive = receive
         self._send = send
         self._stream: Stream
-        self._received: deque[bytes] = deque()  # messages that the stream has no room for yet
+        self._received: deque[bytes | Packed] = deque()  # messages that the stream has no room for yet
+        self._inflating: Packed | None = None  # the message before those, while it waits to be inflated
         self._is_delivering = False
-        self._is_reading = False
+        self.is_reading = False
+        self._is_arriving = False
         self._is_half_closed = False
         self._disconnect_check: DisconnectCheck | None = None  # set once the request is complete
         self._has_sent_headers = False
@@ -134,6 +173,8 @@ class StreamCall:
         finally:
             self._stream.on_change = _ignore
             self._router.close(self._stream)
+            if self._inflating is not None:
+                self._inflating.is_dropped = True
             if self._pending_write is not None:
                 self._pending_write.add_done_callback(_retrieve_exception)
 
@@ -178,33 +219,58 @@ class StreamCall:
         received, stream = self._received, self._stream
         if received:
             self._is_delivering = True
-            while received and not stream.is_full:
-                stream.receive(received.popleft())
+            while received and not stream.is_full and self._inflating is None:
+                message = received.popleft()
+                if isinstance(message, bytes):
+                    stream.receive(message)
+                else:
+                    self._inflating = message
+                    self._intake.inflation.inflate(message, self._on_inflated)
             self._is_delivering = False
-        if self._is_reading or received or stream.is_full or self._over.done():
+        if self.is_reading or received or self._inflating or stream.is_full or self._over.done():
             return
         if self._disconnect_check is None:
-            self._is_reading = True
+            self.is_reading = True
             future_of(self._receive()).add_done_callback(self._on_read)
         elif not self._is_half_closed:
             self._is_half_closed = True
             stream.half_close()
 
+    def _on_inflated(self, found: bytes | RefusedError) -> None:
+        self._inflating = None
+        if isinstance(found, RefusedError):
+            self._received.clear()
+            self.abort(found.status)
+            return
+        self._stream.receive(found)
+        self._deliver()
+
     def _on_read(self, future: "asyncio.Future[Event]") -> None:
-        self._is_reading = False
+        self.is_reading = False
         event = future.result()
         if event["type"] != "http.request":
             self._finish()
             return
         try:
-            self._received += self._deframer.feed(event["body"])
+            messages = self._deframer.feed(event["body"])
             if not event["more_body"]:
                 self._deframer.close()
                 self._disconnect_check = DisconnectCheck(self._receive, self._finish)
         except RefusedError as refused:
             self.abort(refused.status)
             return
+        self._received += messages
+        self._note_arrival(is_new=bool(messages))
         self._deliver()
+
+    def _note_arrival(self, *, is_new: bool) -> None:
+        """Records what is here of a message that is not complete; `is_new`: the message before it is."""
+        num_bytes = self._deframer.num_partial_bytes
+        if is_new and self._is_arriving:
+            self._intake.arrivals.forget(self)
+        self._is_arriving = num_bytes > 0
+        if num_bytes:
+            self._intake.arrivals.note(self, num_bytes)
 
     # -- To the client -----------------------------------------------------------------------------
 

@@ -5,17 +5,17 @@ After gRPC's "PROTOCOL-HTTP2" (grpc/grpc, doc/PROTOCOL-HTTP2.md). Knows no serve
 
 import base64
 import re
-import zlib
 from urllib.parse import quote
 
 from service.errors import Code
+from service.rpc.inflation import WINDOW_BITS, Packed
 from service.rpc.statuses import RefusedError, Status
 
 CONTENT_TYPE = b"application/grpc"
 OK_TRAILERS = [(b"grpc-status", b"0")]
 ENCODINGS = b"identity,deflate,gzip"  # the encodings that a request may have
 _PREFIX_BYTES = 5  # the flag and the length before each message
-_WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+_PIECE_BYTES = 64  # what a piece takes beside its bytes
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _MESSAGE_SAFE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
@@ -36,8 +36,10 @@ def frame(message: bytes) -> bytes:
 class Deframer:
     """Cuts one direction of a call's bytes, which come in pieces of any size, into messages.
 
+    Compressed messages stay so: whoever takes them has them inflated when there is room.
+
     Args:
-        max_message_bytes: the largest message, compressed and decompressed.
+        max_message_bytes: the largest message, as it comes.
         encoding: the call's grpc-encoding.
 
     Raises:
@@ -45,7 +47,7 @@ class Deframer:
     """
 
     def __init__(self, max_message_bytes: int, encoding: bytes = b"identity") -> None:
-        if encoding not in (b"identity", b"") and encoding not in _WINDOW_BITS:
+        if encoding not in (b"identity", b"") and encoding not in WINDOW_BITS:
             name = encoding.decode("ascii", "replace")[:32]
             raise refused(
                 Code.UNIMPLEMENTED, f"grpc-encoding {name!r} is not known here: use {ENCODINGS.decode()}"
@@ -54,8 +56,10 @@ class Deframer:
         self._encoding = encoding
         self._pieces: list[bytes] = []  # of an incomplete message
         self._missing_bytes = 0  # at least so many until the message is complete
+        self.num_partial_bytes = 0
+        """The bytes held of an incomplete message."""
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes) -> list[bytes | Packed]:
         """Takes the next bytes and returns the messages that they complete.
 
         Raises:
@@ -64,16 +68,18 @@ class Deframer:
         if self._pieces:
             self._pieces.append(data)
             self._missing_bytes -= len(data)
+            self.num_partial_bytes += len(data) + _PIECE_BYTES
             if self._missing_bytes > 0:
                 return []
             data = b"".join(self._pieces)
             self._pieces = []
+            self.num_partial_bytes = 0
         elif data[:1] == b"\0":
             length = len(data) - _PREFIX_BYTES
             is_whole = int.from_bytes(data[1:_PREFIX_BYTES], "big") == length
             if is_whole and length <= self._max_message_bytes:  # almost always: exactly one message
                 return [data[_PREFIX_BYTES:]]
-        messages = []
+        messages: list[bytes | Packed] = []
         at, size, needed = 0, len(data), _PREFIX_BYTES
         while size - at >= _PREFIX_BYTES:
             start = at + _PREFIX_BYTES
@@ -84,10 +90,11 @@ class Deframer:
                 needed += length
                 break
             message = data[start : start + length]
-            messages.append(message if not data[at] else self._unpacked(data[at], message))
+            messages.append(message if not data[at] else self._packed(data[at], message))
             at = start + length
         if at < size:
             self._pieces = [data[at:]]
+            self.num_partial_bytes = size - at + _PIECE_BYTES
             self._missing_bytes = needed - (size - at)
         return messages
 
@@ -104,20 +111,11 @@ class Deframer:
         most = self._max_message_bytes
         return refused(Code.RESOURCE_EXHAUSTED, f"Received message larger than max ({length} vs. {most})")
 
-    def _unpacked(self, flag: int, packed: bytes) -> bytes:
-        bits = _WINDOW_BITS.get(self._encoding)
+    def _packed(self, flag: int, message: bytes) -> Packed:
+        bits = WINDOW_BITS.get(self._encoding)
         if flag != 1 or bits is None:
             raise refused(Code.INTERNAL, f"a message has the flag {flag}, and the call no grpc-encoding")
-        unpacker = zlib.decompressobj(bits)
-        try:
-            message = unpacker.decompress(packed, self._max_message_bytes + 1)
-        except zlib.error:
-            raise refused(Code.INTERNAL, "a message cannot be decompressed") from None
-        if len(message) > self._max_message_bytes:
-            raise self._too_large(len(message))
-        if not unpacker.eof:
-            raise refused(Code.INTERNAL, "a message cannot be decompressed: it ends too soon")
-        return message
+        return Packed(message, bits)
 
 
 def timeout_seconds(value: bytes | None) -> float | None:

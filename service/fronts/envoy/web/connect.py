@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
+from connectrpc.compression.gzip import GzipCompression
 from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
 from connectrpc.server import ConnectASGIApplication, Endpoint
 from google.protobuf import descriptor_pool
@@ -18,8 +19,10 @@ from google.protobuf.message_factory import GetMessageClass
 from service import errors
 from service.errors import Reason, StreamcellError
 from service.fronts.envoy.asgi import DisconnectCheck, Event, Receive, Send, uncancelled
+from service.fronts.envoy.intake import Intake
 from service.fronts.envoy.web import grpc_web_text
 from service.fronts.envoy.web.encoding import CODECS, EncodedRequest, connect_error, from_json, to_json
+from service.rpc.limits import HARD_LIMIT_FACTOR
 from service.rpc.methods import Call, Streaming, Unary
 from service.rpc.router import Router
 from service.rpc.statuses import RefusedError, Status
@@ -42,13 +45,33 @@ _HEADERS = {
 }  # fmt: skip
 
 
+_ENCODINGS = (b"content-encoding", b"connect-content-encoding", b"grpc-encoding")
+
+
+class _BoundedGzip(GzipCompression):
+    """Gzip whose messages have a bound of their own, below the one for bytes that come as they are."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__()
+        self._max_bytes = max_bytes
+
+    def decompress(self, data: bytes | bytearray | memoryview, read_max_bytes: int | None = None) -> bytes:
+        return super().decompress(data, self._max_bytes)
+
+
 class _Application(ConnectASGIApplication[None]):
     """The library's application over some endpoints."""
 
     path = "/"
 
-    def __init__(self, endpoints: Mapping[str, Any], max_bytes: int) -> None:
-        super().__init__(service=None, endpoints=lambda _: endpoints, read_max_bytes=max_bytes, codecs=CODECS)
+    def __init__(self, endpoints: Mapping[str, Any], max_message_bytes: int) -> None:
+        super().__init__(
+            service=None,
+            endpoints=lambda _: endpoints,
+            read_max_bytes=HARD_LIMIT_FACTOR * max_message_bytes,
+            compressions=[_BoundedGzip(max_message_bytes)],
+            codecs=CODECS,
+        )
         self.paths = frozenset(endpoints)
 
 
@@ -56,10 +79,13 @@ class WebProtocols:
     """The methods of a router that have a descriptor, for web clients.
 
     Args:
-        max_bytes: the largest request that is read at all, compressed and decompressed.
+        max_message_bytes: the largest request, decompressed. Of a larger one, the refusal needs four times as
+            many bytes to be read.
+        intake: what the requests of all calls share on their way in.
     """
 
-    def __init__(self, router: Router, max_bytes: int) -> None:
+    def __init__(self, router: Router, max_message_bytes: int, intake: Intake) -> None:
+        self._intake = intake
         calls, streams = {}, {}
         for path, method in router.methods.items():
             if (descriptor := _descriptor(path)) is None:
@@ -71,7 +97,7 @@ class WebProtocols:
                 answer = streaming.answer
                 streams[path] = Endpoint.bidi_stream(_info(path, StreamType.BIDI_STREAM), streaming.converse)
             calls[path] = Endpoint.unary(_info(path, StreamType.UNARY), answer)
-        self._calls, self._streams = _Application(calls, max_bytes), _Application(streams, max_bytes)
+        self._calls, self._streams = (_Application(each, max_message_bytes) for each in (calls, streams))
 
     @staticmethod
     def accepts(content_type: bytes) -> bool:
@@ -90,7 +116,8 @@ class WebProtocols:
             receive, send = grpc_web_text.as_bytes(receive), grpc_web_text.as_text(send)
         known = [(name, value) for name, value in headers.items() if name in _HEADERS and value.isascii()]
         scope = {**scope, "headers": [*known, (b"content-type", _CONTENT_TYPES[content_type])]}
-        return WebCall(application, scope, receive, send)
+        is_packed = any(headers.get(name, b"identity") != b"identity" for name in _ENCODINGS)
+        return WebCall(application, scope, receive, send, intake=self._intake, is_packed=is_packed)
 
 
 def _uncancelled(receive: Receive, send: Send) -> tuple[Receive, Send]:
@@ -181,8 +208,22 @@ class WebCall:
 
     call: Call
 
-    def __init__(self, application: _Application, scope: Event, receive: Receive, send: Send) -> None:
+    def __init__(
+        self,
+        application: _Application,
+        scope: Event,
+        receive: Receive,
+        send: Send,
+        *,
+        intake: Intake,
+        is_packed: bool,
+    ) -> None:
         self.abort_status: Status | None = None
+        self.path: str = scope["path"]
+        self.is_reading = True
+        self._intake = intake
+        self._is_packed = is_packed
+        self._num_received_bytes = 0
         self._application: Any = application  # the application's types are asgiref's, which is not installed
         self._scope = scope
         self._receive = receive
@@ -212,11 +253,28 @@ class WebCall:
         if self._disconnect_check is not None:
             await self._disconnected.wait()
             return {"type": "http.disconnect"}
-        event = await self._receive()
+        arrivals = self._intake.arrivals
+        if not self._num_received_bytes:
+            arrivals.expect(self)
+        try:
+            event = await self._receive()
+        except asyncio.CancelledError:
+            if self.abort_status is None:
+                raise
+            raise connect_error(self.abort_status) from None
         if event["type"] != "http.request":
             self._disconnected.set()
-        elif not event["more_body"]:
-            self._disconnect_check = DisconnectCheck(self._receive, self._disconnected.set)
+            return event
+        self._num_received_bytes += len(event["body"])
+        if event["more_body"]:
+            arrivals.note(self, self._num_received_bytes)
+            return event
+        arrivals.forget(self)
+        if self._is_packed:  # the library inflates the request as soon as it has this event
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._intake.inflation.reserve(self._num_received_bytes, lambda: _set_done(turn))
+            await turn
+        self._disconnect_check = DisconnectCheck(self._receive, self._disconnected.set)
         return event
 
     def check_client(self) -> None:
@@ -229,6 +287,11 @@ class WebCall:
         self.abort_status = status
         if self._task is not None:
             self._task.cancel()
+
+
+def _set_done(turn: "asyncio.Future[None]") -> None:
+    if not turn.done():  # the call may have ended
+        turn.set_result(None)
 
 
 _ACTIVE_CALL: ContextVar[WebCall] = ContextVar("active_call")

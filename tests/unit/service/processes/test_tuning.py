@@ -103,3 +103,22 @@ class TestReproducibleProducts:
         environment = {}
         tuning.make_products_reproducible(environment, tmp_path / "none")
         assert environment == {}
+
+
+RAISE_AND_CHECK = """
+import resource
+from service.processes import tuning
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, min(300, most)))
+assert tuning.allow_open_files(50)
+assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 100
+assert tuning.allow_open_files(200)
+assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 200
+assert not tuning.allow_open_files(301)
+assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 300
+"""
+
+
+def test_the_bound_on_open_files_rises_as_far_as_the_system_allows():
+    """A bound that is high enough stays; the answer says whether it is."""
+    subprocess.run([sys.executable, "-c", RAISE_AND_CHECK], check=True, timeout=60)

@@ -38,7 +38,14 @@ class EchoConversation:
 class RouterRig:
     """A router with an echoing stream and a unary method that does what its text says."""
 
-    def __init__(self, max_message_bytes=100, max_stream_messages=2, identify=None, accounts=None):
+    def __init__(
+        self,
+        max_message_bytes=100,
+        max_stream_messages=2,
+        max_active_calls=10,
+        identify=None,
+        accounts=None,
+    ):
         self.errors, self.counts = [], []
         self.unary = Unary("/t/Unary", StringValue, self._answer)
         self.report = Unary("/t/Report", StringValue, self._answer, is_work=False)
@@ -52,6 +59,7 @@ class RouterRig:
             count_streams=self.counts.append,
             identify=identify,
             accounts=accounts,
+            max_active_calls=max_active_calls,
         )
 
     async def _answer(self, request, call):

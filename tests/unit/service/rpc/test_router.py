@@ -9,6 +9,7 @@ from service import errors
 from service.accounts import AccountLimits, Accounts
 from service.errors import Code, Reason
 from service.rpc.methods import ANONYMOUS, Call, Unary
+from service.rpc.request_bytes import LARGE_BYTES
 from service.rpc.statuses import RefusedError
 from tests.fakes import Refusal, turn
 from tests.unit.service.rpc.rigs import SECRET, RouterRig
@@ -238,3 +239,37 @@ class TestCallers:
         later.advance(10.0)
         assert changes == []
         assert not stream.is_full
+
+
+class TestActiveCalls:
+    """The bound on the calls of a front."""
+
+    @pytest.mark.parametrize("method", ["unary", "streaming"])
+    async def test_a_call_above_the_bound_is_refused_with_a_delay(self, rig, method):
+        """The refusal is counted; below the bound nothing is."""
+        rig.router.admit_call(getattr(rig, method), 9)
+        assert rig.errors == []
+        with pytest.raises(RefusedError) as caught:
+            rig.router.admit_call(getattr(rig, method), 10)
+        found = Refusal.of(caught.value.status)
+        assert (found.reason, found.retry_delay_seconds) == (Reason.OVERLOADED, 1.0)
+        assert "10 calls are under way" in caught.value.status.message
+        assert rig.errors == [(getattr(rig, method).path, Reason.OVERLOADED)]
+
+    async def test_questions_about_the_server_have_a_reserve(self, rig):
+        """Whoever watches the server's health gets an answer, and cannot take more than the reserve."""
+        rig.router.admit_call(rig.report, 73)
+        with pytest.raises(RefusedError):
+            rig.router.admit_call(rig.report, 74)
+
+    async def test_large_requests_count_while_they_are_answered(self):
+        """Small ones do not."""
+        rig = RouterRig(max_message_bytes=2 * LARGE_BYTES)
+        total = rig.router.request_bytes
+        answering = asyncio.create_task(rig.call("x" * LARGE_BYTES))
+        assert total.num_bytes == 0
+        assert len(await answering) > LARGE_BYTES
+        assert total.num_bytes == 0
+        with pytest.raises(RefusedError):
+            await rig.router.answer(rig.unary, b"\xff" * LARGE_BYTES, Call())
+        assert total.num_bytes == 0

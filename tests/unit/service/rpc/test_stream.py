@@ -4,6 +4,7 @@ import asyncio
 
 from service import errors
 from service.errors import Reason
+from service.rpc.request_bytes import RequestBytes
 from service.rpc.stream import Stream
 from tests.fakes import Refusal, next_message, room, turn
 from tests.unit.service.rpc.rigs import SECRET
@@ -112,7 +113,11 @@ class TestEnd:
     async def test_a_stream_without_a_conversation_takes_nothing(self):
         """A stream ignores messages that come before its behaviour is in place."""
         stream = Stream(
-            "/t/Stream", max_unanswered=1, max_message_bytes=1000, count_error=lambda path, error: None
+            "/t/Stream",
+            max_unanswered=1,
+            max_message_bytes=1000,
+            count_error=lambda path, error: None,
+            request_bytes=RequestBytes(1000),
         )
         stream.receive(b"early")
         stream.half_close()
