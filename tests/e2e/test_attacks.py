@@ -1,0 +1,315 @@
+"""What one client may take: attacks on a server with default settings, beside a canary whose waits are timed.
+
+The canary's waits are bounded by a ratio to its waits on the idle server, measured right before, as seconds
+mean little on a busy machine. STREAMCELL_E2E=full attacks at full length.
+"""
+
+import dataclasses
+import functools
+import os
+import queue
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Callable
+
+import grpc
+import pytest
+from streamcell.v1 import streamcell_pb2 as pb
+from streamcell.v1 import streamcell_pb2_grpc as stubs
+
+from tests.attacks import attacks, frames
+from tests.attacks.witness import CanaryProcess, processes, status, witness
+from tests.e2e.conftest import BOUND_SECONDS, ServerProcess, samples
+
+IS_FULL = os.environ.get("STREAMCELL_E2E") == "full"
+SHARE = 1 if IS_FULL else 5  # of an attack's full length
+MAX_WORST_RATIO = 100  # the longest wait, in idle p99s
+MAX_TYPICAL_RATIO = 25  # the p99 of the waits, in idle p99s
+MAX_PEAK_MEBIBYTES = 100  # above the memory before
+MAX_KEPT_MEBIBYTES = 64
+MAX_TRIES = 3  # a stall that is the server's comes again, one that is the machine's does not
+NUM_HALF_OPEN = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """An attack: called with the addresses of the port and of the metrics. `closed_by`: who ends it."""
+
+    name: str
+    run: Callable[[str, str], object]
+    closed_by: tuple[str, ...] = ()
+
+
+def on_port(function, *arguments, **options):
+    """Returns an attack on the port."""
+    return lambda listen, _: function(listen, *arguments, **options)
+
+
+def begun():
+    """Returns the frame that begins a call, the first of its connection."""
+    return frames.opened(1, frames.call_headers(attacks.STREAM))
+
+
+BOTH = ("envoy", "grpcio")
+SILENT = 20_000 // SHARE
+HOLD = {"hold_seconds": 2.0 if IS_FULL else 0.5}
+ATTACKS = [
+    Attack("resets", on_port(attacks.open_and_reset, 50_000 // SHARE), ("envoy",)),
+    *([Attack("many_resets", on_port(attacks.open_and_reset, 300_000), ("envoy",))] if IS_FULL else []),
+    Attack("silence", on_port(attacks.open_in_silence, SILENT, **HOLD), ("envoy",)),
+    Attack("silent_calls", on_port(attacks.open_in_silence, SILENT, attacks.STEP, **HOLD), ("envoy",)),
+    Attack("headers", on_port(attacks.open_in_silence, SILENT, num_indexed=3, **HOLD), ("envoy",)),
+    Attack("large_headers", on_port(attacks.open_in_silence, SILENT, num_indexed=15, **HOLD), ("envoy",)),
+    Attack("inflation", on_port(attacks.inflate, 56, 4_000_000, hold_seconds=2.0)),
+    Attack("inflation_above", on_port(attacks.inflate, 14, 16_000_000, hold_seconds=2.0)),
+    Attack("inflation_on_streams", on_port(attacks.inflate, 10, 4_000_000, num_streams=50)),
+    Attack(
+        "inflation_of_calls",
+        on_port(attacks.inflate, 1, 4_000_000, num_streams=500 // SHARE, path=attacks.STEP),
+    ),
+    Attack("half_messages", on_port(attacks.half_messages, 900, 5000)),
+    Attack("pings", on_port(attacks.flood, attacks.pings(), 200_000 // SHARE), ("envoy",)),
+    Attack("pings_unread", on_port(attacks.flood, attacks.pings(), 200_000 // SHARE, reads=False), BOTH),
+    Attack("settings", on_port(attacks.flood, attacks.empty_settings(), 200_000), ("envoy",)),
+    Attack("window_updates", on_port(attacks.flood, attacks.window_updates(), 200_000, before=begun())),
+    Attack("empty_bodies", on_port(attacks.flood, attacks.empty_bodies(), 200_000, before=begun()), BOTH),
+    Attack(
+        "continuations",
+        on_port(attacks.flood, attacks.continuations(), 50_000, before=attacks.endless_headers()),
+        ("envoy",),
+    ),
+]
+
+
+@pytest.fixture(params=BOTH, scope="module")
+def front(request):
+    """Each attack is tried on every front."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def server(front):
+    """One server for all attacks; it drains clean after them."""
+    server = ServerProcess("--front", front, "--device", "cpu")
+    yield server
+    try:
+        server.signal()
+        assert server.wait() == 0
+        assert '"clean": true' in server.lines[-1]
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def said(server):
+    """The server's addresses."""
+    return server.event("serving")
+
+
+@pytest.fixture(scope="module")
+def canary(said):
+    """A client that wants nothing but answers."""
+    canary = CanaryProcess(said["listen"])
+    time.sleep(1.0)  # its first answers are late
+    yield canary
+    canary.close()
+
+
+def held(server, canary, attack):
+    """Attacks, as often as it takes to tell the server's stalls from the machine's; returns what was seen."""
+    for _ in range(MAX_TRIES):
+        seen = witness(server.process.pid, canary, attack)
+        print(seen.row())  # noqa: T201  # shown by pytest -rP
+        if seen.worst_ratio <= MAX_WORST_RATIO and seen.typical_ratio <= MAX_TYPICAL_RATIO:
+            break
+    assert seen.worst_ratio <= MAX_WORST_RATIO, seen.row()
+    assert seen.typical_ratio <= MAX_TYPICAL_RATIO, seen.row()
+    assert seen.peak_mebibytes - seen.before_mebibytes <= MAX_PEAK_MEBIBYTES, seen.row()
+    assert seen.after_mebibytes - seen.before_mebibytes <= MAX_KEPT_MEBIBYTES, seen.row()
+    return seen
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_others_are_served_and_memory_is_bounded(server, said, canary, front, attack):
+    """While one connection takes what it can; where the table says so, the server closes it."""
+    seen = held(server, canary, functools.partial(attack.run, said["listen"], said["metrics"]))
+    assert seen.outcome.is_closed or front not in attack.closed_by, seen.row()
+
+
+def test_half_requests_keep_no_reader_of_the_metrics_out(server, said, canary):
+    """Of 300 connections a few are kept; the page is served meanwhile, and no half request is left behind."""
+    halves = []
+
+    def attack():
+        halves.append(attacks.HalfRequests(said["metrics"], 300))
+        assert samples(said["metrics"], "streamcell_streams_open")
+        return halves[-1]
+
+    try:
+        seen = held(server, canary, attack)
+        assert seen.peak_threads - seen.before_threads <= 40
+        for each in halves:
+            assert len(each.sockets) == 300
+            until(lambda each=each: each.num_open() == 0)
+    finally:
+        for each in halves:
+            each.close()
+    until(lambda: status(processes(server.process.pid), "Threads") <= seen.before_threads + 3)
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [b"", b"GET / HTTP/1.1\r\nhost: a\r\n", frames.PREFACE[:10], frames.PREFACE],
+    ids=["silence", "half_headers", "half_preface", "preface"],
+)
+def test_half_requests_on_the_port_are_closed(server, said, canary, beginning):
+    """A connection that does not go on ends by itself, within seconds; others notice nothing."""
+    halves = []
+
+    def attack():
+        halves.append(attacks.HalfRequests(said["listen"], 300, beginning))
+        return halves[-1]
+
+    try:
+        held(server, canary, attack)
+        for each in halves:
+            assert len(each.sockets) == 300
+            until(lambda each=each: each.num_open() == 0)
+    finally:
+        for each in halves:
+            each.close()
+
+
+def test_half_open_clients_are_gone_soon(server, said):
+    """The network to 20 clients goes, and nothing closes their connections: the server's pings tell."""
+    relay = attacks.Relay(said["listen"])
+    clients = []
+
+    def num_streams():
+        return sum(value for _, value in samples(said["metrics"], "streamcell_streams_open"))
+
+    try:
+        before = num_streams()
+        clients += [Client(relay.address, f"half-open-{number}") for number in range(NUM_HALF_OPEN)]
+        assert num_streams() == before + NUM_HALF_OPEN
+        relay.go()
+        until(lambda: num_streams() == before)
+    finally:
+        for each in clients:
+            each.close()
+        relay.close()
+
+
+class Client:
+    """A client with a stream, on a connection of its own, after its first answer."""
+
+    def __init__(self, address, session_id):
+        options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
+        self._channel = grpc.insecure_channel(address, options)
+        self._requests = queue.SimpleQueue()
+        stub = stubs.StreamcellServiceStub(self._channel)
+        stub.OpenSession(pb.OpenSessionRequest(session_id=session_id, model="mackey-glass"))
+        self._replies = stub.Stream(iter(self._requests.get, None))
+        self._requests.put(pb.StreamRequest(step=pb.StepRequest(session_id=session_id, x=[0.5])))
+        assert not next(self._replies).error.reason
+
+    def close(self):
+        """Ends the stream and the connection."""
+        self._replies.cancel()
+        self._requests.put(None)
+        self._channel.close()
+
+
+class TestBoundsOnAll:
+    """Bounds on all clients together, with settings so low that a few clients reach them."""
+
+    def test_calls_above_the_bound_are_refused_with_a_delay(self, front, start):
+        """Health is still answered; when calls end there is room again."""
+        address = start("--front", front, "--max-active-calls", "3")
+        clients = [Client(address, f"s{number}") for number in range(3)]
+        with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+            opens = stubs.StreamcellServiceStub(channel).OpenSession
+            request = pb.OpenSessionRequest(session_id="late", model="mackey-glass")
+            with pytest.raises(grpc.RpcError) as caught:
+                opens(request, timeout=BOUND_SECONDS)
+            assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "3 calls are under way" in caught.value.details()
+            assert dict(caught.value.trailing_metadata())["grpc-retry-pushback-ms"] == "1000"
+            check = channel.unary_unary(attacks.CHECK)
+            assert check(b"", timeout=BOUND_SECONDS) == b"\x08\x01"
+            clients.pop().close()
+            until(lambda: succeeds(opens, request))
+        for each in clients:
+            each.close()
+
+    def test_connections_above_the_bound_are_closed(self, front, start):
+        """Those that are there are served on."""
+        address = start("--front", front, "--max-connections", "5")
+        client = Client(address, "first")
+        halves = attacks.HalfRequests(address, 20, frames.PREFACE + frames.frame(frames.SETTINGS, 0, 0))
+        until(lambda: halves.num_open() <= 4)
+        client.close()
+        halves.close()
+
+    def test_a_gateway_that_cancels_much_has_a_setting(self, front, start):
+        """With a bound on early resets that is high enough, its connection stays."""
+        address = start("--front", front, "--max-early-resets", "100000")
+        outcome = attacks.open_and_reset(address, 5000, seconds=1.0)
+        assert not outcome.is_closed
+
+
+@pytest.fixture
+def start():
+    """Starts a server with flags and returns its address."""
+    running = []
+
+    def start(*flags):
+        running.append(ServerProcess("--device", "cpu", *flags))
+        return running[-1].event("serving")["listen"]
+
+    yield start
+    for server in running:
+        server.close()
+
+
+def succeeds(method, request):
+    """Returns whether a call succeeds."""
+    try:
+        method(request, timeout=BOUND_SECONDS)
+    except grpc.RpcError:
+        return False
+    return True
+
+
+def test_a_tls_port_waits_for_no_handshake(front, start, tmp_path):
+    """Connections that say nothing, or no TLS, are closed; who shakes hands is served."""
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    files = ["-keyout", "key.pem", "-out", "cert.pem", "-days", "2"]
+    subprocess.run([*command, *files, *subject], cwd=tmp_path, check=True, capture_output=True)
+    tls = ["--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem")]
+    address = start("--front", front, *tls)
+    halves = [
+        attacks.HalfRequests(address, 100, each) for each in (b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n")
+    ]
+    context = ssl.create_default_context(cafile=tmp_path / "cert.pem")
+    context.set_alpn_protocols(["h2"])
+    host, _, port = address.rpartition(":")
+    with (
+        socket.create_connection((host, int(port)), BOUND_SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as secured,
+    ):
+        assert secured.selected_alpn_protocol() == "h2"
+    for each in halves:
+        until(lambda each=each: each.num_open() == 0)
+        each.close()
+
+
+def until(holds):
+    """Waits until a condition holds, for a minute."""
+    end = time.monotonic() + 60.0
+    while not holds():
+        assert time.monotonic() < end, "not within a minute"
+        time.sleep(0.1)
