@@ -4,6 +4,11 @@ import gzip
 import zlib
 
 import pytest
+from grpc_channelz.v1 import channelz_pb2
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+from streamcell.inference import open_inference_pb2
+from streamcell.v1 import streamcell_pb2
 
 from service.errors import Code
 from service.rpc.inflation import WINDOW_BITS, Inflation, Packed, recognised
@@ -180,3 +185,13 @@ class TestRecognition:
         """No protobuf message does."""
         rig.inflate(recognised(b"\x1f\x8b\x08"))
         assert rig.found[0].status.code == Code.INTERNAL
+
+
+@pytest.mark.parametrize(
+    "file", [streamcell_pb2, open_inference_pb2, health_pb2, reflection_pb2, channelz_pb2]
+)
+def test_no_request_has_the_field_that_begins_as_zlib_does(file):
+    """A request with a field 15 would have to be told from a compressed one by more than its first bytes."""
+    methods = [method for service in file.DESCRIPTOR.services_by_name.values() for method in service.methods]
+    assert methods
+    assert all(15 not in method.input_type.fields_by_number for method in methods)
