@@ -30,7 +30,7 @@ from service.persistence.memory_only import MemoryOnly
 from service.persistence.stored_sessions import StoredSessions
 from service.persistence.write_behind import WriteBehind
 from service.processes import ending, tuning
-from service.rpc.methods import Streaming, Unary
+from service.rpc.methods import Call, Streaming, Unary
 from service.rpc.request_bytes import RequestBytes
 from service.rpc.router import Router
 from service.servicers.inference import servicer as inference
@@ -157,18 +157,20 @@ class Server:
         )
 
     def _new_router(self) -> Router:
-        identity = self._identity
         return Router(
             self._methods(),
             max_message_bytes=self._settings.max_message_bytes,
             max_stream_messages=self._settings.max_stream_messages,
             count_error=self._count_error,
             count_streams=self._metrics.streams.set,
-            identify=identity.principal if identity.is_needed else None,
-            accounts=self._accounts,
+            caller_of=self._caller_of if self._identity.is_needed else None,
             max_active_calls=self._settings.max_active_calls,
             request_bytes=RequestBytes(self._settings.max_arriving_bytes),
         )
+
+    def _caller_of(self, certificate: bytes | None, authorization: bytes | None) -> Call:
+        principal = self._identity.principal(certificate, authorization)
+        return Call(principal, None if self._accounts is None else self._accounts.of(principal))
 
     def _methods(self) -> list[Unary[Any] | Streaming]:
         """Returns the methods of all services."""

@@ -13,7 +13,7 @@ from typing import Any
 from service.config import ENV_PREFIX, Config
 
 # Variables with the server's prefix that others read: the command line client, and the tests.
-_OTHERS = ("STREAMCELL_TARGET", "STREAMCELL_E2E")
+_OTHERS = ("STREAMCELL_TARGET", "STREAMCELL_TOKEN", "STREAMCELL_E2E")
 # What Kubernetes and old links of containers set for a service named streamcell or streamcell-….
 _LINKS = re.compile(r".*_SERVICE_(HOST|PORT)(_.+)?|.*_PORT(_\d+_[A-Z]+(_(PROTO|PORT|ADDR))?)?")
 _SECRETS = re.compile(r"(?<=//).*@|\?.*", re.DOTALL)  # of a URL: the name and password, and the parameters

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from google.protobuf.message import Message
 
 from service import errors
-from service.accounts import Account, Accounts
+from service.accounts import Account
 from service.config import LARGEST
 from service.errors import Reason, StreamcellError
 from service.rpc.limits import check_message_size
@@ -22,8 +22,8 @@ from service.telemetry import faults
 _RESERVED_CALLS = 64  # above the bound, for questions about the server itself: health, above all
 _RETRY_SECONDS = 1.0  # after which a client may find room for its call
 
-Identify = Callable[[bytes | None, bytes | None], str]
-"""Returns the principal for a certificate in PEM and an `authorization` header; may raise StreamcellError."""
+CallerOf = Callable[[bytes | None, bytes | None], Call]
+"""Returns who calls, for a certificate in PEM and an `authorization` header; may raise StreamcellError."""
 
 
 class Router:
@@ -35,8 +35,7 @@ class Router:
         max_stream_messages: the most messages of one stream that may lack an answer.
         count_error: called with the path and the error of each call that ends with one.
         count_streams: called with the number of open streams when it changes.
-        identify: tells who a caller is; None where callers need not show it.
-        accounts: what principals use; None where there are none.
+        caller_of: returns who calls; None where callers need not show it.
         max_active_calls: the most calls under way on the front.
         request_bytes: where large requests without an answer are counted.
     """
@@ -49,8 +48,7 @@ class Router:
         max_stream_messages: int,
         count_error: CountError,
         count_streams: Callable[[int], None],
-        identify: Identify | None = None,
-        accounts: Accounts | None = None,
+        caller_of: CallerOf | None = None,
         max_active_calls: int = LARGEST,
         request_bytes: RequestBytes | None = None,
     ) -> None:
@@ -59,8 +57,7 @@ class Router:
         self._max_stream_messages = max_stream_messages
         self._count_error = count_error
         self._count_streams = count_streams
-        self._identify = identify
-        self._accounts = accounts
+        self._caller_of = caller_of
         self._max_active_calls = max_active_calls
         self.request_bytes = request_bytes or RequestBytes(LARGEST)
         self._streams: dict[Stream, Account | None] = {}  # with who counts each; in the order of opening
@@ -69,7 +66,7 @@ class Router:
     @property
     def asks_who_calls(self) -> bool:
         """Whether callers must show who they are."""
-        return self._identify is not None
+        return self._caller_of is not None
 
     def caller(
         self, method: "Unary[Message] | Streaming", certificate: bytes | None, authorization: bytes | None
@@ -84,13 +81,12 @@ class Router:
         Raises:
             RefusedError: UNAUTHENTICATED, the caller does not show who it is.
         """
-        if self._identify is None or method.is_public:
+        if self._caller_of is None or method.is_public:
             return ANONYMOUS
         try:
-            principal = self._identify(certificate, authorization)
+            return self._caller_of(certificate, authorization)
         except StreamcellError as error:
             raise self.refuse(method.path, error) from None
-        return Call(principal, None if self._accounts is None else self._accounts.of(principal))
 
     def admit(self, method: "Unary[Message]") -> None:
         """Checks that a unary call may begin, for fronts that want to know before they have the request.

@@ -50,7 +50,7 @@ def configuration(settings: Config, application: str, admin_socket: pathlib.Path
 
 
 def _forward_certificates(found: dict[str, Any]) -> None:
-    """Lets Envoy forward a client's whole certificate: a subject's text cannot be told from its punctuation."""
+    """Forwards clients' certificates whole: a subject's text cannot be told from its punctuation."""
     for listener in found["static_resources"]["listeners"]:
         for chain in listener["filter_chains"]:
             connections = chain["filters"][-1]["typed_config"]

@@ -43,8 +43,7 @@ class RouterRig:
         max_message_bytes=100,
         max_stream_messages=2,
         max_active_calls=10,
-        identify=None,
-        accounts=None,
+        caller_of=None,
     ):
         self.errors, self.counts = [], []
         self.unary = Unary("/t/Unary", StringValue, self._answer)
@@ -57,8 +56,7 @@ class RouterRig:
             max_stream_messages=max_stream_messages,
             count_error=lambda path, error: self.errors.append((path, error.reason)),
             count_streams=self.counts.append,
-            identify=identify,
-            accounts=accounts,
+            caller_of=caller_of,
             max_active_calls=max_active_calls,
         )
 

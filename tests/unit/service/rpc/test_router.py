@@ -163,12 +163,12 @@ class TestCallers:
     def test_a_caller_must_show_who_it_is_except_for_public_methods(self):
         """The error is counted under the method's path, and the caller sees only its reason."""
 
-        def identify(certificate, authorization):
+        def caller_of(certificate, authorization):
             if authorization != b"Bearer right":
                 raise errors.refusal(Reason.UNAUTHENTICATED)
-            return "alice"
+            return Call("alice")
 
-        rig = RouterRig(identify=identify)
+        rig = RouterRig(caller_of=caller_of)
         assert rig.router.asks_who_calls
         assert rig.router.caller(rig.unary, None, b"Bearer right").principal == "alice"
         assert rig.router.caller(rig.public, None, b"Bearer wrong") is ANONYMOUS
@@ -186,7 +186,7 @@ class TestCallers:
         """Reports on the server are answered; another principal's account is another one."""
         later = Later()
         every = accounts(later, bytes_per_second=10.0)
-        rig = RouterRig(accounts=every)
+        rig = RouterRig()
         alice, bob = (Call(name, every.of(name)) for name in ("alice", "bob"))
         raw = StringValue(value="x" * 33).SerializeToString()
         assert len(raw) == 35
