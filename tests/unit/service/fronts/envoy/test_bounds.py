@@ -3,16 +3,22 @@
 import pathlib
 
 from service.fronts.envoy import launch
+from tests.certificates import Authority
 from tests.integration.conftest import settings
 
 
-def configured(**changes):
+def configured(socket="admin.sock", **changes):
     """Returns Envoy's configuration, its listener, and the settings of its HTTP connections."""
     given = settings(front="envoy", **changes)
-    found = launch.configuration(given, "a:b", pathlib.Path("admin.sock"))
+    found = launch.configuration(given, "a:b", pathlib.Path(socket))
     (listener,) = found["static_resources"]["listeners"]
-    (chain,) = listener["filter_chains"]
+    chain = listener["filter_chains"][0]
     return found, listener, chain["filters"][-1]["typed_config"]
+
+
+def names_of(filters):
+    """Returns the last words of the names of listener filters."""
+    return [each["name"].rpartition(".")[2] for each in filters]
 
 
 def test_each_setting_reaches_envoy():
@@ -47,14 +53,11 @@ def test_a_connection_must_say_soon_what_it_is(tmp_path):
     """By a handshake with TLS, otherwise by its first bytes; requests by their headers."""
     _, listener, http = configured()
     assert listener["listener_filters_timeout"] == "10s"
-    assert [each["name"] for each in listener["listener_filters"]] == [
-        "envoy.filters.listener.http_inspector"
-    ]
+    assert names_of(listener["listener_filters"]) == ["http_inspector", "tls_inspector"]
     assert http["request_headers_timeout"] == "10s"
-    pem = tmp_path / "a.pem"
-    pem.write_text("a")
-    _, listener, _ = configured(tls_cert=str(pem), tls_key=str(pem))
-    assert "listener_filters" not in listener
+    cert, key = Authority().server().save(tmp_path, "server")
+    _, listener, _ = configured(str(tmp_path / "admin.sock"), tls_cert=cert, tls_key=key)
+    assert names_of(listener["listener_filters"]) == ["tls_inspector"]
     assert listener["filter_chains"][0]["transport_socket_connect_timeout"] == "10s"
 
 
