@@ -31,6 +31,7 @@ MAX_PEAK_MEBIBYTES = 100  # above the memory before
 MAX_KEPT_MEBIBYTES = 64
 MAX_TRIES = 3  # a stall that is the server's comes again, one that is the machine's does not
 NUM_HALF_OPEN = 20
+in_full_alone = pytest.mark.skipif(not IS_FULL, reason="takes as long as the bound: make e2e")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +162,13 @@ def test_half_requests_keep_no_reader_of_the_metrics_out(server, said, canary):
 
 @pytest.mark.parametrize(
     "beginning",
-    [b"", b"GET / HTTP/1.1\r\nhost: a\r\n", frames.PREFACE[:10], frames.PREFACE],
-    ids=["silence", "half_headers", "half_preface", "preface"],
+    [
+        b"GET / HTTP/1.1\r\nhost: a\r\n",
+        pytest.param(b"", marks=in_full_alone),
+        pytest.param(frames.PREFACE[:10], marks=in_full_alone),
+        pytest.param(frames.PREFACE, marks=in_full_alone),
+    ],
+    ids=["half_headers", "silence", "half_preface", "preface"],
 )
 def test_half_requests_on_the_port_are_closed(server, said, canary, beginning):
     """A connection that does not go on ends by itself, within seconds; others notice nothing."""
@@ -283,6 +289,7 @@ def succeeds(method, request):
     return True
 
 
+@in_full_alone
 def test_a_tls_port_waits_for_no_handshake(front, start, tmp_path):
     """Connections that say nothing, or no TLS, are closed; who shakes hands is served."""
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]

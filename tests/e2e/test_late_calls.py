@@ -75,7 +75,7 @@ REQUESTS = {
 @pytest.mark.parametrize("make_calls", [late_calls, cancelled_calls])
 def test_late_and_cancelled_calls_are_no_line_in_the_log(start_server, make_calls):
     """Unary calls and streams, before their request is complete and after."""
-    server = start_server()
+    server = start_server("--max-early-resets", "1000000")
     listen = server.event("serving")["listen"]
 
     async def call():
@@ -100,7 +100,7 @@ class TestWebDoor:
 
     def test_late_and_cut_calls_are_no_line_in_the_log(self, start_server):
         """The request is complete or not; its deadline passes, or the client hangs up."""
-        server = start_server()
+        server = start_server("--max-early-resets", "1000000")
         address = server.event("serving")["listen"].split(":")
         kinds = itertools.product(("connect", "grpc-web"), (True, False), (True, False))
 
