@@ -76,6 +76,7 @@ class TestBytes:
         text = "x" * 6000
         old, new = client.open("/t/Echo"), client.open("/t/Talk")
         client.send(old, message(text)[:-1])
+        assert (await client.call("/t/Echo", message("x"))).texts == ["x"]  # `old` has been read by now
         whole = message(f"say {text}")
         client.send(new, whole[:-1])
         answer = await client.answer(old)
