@@ -45,34 +45,34 @@ class TokenBucket:
         rate: units a second; 0: no limit.
     """
 
-    __slots__ = ("_level", "_rate", "_seen")
+    __slots__ = ("_level", "_seen", "rate")
 
     def __init__(self, rate: float, now: float) -> None:
-        self._rate = rate
+        self.rate = rate
         self._level = rate
         self._seen = now
 
     def take(self, amount: float, now: float) -> None:
         """Uses an amount, be it there or not."""
-        if self._rate:
+        if self.rate:
             self._fill(now)
             self._level -= amount
 
     def debt_seconds(self, now: float) -> float:
         """Returns the seconds until nothing is owed; 0 if nothing is."""
-        if not self._rate or self._level >= 0:
+        if not self.rate or self._level >= 0:
             return 0.0
         self._fill(now)
-        return max(0.0, -self._level / self._rate)
+        return max(0.0, -self._level / self.rate)
 
     def is_full(self, now: float) -> bool:
         """Returns whether the whole reserve is there."""
         self._fill(now)
-        return self._level >= self._rate
+        return self._level >= self.rate
 
     def _fill(self, now: float) -> None:
         elapsed = max(0.0, now - self._seen)
-        self._level = min(self._rate, self._level + elapsed * self._rate)
+        self._level = min(self.rate, self._level + elapsed * self.rate)
         self._seen = now
 
 
@@ -141,15 +141,12 @@ class Account:
             StreamcellError: QUOTA_EXCEEDED, with when to come again.
         """
         now = self._clock()
-        for limit, bucket in (("steps_per_second", self._steps), ("bytes_per_second", self._bytes)):
+        for unit, bucket in (("steps", self._steps), ("bytes", self._bytes)):
             if seconds := bucket.debt_seconds(now):
-                rate = (
-                    self._limits.steps_per_second if bucket is self._steps else self._limits.bytes_per_second
-                )
                 raise errors.refusal(
                     Reason.QUOTA_EXCEEDED,
-                    limit=limit,
-                    problem=f"more than {rate:g} {limit.replace('_per_second', '')} a second",
+                    limit=f"{unit}_per_second",
+                    problem=f"more than {bucket.rate:g} {unit} a second",
                     retry_delay_seconds=seconds,
                 )
 

@@ -241,7 +241,6 @@ class Config:
     insecure: bool = _flag(
         False, "whether to serve plain text, without TLS, on addresses that other machines can reach"
     )
-
     tokens: str = _flag(
         "",
         "file with the hashes of bearer tokens, made by `python -m service token`; callers must then send"

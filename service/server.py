@@ -98,11 +98,11 @@ class Server:
         # What settings name, before the models, so that a wrong one is found at once.
         store = store_of(settings.store)
         self._identity = Identity(settings, self._metrics.count_unauthenticated)
-        self._accounts = _accounts(settings) if self._identity.is_needed else None
+        self._accounts = _accounts(settings)
         self._snapshot_keys = SnapshotKeys(settings.snapshot_key)
         # Runners and engines: one of each for every version of a model.
         torch.set_num_threads(settings.threads)
-        folder, loader = Folder(settings.models), Loader(settings, self._metrics, self._accounts)
+        folder, loader = Folder(settings.models), self._new_loader()
         folder.look()
         warm_models, rejected = loader.load_all(folder.versions.values())
         engines = [loader.make_engine(each) for each in warm_models]
@@ -143,6 +143,10 @@ class Server:
         files.load()
         return [files]
 
+    def _new_loader(self) -> Loader:
+        accounts = self._accounts if self._identity.is_needed else None
+        return Loader(self._settings, self._metrics, accounts)
+
     def _new_file_watch(self) -> FileWatch:
         files: list[Watched] = [*self._identity.files, *self._snapshot_keys.files, *self._tls_files()]
         return FileWatch(files, self._settings.reload_seconds, self._metrics.count_background_fault)
@@ -170,7 +174,7 @@ class Server:
 
     def _caller_of(self, certificate: bytes | None, authorization: bytes | None) -> Call:
         principal = self._identity.principal(certificate, authorization)
-        return Call(principal, None if self._accounts is None else self._accounts.of(principal))
+        return Call(principal, self._accounts.of(principal))
 
     def _methods(self) -> list[Unary[Any] | Streaming]:
         """Returns the methods of all services."""

@@ -6,19 +6,16 @@ not know what is in a file.
 
 import asyncio
 import contextlib
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from service.background import BackgroundTask
 from service.errors import ConfigError
+from service.file_version import FileVersion, version_of
 from service.telemetry import log
 
 _Content = TypeVar("_Content")
-_Version = tuple[
-    int, int, int
-]  # time of change, size and inode: replaced, renamed and rewritten files differ
 
 
 class Watched(Protocol):
@@ -45,7 +42,7 @@ class WatchedFile(Generic[_Content]):
         self._path = pathlib.Path(path)
         self._parse = parse
         self._use = use
-        self._seen: _Version | None = None
+        self._seen: FileVersion | None = None
 
     def load(self) -> None:
         """Reads the file for the first time.
@@ -54,7 +51,7 @@ class WatchedFile(Generic[_Content]):
             ConfigError: the file cannot be read or has something wrong; the message names flag and file.
         """
         try:
-            self._seen = self._version()
+            self._seen = version_of(self._path)
             self._use(self._parse(self._path.read_text()))
         except OSError as error:
             raise ConfigError(f"{self._flag}: {self._path}: {error.strerror}") from None
@@ -63,34 +60,27 @@ class WatchedFile(Generic[_Content]):
 
     def look(self) -> None:
         """Reads the file again if it has changed, and logs the outcome."""
-        version: _Version | None = None
+        version = version_of(self._path)
+        if version == self._seen:
+            return
         try:
-            version = self._version()
-            if version == self._seen:
-                return
             self._use(self._parse(self._path.read_text()))
         except OSError as error:
             if self._seen is not None:  # a file that stays away is told once
-                self._warn(str(error.strerror))
+                warn_not_reloaded(self._flag, str(self._path), str(error.strerror))
             version = None
         except ValueError as error:
-            self._warn(str(error))
+            warn_not_reloaded(self._flag, str(self._path), str(error))
         else:
             log.info("file_reloaded", setting=self._flag, path=str(self._path))
         self._seen = version
 
-    def _warn(self, why: str) -> None:
-        log.warning(
-            "file_not_reloaded",
-            setting=self._flag,
-            path=str(self._path),
-            why=why,
-            effect="what was read before stays in use",
-        )
 
-    def _version(self) -> _Version:
-        found = os.stat(self._path)
-        return found.st_mtime_ns, found.st_size, found.st_ino
+def warn_not_reloaded(flag: str, path: str, why: str) -> None:
+    """Logs that a changed file cannot be used."""
+    log.warning(
+        "file_not_reloaded", setting=flag, path=path, why=why, effect="what was read before stays in use"
+    )
 
 
 class FileWatch:

@@ -6,6 +6,7 @@ Compares size, time and inode number of each file. Does not read a file.
 import dataclasses
 import pathlib
 
+from service.file_version import FileVersion, version_of
 from service.runtime import artifact
 
 
@@ -16,8 +17,8 @@ class Version:
     name: str
     version: str
     path: pathlib.Path
-    mark: tuple[int, int, int]
-    """Size in bytes, time of the last write in ns, inode number: a write changes one of them."""
+    mark: FileVersion
+    """Tells whether the file was written to."""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -40,12 +41,8 @@ class Folder:
         """
         found = {}
         for name, version, path in artifact.discover(self._path):
-            try:
-                status = path.stat()
-            except OSError:  # removed since it was listed
-                continue
-            mark = status.st_size, status.st_mtime_ns, status.st_ino
-            found[f"{name}/{version}"] = Version(name, version, path, mark)
+            if (mark := version_of(path)) is not None:  # else removed since it was listed
+                found[f"{name}/{version}"] = Version(name, version, path, mark)
         self._versions_before, self.versions = self.versions, found
 
     def is_unchanged(self, version: Version) -> bool:

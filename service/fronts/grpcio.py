@@ -16,6 +16,7 @@ from grpc import aio
 from service.addresses import HeldPort
 from service.config import LARGEST, Address, Config
 from service.errors import ConfigError
+from service.fronts.inflating import inflated, inflation_of
 from service.rpc.inflation import Inflation, recognised
 from service.rpc.limits import HARD_LIMIT_FACTOR
 from service.rpc.methods import ANONYMOUS, Call, Streaming, Unary
@@ -33,9 +34,8 @@ _MAX_QUIET_SECONDS = 1.0  # the longest wait for quiet, as some clients call aga
 _HANDSHAKE_SECONDS = 10.0  # the longest that a connection may take to begin
 _ARRIVING_CALLS = 64  # beside the calls that methods have received: their requests are arriving
 _MANY_BYTES = 4096  # more than the buffer of a socket pair holds when each byte is written alone
-_MIN_PING_MILLISECONDS = (
-    500  # gRPC ends a connection on which pings come faster; clients may ping each second
-)
+# gRPC ends a connection on which pings come faster; clients may ping each second.
+_MIN_PING_MILLISECONDS = 500
 _LIBRARY_LOG = "grpc._cython.cygrpc"
 _ENDED_CALL = "ExecuteBatchError"  # the library's private name for: the call takes no more operations
 _PACKED_STARTS = (b"\x1f", b"x")  # the first bytes of compressed messages, and of some others
@@ -61,7 +61,7 @@ class GrpcioFront:
                 maximum_concurrent_rpcs=settings.max_active_calls + _ARRIVING_CALLS,
             )
         self._calls = _ActiveCalls()
-        inflation = Inflation(settings.max_message_bytes, router.request_bytes, _call_later)
+        inflation = inflation_of(router, settings)
         self._server.add_generic_rpc_handlers((_Methods(router, self._calls, inflation),))
         self._settings = settings
         self._tls: ServerCredentials | None = None
@@ -322,21 +322,7 @@ async def _inflated(raw: bytes, inflation: Inflation) -> bytes:
         RefusedError: the message is too large, or does not inflate.
     """
     packed = recognised(raw)
-    if packed is None:
-        return raw
-    inflated: asyncio.Future[bytes | RefusedError] = asyncio.get_running_loop().create_future()
-    inflation.inflate(packed, inflated.set_result)
-    try:
-        found = await inflated
-    finally:
-        packed.is_dropped = True
-    if isinstance(found, RefusedError):
-        raise found
-    return found
-
-
-def _call_later(seconds: float, callback: Callable[[], None]) -> None:
-    asyncio.get_running_loop().call_later(seconds, callback)
+    return raw if packed is None else await inflated(packed, inflation)
 
 
 class _FlowControl:

@@ -4,17 +4,18 @@ Certificate and key are two files: between the two changes they do not fit, and 
 use. Does not know who uses what was read.
 """
 
-import os
 import time
 from collections.abc import Callable
 
 from service.config import Config
 from service.errors import ConfigError
+from service.file_version import FileVersion, version_of
 from service.telemetry import log
 from service.tls.credentials import ServerCredentials, UnusableFileError, iso, read
+from service.watched_files import warn_not_reloaded
 
 _SOON_SECONDS = 14 * 86_400.0
-_Versions = dict[str, tuple[int, int, int] | None]  # by flag: time of change, size and inode
+_Versions = dict[str, FileVersion | None]  # by flag
 
 
 class TlsFiles:
@@ -92,24 +93,10 @@ class TlsFiles:
         if str(error) == self._told:
             return
         self._told = str(error)
-        log.warning(
-            "file_not_reloaded",
-            setting=error.flag,
-            path=error.path,
-            why=error.problem,
-            effect="what was read before stays in use",
-        )
+        warn_not_reloaded(error.flag, error.path, error.problem)
 
     def _flag(self, path: str) -> str:
         return "--tls-cert" if path == self._settings.tls_cert else "--tls-client-ca"
 
     def _versions(self) -> _Versions:
-        return {flag: _version(path) for flag, path in self._paths.items()}
-
-
-def _version(path: str) -> tuple[int, int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+        return {flag: version_of(path) for flag, path in self._paths.items()}

@@ -4,6 +4,7 @@ The canary's waits are bounded by a ratio to its waits on the idle server, measu
 mean little on a busy machine. STREAMCELL_E2E=full attacks at full length.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -139,24 +140,36 @@ def test_others_are_served_and_memory_is_bounded(server, said, canary, front, at
     assert seen.outcome.is_closed or front not in attack.closed_by, seen.row()
 
 
-def test_half_requests_keep_no_reader_of_the_metrics_out(server, said, canary):
-    """Of 300 connections a few are kept; the page is served meanwhile, and no half request is left behind."""
-    halves = []
+@contextlib.contextmanager
+def half_requests():
+    """Yields what begins 300 requests and ends none; after the block the server must end them all."""
+    made = []
 
-    def attack():
-        halves.append(attacks.HalfRequests(said["metrics"], 300))
-        assert samples(said["metrics"], "streamcell_streams_open")
-        return halves[-1]
+    def begin(address, *beginning):
+        made.append(attacks.HalfRequests(address, 300, *beginning))
+        return made[-1]
 
     try:
-        seen = held(server, canary, attack)
-        assert seen.peak_threads - seen.before_threads <= 40
-        for each in halves:
+        yield begin
+        for each in made:
             assert len(each.sockets) == 300
             until(lambda each=each: each.num_open() == 0)
     finally:
-        for each in halves:
+        for each in made:
             each.close()
+
+
+def test_half_requests_keep_no_reader_of_the_metrics_out(server, said, canary):
+    """Of 300 connections a few are kept; the page is served meanwhile, and no half request is left behind."""
+    with half_requests() as begin:
+
+        def attack():
+            made = begin(said["metrics"])
+            assert samples(said["metrics"], "streamcell_streams_open")
+            return made
+
+        seen = held(server, canary, attack)
+        assert seen.peak_threads - seen.before_threads <= 40
     until(lambda: status(processes(server.process.pid), "Threads") <= seen.before_threads + 3)
 
 
@@ -172,20 +185,8 @@ def test_half_requests_keep_no_reader_of_the_metrics_out(server, said, canary):
 )
 def test_half_requests_on_the_port_are_closed(server, said, canary, beginning):
     """A connection that does not go on ends by itself, within seconds; others notice nothing."""
-    halves = []
-
-    def attack():
-        halves.append(attacks.HalfRequests(said["listen"], 300, beginning))
-        return halves[-1]
-
-    try:
-        held(server, canary, attack)
-        for each in halves:
-            assert len(each.sockets) == 300
-            until(lambda each=each: each.num_open() == 0)
-    finally:
-        for each in halves:
-            each.close()
+    with half_requests() as begin:
+        held(server, canary, lambda: begin(said["listen"], beginning))
 
 
 def test_half_open_clients_are_gone_soon(server, said):

@@ -22,7 +22,7 @@ from service.fronts.envoy.encryption import SecretFiles
 from service.fronts.envoy.intake import Intake
 from service.fronts.envoy.web.cors import Origins
 from service.fronts.envoy.wire import Deframer, Headers
-from service.rpc.inflation import Inflation
+from service.fronts.inflating import inflation_of
 from service.rpc.limits import HARD_LIMIT_FACTOR
 from service.rpc.methods import ANONYMOUS, Streaming, Unary
 from service.rpc.router import Router
@@ -74,8 +74,7 @@ class EnvoyFront:
         from service.fronts.envoy.web.connect import WebProtocols
 
         arrivals = Arrivals(router, settings.arrival_timeout_seconds)
-        inflation = Inflation(settings.max_message_bytes, router.request_bytes, _call_later)
-        self._intake = Intake(arrivals, inflation)
+        self._intake = Intake(arrivals, inflation_of(router, settings))
         self._web = WebProtocols(router, settings.max_message_bytes, self._intake)
         self._origins = Origins(settings.cors_origins)
         self._calls: set[ActiveCall] = set()
@@ -219,10 +218,6 @@ class EnvoyFront:
         self._intake.arrivals.end_late()
         for call in list(self._calls):
             call.check_client()
-
-
-def _call_later(seconds: float, callback: Callable[[], None]) -> None:
-    asyncio.get_running_loop().call_later(seconds, callback)
 
 
 def _malformed(method: str, headers: dict[bytes, bytes]) -> tuple[int, Headers, bytes] | None:

@@ -14,9 +14,8 @@ _STREAM_WINDOW_BYTES = 256 << 10  # the most that a client may send ahead on one
 _CONNECTION_WINDOW_BYTES = 16 << 20
 _MAX_METADATA_KB = 8192  # the most that Envoy takes
 _HEADER_BYTES = 33  # the fewest that a header counts: a name of one byte, and HTTP/2's 32
-_HEADERS_SECONDS = (
-    10.0  # from a request's first byte to the end of its headers, and for a connection's greeting
-)
+# From a request's first byte to the end of its headers, and for a connection's greeting.
+_HEADERS_SECONDS = 10.0
 # A gRPC client may send a window update for every message that it reads, and one frame of 16 KiB holds up to
 # 3,277 messages. Envoy would take the updates for an attack and close the connection.
 _WINDOW_UPDATES = 4096

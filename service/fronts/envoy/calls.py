@@ -23,6 +23,7 @@ from service.fronts.envoy.asgi import (
 )
 from service.fronts.envoy.intake import Intake
 from service.fronts.envoy.wire import Deframer, Headers
+from service.fronts.inflating import inflated
 from service.rpc.inflation import Packed
 from service.rpc.methods import Call, Streaming, Unary
 from service.rpc.router import Router
@@ -102,18 +103,7 @@ class UnaryCall:
         if len(messages) != 1:
             raise wire.refused(Code.UNIMPLEMENTED, f"a unary call has one message, not {len(messages)}")
         (message,) = messages
-        return message if isinstance(message, bytes) else await self._inflated(message)
-
-    async def _inflated(self, packed: Packed) -> bytes:
-        inflated: asyncio.Future[bytes | RefusedError] = asyncio.get_running_loop().create_future()
-        self._intake.inflation.inflate(packed, inflated.set_result)
-        try:
-            found = await inflated
-        finally:
-            packed.is_dropped = True
-        if isinstance(found, RefusedError):
-            raise found
-        return found
+        return message if isinstance(message, bytes) else await inflated(message, self._intake.inflation)
 
     def check_client(self) -> None:
         """Checks whether the client still waits for the answer."""

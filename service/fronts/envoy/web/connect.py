@@ -7,6 +7,7 @@ and the error for a stream says so. Does not know what the methods do.
 import asyncio
 from collections.abc import Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, NoReturn
 
 from connectrpc.compression.gzip import GzipCompression
@@ -16,7 +17,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from service import errors
+from service import errors, futures
 from service.errors import Reason, StreamcellError
 from service.fronts.envoy.asgi import DisconnectCheck, Event, Receive, Send, uncancelled
 from service.fronts.envoy.intake import Intake
@@ -272,7 +273,7 @@ class WebCall:
         arrivals.forget(self)
         if self._is_packed:  # the library inflates the request as soon as it has this event
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._intake.inflation.reserve(self._num_received_bytes, lambda: _set_done(turn))
+            self._intake.inflation.reserve(self._num_received_bytes, partial(futures.sets(turn), None))
             await turn
         self._disconnect_check = DisconnectCheck(self._receive, self._disconnected.set)
         return event
@@ -287,11 +288,6 @@ class WebCall:
         self.abort_status = status
         if self._task is not None:
             self._task.cancel()
-
-
-def _set_done(turn: "asyncio.Future[None]") -> None:
-    if not turn.done():  # the call may have ended
-        turn.set_result(None)
 
 
 _ACTIVE_CALL: ContextVar[WebCall] = ContextVar("active_call")
