@@ -4,6 +4,7 @@ Owns what an address's hosts stand for on this machine, and a port kept for othe
 what is served there.
 """
 
+import asyncio
 import contextlib
 import errno
 import ipaddress
@@ -23,6 +24,8 @@ _CAUSES = {
     errno.EACCES: "this user may not have the port: take one above 1023",
 }
 _MAX_PICKS = 32  # of a port that is free on every host
+_NUM_TRIES = 50  # to get a port that is taken
+_NAP_SECONDS = 0.1  # between two tries
 
 
 def _look_up(name: str) -> Sequence[str]:
@@ -88,11 +91,16 @@ def connectable(address: Address) -> Address:
     return Address(loopback.get(address.hosts[0], address.hosts[0]), address.port)
 
 
+class PortTakenError(ConfigError):
+    """Another process has the port."""
+
+
 def _check_free(address: Address, flag: str) -> None:
     """Checks that no other process has the port, so that the error is the same for all fronts and workers.
 
     Raises:
-        ConfigError: the port is taken, or an address is not this machine's; the message says which.
+        PortTakenError: the port is taken.
+        ConfigError: an address is not this machine's.
     """
     for host in address.hosts:
         if number := _bind_error(host, address.port):
@@ -112,7 +120,8 @@ def _bind_error(host: str, port: int) -> int:
 
 def _cannot_listen(address: Address, flag: str, number: int) -> ConfigError:
     cause = _CAUSES.get(number) or errno.errorcode.get(number, str(number))
-    return ConfigError(f"{flag}: cannot listen on {address}: {cause}")
+    kind = PortTakenError if number == errno.EADDRINUSE else ConfigError
+    return kind(f"{flag}: cannot listen on {address}: {cause}")
 
 
 class HeldPort:
@@ -125,7 +134,8 @@ class HeldPort:
         is_shared: whether several sockets will listen on the port, by SO_REUSEPORT.
 
     Raises:
-        ConfigError: the port is taken, or an address is not this machine's.
+        PortTakenError: the port is taken.
+        ConfigError: an address is not this machine's.
     """
 
     def __init__(self, address: Address, flag: str, *, is_shared: bool) -> None:
@@ -152,6 +162,21 @@ class HeldPort:
         """Gives the port back. May be called twice."""
         for each in self._sockets:
             each.close()
+
+
+async def hold(address: Address, flag: str, *, is_shared: bool) -> HeldPort:
+    """Returns a port as `HeldPort` does, but waits some seconds for one that is taken.
+
+    A killed server has its port until its last thread has ended. Whoever starts the next one may be faster.
+
+    Raises:
+        ConfigError: the port stays taken, or an address is not this machine's.
+    """
+    for _ in range(_NUM_TRIES - 1):
+        with contextlib.suppress(PortTakenError):
+            return HeldPort(address, flag, is_shared=is_shared)
+        await asyncio.sleep(_NAP_SECONDS)
+    return HeldPort(address, flag, is_shared=is_shared)
 
 
 def _bound(address: Address) -> list[socket.socket]:

@@ -13,7 +13,7 @@ from typing import Any, cast
 import grpc
 from grpc import aio
 
-from service.addresses import HeldPort
+from service import addresses
 from service.config import LARGEST, Address, Config
 from service.errors import ConfigError
 from service.fronts.inflating import inflated, inflation_of
@@ -84,7 +84,8 @@ class GrpcioFront:
         listen = self._settings.listen
         with contextlib.ExitStack() as held:
             if self._settings.workers == 1:  # a supervisor keeps the port of several
-                held_port = HeldPort(listen, "--listen", is_shared=self._settings.shares_port)
+                is_shared = self._settings.shares_port
+                held_port = await addresses.hold(listen, "--listen", is_shared=is_shared)
                 held.callback(held_port.close)
                 listen = held_port.address
             for host in listen.hosts:

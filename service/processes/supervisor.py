@@ -64,7 +64,7 @@ class Supervisor:
             ConfigError: a worker cannot start, or an address cannot be listened on.
         """
         try:
-            self._share_port()
+            await self._hold_port()
             self._page = MetricsPage(self._settings.metrics_listen, self._registry)
             self.metrics_listen = self._page.address
             self._registry.register(self._pages)
@@ -84,9 +84,10 @@ class Supervisor:
         else:
             self._replace_workers()
 
-    def _share_port(self) -> None:
+    async def _hold_port(self) -> None:
         """Keeps the port for several workers, or for several hosts."""
-        self._port = HeldPort(self._settings.listen, "--listen", is_shared=self._settings.shares_port)
+        is_shared = self._settings.shares_port
+        self._port = await addresses.hold(self._settings.listen, "--listen", is_shared=is_shared)
         self.listen = self._port.address
         self._settings = dataclasses.replace(self._settings, listen=self.listen)
 

@@ -134,3 +134,44 @@ class TestHeldPort:
         for is_shared in (True, False):
             with pytest.raises(ConfigError, match=r"192\.0\.2\.1:0: this machine has no such address"):
                 HeldPort(Address("192.0.2.1", 0), "--metrics-listen", is_shared=is_shared)
+
+
+class TestWaitingForAPort:
+    """The port of a killed server is taken until its last thread has ended."""
+
+    @pytest.fixture(autouse=True)
+    def naps(self, monkeypatch):
+        """Returns the naps taken, as a list of seconds; nobody sleeps. `on_nap` is called after each."""
+        naps = []
+
+        async def nap(seconds):
+            naps.append(seconds)
+            self.on_nap(len(naps))
+
+        monkeypatch.setattr(addresses.asyncio, "sleep", nap)
+        return naps
+
+    def on_nap(self, number):
+        """Does nothing, unless a test replaces it."""
+
+    @pytest.mark.parametrize("is_shared", [True, False])
+    async def test_a_port_that_becomes_free_is_had(self, naps, is_shared):
+        """The one that was asked for, after as many naps as its owner needs to end."""
+        with contextlib.ExitStack() as owner:
+            taken = owner.enter_context(listening(FREE, shares=False))
+            self.on_nap = lambda number: number == 3 and owner.close()
+            held = await addresses.hold(Address(FREE.host, taken), "--listen", is_shared=is_shared)
+            assert (held.address.port, len(naps)) == (taken, 3)
+            held.close()
+
+    async def test_a_port_that_stays_taken_is_an_error(self, naps):
+        """After some seconds."""
+        with listening(FREE, shares=False) as taken, pytest.raises(ConfigError, match="the port is taken"):
+            await addresses.hold(Address(FREE.host, taken), "--listen", is_shared=False)
+        assert 2.0 <= sum(naps) <= 10.0
+
+    async def test_an_address_of_another_machine_is_an_error_at_once(self, naps):
+        """It becomes this machine's by no waiting."""
+        with pytest.raises(ConfigError, match="this machine has no such address"):
+            await addresses.hold(Address("192.0.2.1", 0), "--listen", is_shared=False)
+        assert not naps
