@@ -289,6 +289,7 @@ class Server:
         await self._expiry.stop()
         if self._page is not None:
             self._page.close()
+        gc.unfreeze()  # whoever runs one server after another gets the memory back
 
     async def _expire_idle(self) -> None:
         """Waits a while, then ends sessions in memory that were idle for too long."""

@@ -1,5 +1,6 @@
 """What tests of several kinds share."""
 
+import asyncio
 import os
 
 import pytest
@@ -8,6 +9,25 @@ from service.processes import tuning
 from tests import redis_server
 
 tuning.make_products_reproducible(os.environ)  # before any test imports torch
+
+
+class LateEventsLoop(asyncio.SelectorEventLoop):
+    """A test's event loop, which ignores what other threads want of it once it is closed.
+
+    grpcio hands the events of all loops to the loop that runs. An event of an earlier test's loop would raise
+    an error there, and the events behind it would be lost.
+    """
+
+    def call_soon_threadsafe(self, callback, *args, context=None):
+        """Does nothing on a closed loop."""
+        if self.is_closed():
+            return asyncio.Handle(callback, args, self, context)
+        return super().call_soon_threadsafe(callback, *args, context=context)
+
+
+def pytest_asyncio_loop_factories():
+    """Returns the one kind of loop that tests run on."""
+    return {"asyncio": LateEventsLoop}
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """The server as its operators see it: health, reflection, metrics, TLS, drains."""
 
 import asyncio
+import gc
+import weakref
 
 import grpc
 import pytest
@@ -13,6 +15,7 @@ from streamcell.inference import open_inference_pb2_grpc as inference_stubs
 from streamcell.v1 import streamcell_pb2 as pb
 
 from service.errors import ConfigError
+from service.server import Server
 from tests.integration.conftest import BOUND_SECONDS, refusal, refusal_of, settings
 
 SERVICE = "streamcell.v1.StreamcellService"
@@ -136,6 +139,18 @@ class TestMetrics:
         assert samples["streamcell_errors_total", error] == 1
         names = {name for name, _ in samples}
         assert {"streamcell_build_info", "streamcell_model_info", "process_cpu_seconds_total"} <= names
+
+
+async def test_a_server_that_ended_gives_its_memory_back():
+    """While it serves, the collector passes its objects over; afterwards it finds them like any others."""
+    server = Server(settings())
+    await server.start()
+    assert gc.get_freeze_count() > 0
+    assert await server.drain()
+    gone, server = weakref.ref(server), None
+    gc.collect()
+    assert gone() is None
+    assert gc.get_freeze_count() == 0
 
 
 class TestDrain:
