@@ -5,7 +5,7 @@ use. Does not know who uses what was read.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from service.config import Config
 from service.errors import ConfigError
@@ -49,6 +49,8 @@ class TlsFiles:
         self._seen: _Versions = {}  # at the last look
         self._used: _Versions = {}
         self._told = ""  # the last problem in the log, which is told once
+        self._ends: Mapping[str, float] = {}  # of what is in use, by file
+        self._told_ends: dict[str, float] = {}  # those in the log, each of which is told once
 
     def load(self) -> None:
         """Reads the files for the first time.
@@ -62,9 +64,14 @@ class TlsFiles:
         except UnusableFileError as error:
             raise ConfigError(str(error)) from None
         self._seen = self._used = versions
+        self._tell_ends()
 
     def look(self) -> None:
-        """Reads the files again if one has changed, and logs the outcome."""
+        """Reads the files again if one has changed, and logs the outcome and ends that have come near."""
+        self._look_at_files()
+        self._tell_ends()
+
+    def _look_at_files(self) -> None:
         versions = self._versions()
         if versions == self._seen:
             return
@@ -84,9 +91,14 @@ class TlsFiles:
 
     def _take(self, credentials: ServerCredentials) -> None:
         self._use(credentials)
-        for path, end in credentials.ends.items():
+        self._ends = credentials.ends
+        for path, end in self._ends.items():
             self._show_end(path, end)
-            if end - self._now() < _SOON_SECONDS:
+
+    def _tell_ends(self) -> None:
+        for path, end in self._ends.items():
+            if end - self._now() < _SOON_SECONDS and self._told_ends.get(path) != end:
+                self._told_ends[path] = end
                 log.warning("certificate_ends_soon", setting=self._flag(path), path=path, ends=iso(end))
 
     def _warn(self, error: UnusableFileError) -> None:

@@ -141,3 +141,13 @@ class TestTlsFiles:
         (tmp_path / "ca.pem").write_bytes(rig.authority.server(days=15).certificate)
         rig.files.load()
         assert events(caplog) == [("certificate_ends_soon", "--tls-cert")]
+
+    def test_an_end_that_comes_near_while_the_server_runs_is_told_once(self, rig, caplog):
+        """No file changes."""
+        rig.now += 985 * DAY
+        rig.files.look()
+        assert caplog.records == []
+        rig.now += 2 * DAY
+        for _ in range(3):
+            rig.files.look()
+        assert events(caplog) == [("certificate_ends_soon", "--tls-cert")]
