@@ -14,12 +14,13 @@ from service.identity import tokens
 from service.identity.tokens import Tokens
 
 _SECONDS_OF_A_DAY = 86_400
+_MAX_DAYS = 36_500
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints a new token on standard output, and returns the exit status."""
     options = _parser().parse_args(arguments)
-    expires = time.time() + options.days * _SECONDS_OF_A_DAY if options.days else float("inf")
+    expires = time.time() + options.days * _SECONDS_OF_A_DAY
     try:
         token, record = tokens.issue(options.principal, expires)
         _append(options.file, record.line())
@@ -45,8 +46,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--file", type=pathlib.Path, required=True, help="the file that --tokens of the server names"
     )
-    parser.add_argument("--days", type=float, default=0.0, help="days until it expires (never)")
+    parser.add_argument(
+        "--days", type=_days, default=float("inf"), help="days until it expires, more than 0 (never)"
+    )
     return parser
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = 0.0
+    if not 0 < days <= _MAX_DAYS:
+        raise argparse.ArgumentTypeError(
+            f"must be more than 0 and at most {_MAX_DAYS}, not {text!r}; without --days a token never expires"
+        )
+    return days
 
 
 def _append(file: pathlib.Path, line: str) -> None:

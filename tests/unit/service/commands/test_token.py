@@ -40,6 +40,19 @@ def test_nothing_is_written_where_something_is_wrong(tmp_path, capsys, principal
     assert file.read_text() == content
 
 
+@pytest.mark.parametrize("days", ["0", "-1", "nan", "inf", "1e9", "1e20", "soon"])
+def test_days_that_are_no_end_are_refused(tmp_path, capsys, days):
+    """A token that never expires is made without --days, and one that has expired is of no use."""
+    file = tmp_path / "tokens"
+    with pytest.raises(SystemExit) as caught:
+        token.main(["alice", "--file", str(file), "--days", days])
+    assert caught.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "without --days a token never expires" in shown.err
+    assert not file.exists()
+
+
 def test_a_folder_that_is_not_there_is_told(tmp_path, capsys):
     """With its path."""
     assert token.main(["alice", "--file", str(tmp_path / "none" / "tokens")]) == 2
