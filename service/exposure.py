@@ -19,15 +19,21 @@ def check(settings: Config) -> None:
     """
     if settings.tls_cert or addresses.is_loopback(settings.listen):
         return
+    risk = _risk(settings)
     if not settings.insecure:
         raise ConfigError(
-            f"--listen: other machines can reach {settings.listen}, and without TLS whoever reaches it can"
-            " read and change every session: give --tls-cert and --tls-key, or --insecure if only those you"
-            " trust can reach it"
+            f"--listen: other machines can reach {settings.listen}, and without TLS {risk}: give --tls-cert"
+            " and --tls-key, or --insecure if only those you trust can reach it"
         )
     log.warning(
         "insecure",
         listen=str(settings.listen),
-        means="NO TLS: whoever reaches this address can use every session whose id they know, and whoever is"
-        " on the way can read and change everything; only a network or a proxy in front can prevent it",
+        means=f"NO TLS: {risk}, and whoever is on the way can read and change everything; only a network or a"
+        " proxy in front can prevent it",
     )
+
+
+def _risk(settings: Config) -> str:
+    if settings.tokens or settings.jwt_keys:
+        return "whoever is on the way can read callers' tokens and use their sessions"
+    return "whoever reaches this address can use every session whose id they know"

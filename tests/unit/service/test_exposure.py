@@ -30,6 +30,19 @@ def test_insecure_allows_it_loudly(host, caplog):
     assert record.fields["means"].startswith("NO TLS: ")
 
 
+@pytest.mark.parametrize(
+    "asked", [{"tokens": "tokens.txt"}, {"jwt_keys": "keys.json", "jwt_audience": "streamcell"}]
+)
+def test_where_tokens_are_asked_for_the_tokens_are_at_risk(asked, caplog):
+    """An id alone opens nothing there, and nobody is told that it does."""
+    exposure.check(Config(listen=Address(OTHERS[0], 80), insecure=True, **asked))
+    with pytest.raises(ConfigError) as caught:
+        exposure.check(Config(listen=Address(OTHERS[0], 80), **asked))
+    for said in (caplog.records[0].fields["means"], str(caught.value)):
+        assert "whoever is on the way can read callers' tokens" in said
+        assert "session whose id they know" not in said
+
+
 @pytest.mark.parametrize("insecure", [True, False])
 @pytest.mark.parametrize(
     "given",

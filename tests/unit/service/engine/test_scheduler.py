@@ -465,7 +465,7 @@ class TestFairTurns:
         assert not policy._queued_by_account
 
     def test_one_caller_at_fifty_times_its_share_costs_the_others_nothing(self):
-        """Seven principals send their eighth of what the server can do; the eighth sends fifty times as much."""
+        """Seven principals send their eighth of what the server can do, the eighth fifty times as much."""
         policy, num_rounds, share = self.policy(queue=4096, batch=80), 400, 8
         applied = [0] * 8
         wanted = [share] * 7 + [50 * share]
