@@ -254,16 +254,17 @@ class Config:
     jwt_audience: str = _flag("", "the aud that a signed token must have; needs --jwt-keys")
     jwt_issuer: str = _flag("", "the iss that a signed token must have; needs --jwt-keys")
     principal_max_sessions: int = _flag(
-        0, "most sessions in memory that one principal may open on this server; 0: no limit of its own"
+        0, "most sessions in memory that one principal may open, per worker; 0: no limit of its own"
     )
-    principal_max_streams: int = _flag(0, "most streams of one principal; 0: no limit of its own")
+    principal_max_streams: int = _flag(0, "most streams of one principal, per worker; 0: no limit of its own")
     principal_steps_per_second: float = _flag(
         0.0,
-        "most steps a second of one principal: unary calls beyond are refused (QUOTA_EXCEEDED), and streams"
-        " are read more slowly; 0: no limit of its own",
+        "most steps a second of one principal, per worker: unary calls beyond are refused (QUOTA_EXCEEDED),"
+        " and streams are read more slowly; 0: no limit of its own",
     )
     principal_bytes_per_second: float = _flag(
-        0.0, "most bytes a second in the messages of one principal, likewise; 0: no limit of its own"
+        0.0,
+        "most bytes a second in the messages of one principal, per worker, likewise; 0: no limit of its own",
     )
     reload_seconds: float = _flag(
         5.0,
