@@ -56,7 +56,7 @@ def test_neither_a_drain_nor_a_second_signal_leaves_a_process_behind(start_serve
 
 
 def test_envoy_listens_on_no_other_port(start_server):
-    """Its administration is on a socket of this user, not on a port."""
+    """Of IPv4 or IPv6. Its administration is on a socket of this user, not on a port."""
     server = start_server()
     said = server.event("serving")
     (envoy,) = children(server.process.pid)
@@ -66,7 +66,8 @@ def test_envoy_listens_on_no_other_port(start_server):
         if os.readlink(link).startswith("socket:[")
     }
     listening = set()
-    for line in pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]:
+    tables = [path for path in map(pathlib.Path, ("/proc/net/tcp", "/proc/net/tcp6")) if path.exists()]
+    for line in (line for path in tables for line in path.read_text().splitlines()[1:]):
         fields = line.split()
         if fields[3] == "0A" and fields[9] in inodes:
             listening.add(int(fields[1].rpartition(":")[2], 16))

@@ -1,6 +1,7 @@
 """Bearer tokens of a file."""
 
 import hashlib
+import hmac
 
 import pytest
 
@@ -55,6 +56,17 @@ class TestFind:
         wrong.append("streamcell_é" + "\ud800")
         assert [each for each in wrong if known.find(each) is not None] == []
         assert known.find(token) is record
+
+    def test_hashes_are_compared_in_constant_time(self, monkeypatch):
+        """By the comparison that is made for it, whole, be the id known or not."""
+        compared = []
+        real = hmac.compare_digest
+        monkeypatch.setattr(tokens.hmac, "compare_digest", lambda *both: compared.append(both) or real(*both))
+        (token, record), (unknown, _) = issue("alice", float("inf")), issue("bob", float("inf"))
+        known = Tokens([record])
+        for each in (token, token[:-1] + "!", unknown, "junk"):
+            known.find(each)
+        assert [list(map(len, both)) for both in compared] == [[32, 32]] * 4
 
     def test_no_token_is_found_in_an_empty_file(self):
         """Nobody is somebody."""
