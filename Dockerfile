@@ -1,8 +1,9 @@
 # The server in a container: `docker compose up`, or
 #   docker build -t streamcell .
 #   docker run -p 127.0.0.1:50051:50051 -p 127.0.0.1:9090:9090 -e STREAMCELL_INSECURE=true streamcell
-# Inside, the server listens on every address, so it needs to know who can reach it: with TLS (STREAMCELL_TLS_CERT
-# and STREAMCELL_TLS_KEY) anybody may, with STREAMCELL_INSECURE only those who are trusted.
+# Inside, the server listens on every address, so it starts with TLS (STREAMCELL_TLS_CERT and STREAMCELL_TLS_KEY), or
+# with STREAMCELL_INSECURE=true, which says that only those who are trusted can reach it. Neither asks callers who
+# they are: STREAMCELL_TOKENS does, among others (docs/running.md).
 #
 # torch comes from the default package index, whose Linux build brings CUDA (some GB). For a smaller image
 # without it, name the index of PyTorch's CPU builds (see PyTorch's installation page):

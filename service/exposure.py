@@ -19,21 +19,21 @@ def check(settings: Config) -> None:
     """
     if settings.tls_cert or addresses.is_loopback(settings.listen):
         return
-    risk = _risk(settings)
+    has_tokens = bool(settings.tokens or settings.jwt_keys)
     if not settings.insecure:
         raise ConfigError(
-            f"--listen: other machines can reach {settings.listen}, and without TLS {risk}: give --tls-cert"
-            " and --tls-key, or --insecure if only those you trust can reach it"
+            f"--listen: other machines can reach {settings.listen}, and without TLS {_risk(has_tokens)}: give"
+            " --tls-cert and --tls-key, or --insecure if only those you trust can reach it"
         )
     log.warning(
         "insecure",
         listen=str(settings.listen),
-        means=f"NO TLS: {risk}, and whoever is on the way can read and change everything; only a network or a"
-        " proxy in front can prevent it",
+        means=f"NO TLS: {_risk(has_tokens)}; only a network or a proxy in front can prevent it",
     )
 
 
-def _risk(settings: Config) -> str:
-    if settings.tokens or settings.jwt_keys:
-        return "whoever is on the way can read callers' tokens and use their sessions"
-    return "whoever reaches this address can use every session whose id they know"
+def _risk(has_tokens: bool) -> str:
+    on_the_way = "whoever is on the way can read and change everything"
+    if has_tokens:
+        return f"{on_the_way}, and use the callers' tokens"
+    return f"whoever reaches this address can use every session whose id they know, and {on_the_way}"

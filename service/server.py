@@ -324,7 +324,7 @@ async def run(settings: Config) -> int:
     """Serves until a signal, and returns the exit status: 0 after a clean drain, 1 otherwise.
 
     The first SIGTERM or SIGINT drains, after --drain-delay-seconds; a second one ends at once. SIGHUP looks
-    for new versions of models.
+    for new versions of models, and for files of settings that changed.
 
     Raises:
         ConfigError: the server cannot start; the message says why.

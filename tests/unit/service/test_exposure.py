@@ -39,7 +39,7 @@ def test_where_tokens_are_asked_for_the_tokens_are_at_risk(asked, caplog):
     with pytest.raises(ConfigError) as caught:
         exposure.check(Config(listen=Address(OTHERS[0], 80), **asked))
     for said in (caplog.records[0].fields["means"], str(caught.value)):
-        assert "whoever is on the way can read callers' tokens" in said
+        assert "read and change everything, and use the callers' tokens" in said
         assert "session whose id they know" not in said
 
 
