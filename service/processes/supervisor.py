@@ -162,7 +162,7 @@ async def run(settings: Config) -> int:
     """Serves until a signal, and returns the exit status: 0 after a clean drain, otherwise 1.
 
     The first SIGTERM or SIGINT drains, after --drain-delay-seconds; a second signal ends at once. SIGHUP
-    looks for new versions of models.
+    looks for new versions of models, and for files of settings that changed.
     If the only worker ends by itself, the supervisor ends too.
 
     Raises:
