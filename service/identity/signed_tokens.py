@@ -11,9 +11,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+_SIGNING = (RSAPublicKey, EllipticCurvePublicKey, Ed25519PublicKey, Ed448PublicKey)
 _LEEWAY_SECONDS = 10  # clocks of an identity provider and a server differ by so much
 _PEM_BEGIN = "-----BEGIN"
 _PRIVATE = "PRIVATE KEY"
@@ -107,8 +113,20 @@ def _checked(principal: str) -> str:
 def _pem_keys(text: str) -> list[Key]:
     if _PRIVATE in text:
         raise ValueError("it has a private key: give the public key, which is enough to check")
-    blocks = [text[each.start() : each.end()] for each in _PEM_BLOCK.finditer(text)]
-    return [Key("", load_pem_public_key(block.encode()), _ALGORITHMS) for block in blocks]
+    blocks = [each[0] for each in _PEM_BLOCK.finditer(text)]
+    if not blocks:
+        raise ValueError("it has no public key: in PEM one begins with -----BEGIN PUBLIC KEY-----")
+    return [Key("", _pem_key(block), _ALGORITHMS) for block in blocks]
+
+
+def _pem_key(block: str) -> Any:
+    try:
+        key = load_pem_public_key(block.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError("it has a public key that cannot be read") from None
+    if not isinstance(key, _SIGNING):
+        raise ValueError("it has a public key that checks no signatures: RSA, EC and Ed25519 keys do")
+    return key
 
 
 def _set_keys(text: str) -> list[Key]:

@@ -9,7 +9,7 @@ import time
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
 
 from service.identity.signed_tokens import InvalidTokenError, SignedTokens
 
@@ -85,8 +85,12 @@ class TestKeys:
             ("-----BEGIN PRIVATE KEY-----\n", "has a private key"),
             (
                 "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----",
-                "Valid PEM|Unable|load|parse|Could",
+                "a public key that cannot be read",
             ),
+            ("-----BEGIN PUBLIC KEY-----\n!\n-----END PUBLIC KEY-----", "key that cannot be read"),
+            ("-----BEGIN CERTIFICATE-----\n", "in PEM one begins with -----BEGIN PUBLIC KEY-----"),
+            (pem(x25519.X25519PrivateKey.generate()), "a public key that checks no signatures"),
+            (pem(EC) + pem(x25519.X25519PrivateKey.generate()), "a public key that checks no signatures"),
         ],
     )
     def test_a_file_without_a_usable_key_is_refused(self, text, problem):
