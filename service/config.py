@@ -62,6 +62,7 @@ PRINCIPAL_LIMITS = (
     "principal_steps_per_second",
     "principal_bytes_per_second",
 )
+_FILES = ("allowed_artifacts", "snapshot_key", "tls_cert", "tls_key", "tls_client_ca", "tokens", "jwt_keys")
 _LEAST = {
     "session_ttl_seconds": 0,
     "drain_timeout_seconds": 0,
@@ -160,7 +161,7 @@ class Config:
         ("batch", "normal"),
     )
     max_resident_sessions: int = _flag(
-        100_000, "most sessions in memory, per model; with a store, more sessions may be open"
+        100_000, "most sessions in memory, per version of a model and worker; with a store, more may be open"
     )
     time_order: str = _flag(
         "rising",
@@ -171,7 +172,8 @@ class Config:
     session_ttl_seconds: float = _flag(3600.0, "idle seconds after which a session expires; 0: never")
     replies_kept: int = _flag(8, "replies remembered per session, for repeated steps")
     max_queue_steps: int = _flag(
-        262_144, "most steps waiting, per model; further steps are refused with OVERLOADED"
+        262_144,
+        "most steps waiting, per version of a model and worker; further steps are refused with OVERLOADED",
     )
     max_batch_steps: int = _flag(1024, "most steps in one cell call; long inputs have a call of their own")
     max_piece_steps: int = _flag(
@@ -202,9 +204,9 @@ class Config:
     )
     max_early_resets: int = _flag(
         500,
-        "most calls of one connection that its client may cancel unanswered, if they are half of its calls or"
-        " more; then the envoy front closes the connection. Gateways whose clients have short deadlines need"
-        " more",
+        "most calls of one connection that its client may cancel unanswered, within a second, if they are"
+        " half of its calls or more; then the envoy front closes the connection. Gateways whose clients have"
+        " short deadlines need more",
     )
     max_arriving_bytes: int = _flag(
         64 << 20,
@@ -236,7 +238,9 @@ class Config:
     tls_cert: str = _flag("", "PEM file of the server's certificate chain; needs --tls-key")
     tls_key: str = _flag("", "PEM file of the server's private key; needs --tls-cert")
     tls_client_ca: str = _flag(
-        "", "PEM file of the authority that must have signed a client's certificate; needs --tls-cert"
+        "",
+        "PEM file of the authority that must have signed a client's certificate; sessions belong to whom the"
+        " certificate names, where no tokens are asked for; needs --tls-cert",
     )
     insecure: bool = _flag(
         False, "whether to serve plain text, without TLS, on addresses that other machines can reach"
@@ -248,8 +252,8 @@ class Config:
     )
     jwt_keys: str = _flag(
         "",
-        "file with an identity provider's public keys, as a JSON Web Key Set or PEM; callers may then send a"
-        " signed token (JWT), and sessions belong to its sub; needs --jwt-audience",
+        "file with an identity provider's public keys, as a JSON Web Key Set or PEM; callers must then send a"
+        " signed token (JWT), or one of --tokens, and sessions belong to its sub; needs --jwt-audience",
     )
     jwt_audience: str = _flag("", "the aud that a signed token must have; needs --jwt-keys")
     jwt_issuer: str = _flag("", "the iss that a signed token must have; needs --jwt-keys")
@@ -407,4 +411,6 @@ def _shown(default: Any) -> str:
 
 def _metavar(field: "dataclasses.Field[Any]") -> str:
     choices: tuple[str, ...] = field.metadata["choices"]
+    if field.name in _FILES:
+        return "FILE"
     return "|".join(choices) if choices else field.name.rsplit("_", 1)[-1].upper()

@@ -253,6 +253,15 @@ class TestHelp:
         assert all(flag in text for _, flag, _, _ in FIELDS)
         assert "(127.0.0.1:50051)" in text
 
+    def test_help_shows_which_settings_are_files(self, capsys):
+        """So that nobody gives a key or a token itself, which other users of the machine could then read."""
+        with pytest.raises(SystemExit):
+            from_command(["--help"], {})
+        usage = " ".join(capsys.readouterr().out.split())
+        for flag in ("allowed-artifacts", "snapshot-key", "tls-cert", "tls-key", "tls-client-ca", "tokens"):
+            assert f"[--{flag} FILE]" in usage
+        assert "[--jwt-keys FILE]" in usage
+
 
 class TestAddress:
     """HOST:PORT as text and as a value."""
