@@ -380,10 +380,12 @@ def tls_url(tmp_path):
 
 
 async def test_redis_over_tls(tls_url, tmp_path):
-    """With rediss:// the server's certificate is checked against the authority that the URL names."""
+    """With rediss:// the certificate of Redis is checked: its authority, named in the URL, and its host."""
     async with redis_store(f"{tls_url}?ssl_ca_certs={tmp_path}/cert.pem") as store:
         assert await claim_status(store) is ClaimStatus.CREATED
     await check_refused(RedisStore(tls_url), "certificate verify failed")
+    other = f"{tls_url}?ssl_ca_certs={tmp_path}/cert.pem".replace("localhost", "127.0.0.1")
+    await check_refused(RedisStore(other), "is not the server that its certificate says")
 
 
 async def test_an_owner_that_is_not_heard_of_counts_as_dead_after_a_doubt(plain_redis):
