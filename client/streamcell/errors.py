@@ -180,7 +180,7 @@ class ResourceExhausted(StreamcellError):  # noqa: N818
 
 
 class Overloaded(ResourceExhausted):
-    """The server's queue is full; it asks for the next attempt after `retry_delay_seconds`."""
+    """The server has no room for steps, calls or messages; it asks to come again in `retry_delay_seconds`."""
 
 
 class QuotaExceeded(ResourceExhausted):
