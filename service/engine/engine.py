@@ -178,11 +178,17 @@ class Engine:
         self._scheduler.check_room(num_steps, account)
 
     def has_room(self, num_steps: int, account: int = NOBODY) -> bool:
-        """Returns whether an account may queue so many steps, and no caller of `when_room` waits."""
-        return not self._waiting_for_room and self._scheduler.has_room(num_steps, account)
+        """Returns whether an account may queue so many steps now.
+
+        It may not while callers of `when_room` wait, or while rivals are to come first.
+        """
+        return not self._waiting_for_room and self._has_room(num_steps, account)
+
+    def _has_room(self, num_steps: int, account: int) -> bool:
+        return self._scheduler.has_turn(account) and self._scheduler.has_room(num_steps, account)
 
     def when_room(self, num_steps: int, function: Callable[[], None], account: int = NOBODY) -> None:
-        """Calls a function once an account may queue so many steps.
+        """Calls a function once an account may queue so many steps, if `has_room` says that it may not now.
 
         The functions of one account are called in order, and accounts take turns.
         """
@@ -358,7 +364,7 @@ class Engine:
         num_without_room = 0
         while num_without_room < self._waiting_for_room.num_accounts:
             waiting = self._waiting_for_room.first
-            if self._scheduler.has_room(waiting.num_steps, waiting.account):
+            if self._has_room(waiting.num_steps, waiting.account):
                 self._waiting_for_room.popleft()
                 waiting.function()
                 num_without_room = 0

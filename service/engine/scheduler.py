@@ -16,10 +16,13 @@ from service import errors
 from service.accounts import NOBODY
 from service.arrays import Int64s
 from service.engine.fair_queue import FairQueue
+from service.engine.rivals import Rivals
 from service.engine.work import AnyWork, Block, Control, Phase, Step
 from service.errors import Reason
 
 _RETRY_SECONDS = 0.1  # a full queue drains in about this long
+_SHARED_STEPS = 64  # that rivals together may have in the queue: a good batch
+_MIN_SHARE_STEPS = 8  # that each of them may have there, however many they are
 _Started = TypeVar("_Started", Control, Step)
 _Item = TypeVar("_Item", Control, Step, Block)
 _Queue = deque[_Item] | FairQueue[_Item]
@@ -139,6 +142,7 @@ class Scheduler:
         self._blocks: _Queue[Block] = _new_queue(account_of)
         self.num_queued_steps = 0
         self._queued_by_account: Counter[int] = Counter()
+        self._rivals = Rivals()
 
     @property
     def has_ready(self) -> bool:
@@ -163,6 +167,18 @@ class Scheduler:
         # thresholds in a shared memory packet switch", 1998).
         return num_steps <= room and (not mine or mine + num_steps <= room)
 
+    def has_turn(self, account: int) -> bool:
+        """Returns whether an account may queue another request before its rivals had theirs.
+
+        A step costs the server more on its way in and out than in the queue. So a fair queue is not enough:
+        an account whose streams fill it has most of the server. While accounts are rivals, each keeps a few
+        steps in the queue and the rest with its clients, which are read as steps are done.
+        """
+        if self._rivals.count < 2:
+            return True
+        queued = self._queued_by_account.get(account, 0)
+        return queued < max(_MIN_SHARE_STEPS, _SHARED_STEPS // self._rivals.count)
+
     def check_room(self, num_steps: int, account: int = NOBODY) -> None:
         """Checks that an account may queue so many steps.
 
@@ -182,6 +198,7 @@ class Scheduler:
         """
         if self._account_of is not None:
             work.account = self._account_of(int(work.slots[0]) if isinstance(work, Block) else work.slot)
+            self._rivals.note(work.account)
         self.check_room(work.num_steps, work.account)
         self._queue_steps(work.account, work.num_steps)
         if self._lanes.enter(work):
@@ -204,6 +221,7 @@ class Scheduler:
         always, a block when `advance` returns that no rows are left. Until then no other work of these
         sessions is scheduled.
         """
+        self._rivals.pass_iteration()
         batch = Batch([], [], [])
         self._start_controls(batch.controls)
         # Neither single steps nor frames can keep the others out: both get half of the room at least.

@@ -1,4 +1,4 @@
-"""What streams of requests share: back-pressure while a queue is full, and an end once all is answered.
+"""What streams of requests share: back-pressure while a queue has no room, and an end once all is answered.
 
 Does not know what a request asks.
 """
@@ -6,16 +6,18 @@ Does not know what a request asks.
 import functools
 from collections.abc import Callable
 
+from service.accounts import NOBODY
 from service.engine.engine import Engine
 from service.errors import StreamcellError
 from service.rpc.stream import Stream
 
 
 class Backpressure:
-    """Stops reading a client's stream while the queue that refused the stream's last request is full.
+    """Stops reading a client's stream while the queue that took, or refused, its last request has no room.
 
-    Reading messages only to refuse them would take time that the queued steps need. Streams that wait
-    continue in order, one message each as the queue gets room.
+    Reading messages only to refuse them would take time that the queued steps need, and reading more of one
+    caller than its share would take the other callers' time. Streams that wait continue in order, one message
+    each as the queue gets room, and callers take turns.
 
     Args:
         stream: the client's stream.
@@ -27,24 +29,29 @@ class Backpressure:
         self._stream = stream
         self._handle = handle
         self._account = account
-        self._refused_by: tuple[Engine, int] | None = (
-            None  # the engine, and the steps that it had no room for
-        )
+        self._engine: Engine | None = None  # that is asked for room
+        self._num_refused = 0  # steps that it had no room for
 
     def receive(self, raw: bytes) -> None:
-        """Handles a message: now, or once the engine that refused the last message has room."""
-        if self._refused_by is not None:
-            engine, num_steps = self._refused_by
-            if not engine.has_room(num_steps, self._account):
+        """Handles a message: now, or once the engine has room."""
+        engine = self._engine
+        if engine is not None:
+            if not engine.has_room(self._num_refused, self._account):
                 self._stream.pause()
-                engine.when_room(num_steps, functools.partial(self._handle_later, raw), self._account)
+                later = functools.partial(self._handle_later, raw)
+                engine.when_room(self._num_refused, later, self._account)
                 return
-            self._refused_by = None
+            self._engine, self._num_refused = None, 0
         self._handle(raw)
+
+    def record(self, engine: Engine) -> None:
+        """Records that an engine's queue took a request, if callers take turns there."""
+        if self._account != NOBODY:
+            self._engine = engine
 
     def record_refusal(self, engine: Engine, num_steps: int) -> None:
         """Records that an engine's queue had no room for a request of `num_steps` steps."""
-        self._refused_by = engine, num_steps
+        self._engine, self._num_refused = engine, num_steps
 
     def _handle_later(self, raw: bytes) -> None:
         self._stream.guard(self._handle, raw)

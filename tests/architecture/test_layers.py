@@ -20,7 +20,7 @@ FLOORS = [
     {"engine", "fronts.grpcio", "fronts.envoy", "identity"},
     {"persistence", "processes", "commands"},
     {"catalog"},
-    {"servicers.stream_backpressure", "servicers.values"},
+    {"servicers.stream_backpressure", "servicers.turns", "servicers.values"},
     {"servicers.streamcell", "servicers.inference", "servicers.standard"},
     {"server"},
     {"worker"},

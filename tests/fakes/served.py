@@ -41,6 +41,7 @@ class Served:
         clock: monotonic nanoseconds; by default one that stands still.
         runner: the runner of the only model; by default a new one.
         engines: makes the engines instead of `models`.
+        takes_turns: whether callers take turns, as they do where they have principals.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Served:
         clock: Any = None,
         runner: Runner | None = None,
         engines: "Callable[[Config, Metrics], list[Engine]] | None" = None,
+        takes_turns: bool = False,
         **changes: Any,
     ) -> None:
         self.settings = settings(**changes)
@@ -66,6 +68,7 @@ class Served:
                     self.metrics.of_model(model.name, model.version),
                     loop=loop,
                     clock=self.clock,
+                    count_steps=(lambda *_: None) if takes_turns else None,
                 )
                 for model in models or (recurrence(),)
             ]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from google.protobuf.message import Message
@@ -17,6 +18,7 @@ from service.servicers.inference.metadata import MetadataServicer
 from service.servicers.inference.pipeline import InferencePipeline
 from service.servicers.inference.response import ResponseBuilder
 from service.servicers.inference.stream import InferStream
+from service.servicers.turns import in_turn
 from service.telemetry.metrics import Metrics
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -64,7 +66,7 @@ class InferenceServicer:
             await self._pipeline.load(message)
             request = self._pipeline.read(message, call, resolve)
         request.may_be_delayed = True
-        self._pipeline.submit(request)
+        await in_turn(request.engine, call.account_number, partial(self._pipeline.submit, request))
         try:
             await done
         except asyncio.CancelledError:

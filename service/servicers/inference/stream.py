@@ -74,6 +74,7 @@ class InferStream:
             self._refuse(raw, error)
         else:
             self._in_flight[request] = None
+            self._backpressure.record(request.engine)
 
     async def _load(self, message: pb.ModelInferRequest) -> None:
         """Loads a message's model, then begins that message's request and those that came after it."""

@@ -5,6 +5,7 @@ sessions are stored, nor when work runs.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ from service.rpc.stream import Stream
 from service.servicers.streamcell import convert
 from service.servicers.streamcell.steps import fetch_or_open, prepare_step, take_over_for
 from service.servicers.streamcell.stream import StepStream
+from service.servicers.turns import in_turn
 
 SERVICE = pb.DESCRIPTOR.services_by_name["StreamcellService"].full_name
 _Work = TypeVar("_Work", Step, Block, Control)
@@ -156,18 +158,24 @@ class StreamcellServicer:
         while True:
             try:
                 session, work = prepare_step(self._catalog, call, request, futures.sets(done))
+                work.may_be_held = True
+                await _submit_in_turn(session, work, call)
                 break
             except NotResident:
                 await fetch_or_open(self._catalog, call, request)
-        work.may_be_held = True
-        return convert.step_response(session, await _submit_and_wait(session, work, done))
+        return convert.step_response(session, await _wait(session, work, done))
 
     async def prime(self, request: pb.PrimeRequest, call: Call) -> pb.PrimeResponse:
         """Answers Prime."""
-        session = await self._catalog.fetch(call.principal, request.session_id, take_over_for(request))
         done = asyncio.get_running_loop().create_future()
-        block = convert.prime_block(session, request, self._settings.max_message_steps, futures.sets(done))
-        await _submit_and_wait(session, block, done)
+        on_done, max_steps = futures.sets(done), self._settings.max_message_steps
+        while True:
+            session = await self._catalog.fetch(call.principal, request.session_id, take_over_for(request))
+            block = convert.prime_block(session, request, max_steps, on_done)
+            with contextlib.suppress(NotResident):
+                await _submit_in_turn(session, block, call)
+                break
+        await _wait(session, block, done)
         if block.errors:
             error = block.errors[0]
             applied = {"num_applied": str(int(block.num_applied[0]))}
@@ -263,12 +271,37 @@ class StreamcellServicer:
 
 
 async def _submit_and_wait(session: SessionRef, work: _Work, done: "asyncio.Future[None]") -> _Work:
-    """Submits work and returns it once `done` is set; a call that is cancelled withdraws work not yet begun.
+    """Submits work at once, and returns it once `done` is set.
 
     Raises:
         StreamcellError: the queue is full, or the work failed.
     """
     session.engine.submit(work)
+    return await _wait(session, work, done)
+
+
+async def _submit_in_turn(session: SessionRef, work: Step | Block, call: Call) -> None:
+    """Submits work when it is the caller's turn.
+
+    Raises:
+        NotResident: the session has left its place meanwhile.
+        StreamcellError: the queue is full.
+    """
+
+    def submit() -> None:
+        if not session.is_live:
+            raise NotResident([])
+        session.engine.submit(work)
+
+    await in_turn(session.engine, call.account_number, submit)
+
+
+async def _wait(session: SessionRef, work: _Work, done: "asyncio.Future[None]") -> _Work:
+    """Returns submitted work once `done` is set; a call that is cancelled withdraws work not yet begun.
+
+    Raises:
+        StreamcellError: the work failed.
+    """
     try:
         await done
     except asyncio.CancelledError:

@@ -187,6 +187,7 @@ class StepStream:
             self._backpressure.record_refusal(engine, work.num_steps)
             raise
         self._in_flight[work] = engine
+        self._backpressure.record(engine)
 
     def _check_room(self, engine: Engine, num_steps: int) -> None:
         try:

@@ -437,6 +437,25 @@ class TestFairTurns:
         assert policy.num_queued_steps == 0
         assert not policy._queued_by_account
 
+    @pytest.mark.parametrize(("num_rivals", "share"), [(1, None), (2, 32), (3, 21), (8, 8)])
+    def test_rivals_share_a_good_batch(self, num_rivals, share):
+        """Each has its turn until it has its share in the queue; an account alone always has."""
+        policy = self.policy()
+        for account in range(1, num_rivals):
+            policy.submit(step_of(account * 8))
+        for count in range(100):
+            assert policy.has_turn(0) == (share is None or count < share)
+            policy.submit(step_of(count % 8))
+
+    def test_a_rival_with_a_large_message_has_its_turn_when_that_is_done(self):
+        """Whatever it is, an account with nothing in the queue may queue one message."""
+        policy = self.policy(batch=1000, piece=50)
+        submit(policy, step_of(8), block_with({0: 100}))
+        for _ in range(2):
+            assert not policy.has_turn(0)
+            finish(policy, policy.schedule())
+        assert policy.has_turn(0)
+
     def test_an_empty_queue_takes_any_message(self):
         """Else a message as large as the queue could never be served."""
         policy = self.policy(queue=4)
@@ -465,7 +484,7 @@ class TestFairTurns:
         assert not policy._queued_by_account
 
     def test_one_caller_at_fifty_times_its_share_costs_the_others_nothing(self):
-        """Seven principals send their eighth of what the server can do, the eighth fifty times as much."""
+        """Seven send an eighth of what the server can do; the eighth sends fifty times as much."""
         policy, num_rounds, share = self.policy(queue=4096, batch=80), 400, 8
         applied = [0] * 8
         wanted = [share] * 7 + [50 * share]
