@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 import signal
+import threading
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +35,7 @@ BOUND_SECONDS = 60.0  # for waits that are short unless the server hangs
 
 
 Sleep = Callable[[float], Awaitable[None]]
+Result = TypeVar("Result")
 
 
 class RunningServer(Protocol):
@@ -73,9 +76,9 @@ class GrpcioServer:
         return await server.drain()
 
     async def stop(self) -> None:
-        """Drains the server, unless it was drained."""
+        """Ends the server at once, unless it was drained."""
         if self._server is not None:
-            await self.drain()
+            await self._server.abandon()
 
 
 class EnvoyServer:
@@ -194,6 +197,14 @@ def front(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@contextlib.asynccontextmanager
+async def connected(server: RunningServer) -> AsyncIterator[Peer]:
+    """Connects to a server for as long as the block lasts, over a connection of the block's own."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with aio.insecure_channel(str(server.listen), options) as channel:
+        yield Peer(server, channel, stubs.StreamcellServiceStub(channel))
+
+
 @pytest.fixture
 async def start(front: str) -> AsyncIterator[Start]:
     """Starts servers with the test's settings, and ends them after the test."""
@@ -203,17 +214,75 @@ async def start(front: str) -> AsyncIterator[Start]:
             server = FRONTS[front]()
             await server.start(settings(front=front, **changes))
             running.push_async_callback(server.stop)
-            channel = aio.insecure_channel(str(server.listen))
-            running.push_async_callback(channel.close)
-            return Peer(server, channel, stubs.StreamcellServiceStub(channel))
+            return await running.enter_async_context(connected(server))
 
         yield start_one
 
 
+class ServerLoop:
+    """A loop in a thread of its own, for servers that several tests share: a test's loop ends with the test.
+
+    For the envoy front alone, whose servers are processes: grpcio has one loop at a time in a process.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Returns what a coroutine returns."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(BOUND_SECONDS)
+
+    def close(self) -> None:
+        """Ends the loop and the thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@pytest.fixture(scope="session")
+def server_loop() -> Iterator[ServerLoop]:
+    """The loop of all servers that tests share."""
+    loop = ServerLoop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(scope="session")
+def shared_envoy(server_loop: ServerLoop) -> Iterator[EnvoyServer]:
+    """A server on the envoy front for many tests, as its process takes seconds to start."""
+    server = EnvoyServer()
+    server_loop.run(server.start(settings(front="envoy")))
+    yield server
+    server_loop.run(server.stop())
+
+
 @pytest.fixture
-async def peer(start: Start) -> Peer:
-    """A server with the shipped models."""
+async def peer(front: str, start: Start, request: pytest.FixtureRequest) -> AsyncIterator[Peer]:
+    """A server with the shipped models, which may have sessions of other tests and has counted their calls.
+
+    The ids of a test's sessions come from `Peer.open` or `unused_id`.
+    """
+    if front == "envoy":
+        async with connected(request.getfixturevalue("shared_envoy")) as shared:
+            yield shared
+    else:  # it starts in this process, and quickly
+        yield await start()
+
+
+@pytest.fixture
+async def own_peer(start: Start) -> Peer:
+    """A server with the shipped models for one test alone."""
     return await start()
+
+
+_numbers = itertools.count()
+
+
+def unused_id() -> str:
+    """Returns the id of a session that no test has used."""
+    return f"session-{next(_numbers)}"
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """Messages that arrive in part, or compressed, on the real envoy front: time, bytes, turns."""
 
+import asyncio
 import contextlib
+import dataclasses
 import gzip
 
 import pytest
@@ -12,25 +14,38 @@ from tests.integration.raw import RawClient, message
 from tests.integration.web import request
 
 MAX_BYTES = 10_000
+SETTINGS = settings(front="envoy", max_message_bytes=MAX_BYTES, max_arriving_bytes=MAX_BYTES)
+
+
+@pytest.fixture(scope="module")
+def address_with(server_loop):
+    """Returns the address of a server with some settings, which ends after the tests of this file."""
+    servers = {}
+
+    def address_with(**changes):
+        key = tuple(sorted(changes.items()))
+        if key not in servers:
+            server = EnvoyEchoServer()
+            servers[key] = server, server_loop.run(server.start(dataclasses.replace(SETTINGS, **changes)))
+        return servers[key][1]
+
+    yield address_with
+    for server, _ in servers.values():
+        server_loop.run(server.stop())
 
 
 @pytest.fixture
-async def connect():
-    """Starts a server with the test's settings, and returns its address and a client of bare frames."""
+async def connect(address_with):
+    """Returns the address of a server with the test's settings, and a client of bare frames."""
     async with contextlib.AsyncExitStack() as running:
 
-        async def start(**changes):
-            server = EnvoyEchoServer()
-            given = settings(
-                front="envoy", max_message_bytes=MAX_BYTES, **{"max_arriving_bytes": MAX_BYTES, **changes}
-            )
-            address = await server.start(given)
-            running.push_async_callback(server.stop)
+        async def connect(**changes):
+            address = await asyncio.to_thread(address_with, **changes)
             client = await RawClient.connect(address)
             running.push_async_callback(client.close)
             return address, client
 
-        yield start
+        yield connect
 
 
 class TestTime:
@@ -72,7 +87,8 @@ class TestBytes:
 
     async def test_the_oldest_gives_way(self, connect):
         """With a reason and a delay; the newer message is served."""
-        _, client = await connect()
+        # A server of its own: what another test left there would be older, and give way first.
+        _, client = await connect(max_arriving_bytes=MAX_BYTES + 1)
         text = "x" * 6000
         old, new = client.open("/t/Echo"), client.open("/t/Talk")
         client.send(old, message(text)[:-1])

@@ -15,7 +15,7 @@ from google.rpc.status_pb2 import Status
 from streamcell.v1 import streamcell_pb2 as pb
 
 from service.errors import REASONS, Code, Reason
-from tests.integration.conftest import BOUND_SECONDS, folded, inputs, settings
+from tests.integration.conftest import BOUND_SECONDS, folded, inputs, settings, unused_id
 from tests.integration.echo_service import ECHO_SERVERS, SECRET
 from tests.integration.raw import message
 from tests.integration.web import GRPC_WEB, JSON, frames_of, post, request
@@ -395,6 +395,7 @@ class TestServer:
     async def test_a_session_by_json_alone(self, peer, mackey_glass):
         """Open, steps, a history, a forecast, close: the numbers are the artifact's, bit for bit."""
         address, x = str(peer.server.listen), inputs(seed=9, num_steps=3000)
+        session_id = unused_id()
 
         async def call(method, **given):
             found = await post(address, f"{SERVICE}/{method}", given)
@@ -403,18 +404,18 @@ class TestServer:
 
         names = {model["name"] for model in (await call("ListModels"))["models"]}
         assert names == {"mackey-glass", "nyc-taxi"}
-        opened = await call("OpenSession", sessionId="curl", model="mackey-glass")
-        assert opened["session"]["sessionId"] == "curl"
-        y = [(await call("Step", session_id="curl", x=row.tolist()))["y"] for row in x[:3]]
+        opened = await call("OpenSession", sessionId=session_id, model="mackey-glass")
+        assert opened["session"]["sessionId"] == session_id
+        y = [(await call("Step", session_id=session_id, x=row.tolist()))["y"] for row in x[:3]]
         assert np.array_equal(np.array(y, np.float32), folded(mackey_glass, x[:3]))
-        primed = await call("Prime", sessionId="curl", x=x[3:].ravel().tolist())
+        primed = await call("Prime", sessionId=session_id, x=x[3:].ravel().tolist())
         assert primed["stepIndex"] == "2999"
-        forecast = await call("Forecast", sessionId="curl", horizonSteps=3)
+        forecast = await call("Forecast", sessionId=session_id, horizonSteps=3)
         assert np.isfinite(np.array(forecast["y"])).all()
-        found = await peer.stub.GetSession(pb.GetSessionRequest(session_id="curl"))
+        found = await peer.stub.GetSession(pb.GetSessionRequest(session_id=session_id))
         assert found.session.next_step_index == 3000
-        await call("CloseSession", sessionId="curl")
-        found = await post(address, f"{SERVICE}/Step", {"sessionId": "curl", "x": [0.5]})
+        await call("CloseSession", sessionId=session_id)
+        found = await post(address, f"{SERVICE}/Step", {"sessionId": session_id, "x": [0.5]})
         assert found.refusal == (404, "not_found", "SESSION_NOT_FOUND")
 
     @pytest.mark.asyncio(loop_scope="function")
@@ -450,15 +451,15 @@ class TestServer:
         assert found.refusal == (404, "not_found", "SESSION_NOT_FOUND")
 
     @pytest.mark.asyncio(loop_scope="function")
-    async def test_health_by_json_and_errors_in_the_metrics(self, peer):
+    async def test_health_by_json_and_errors_in_the_metrics(self, own_peer):
         """Every method with a descriptor is served; refusals count as over gRPC, bad JSON among them."""
-        address = str(peer.server.listen)
+        address = str(own_peer.server.listen)
         assert (await post(address, "/grpc.health.v1.Health/Check", {})).json == {"status": "SERVING"}
         for given in ({"sessionId": "x", "stepindex": 3}, {"x": [1]}):
             found = await post(address, f"{SERVICE}/Step", given)
             assert found.refusal == (400, "invalid_argument", "INVALID_ARGUMENT")
         labels = (("code", "INVALID_ARGUMENT"), ("method", f"{SERVICE}/Step"), ("reason", "INVALID_ARGUMENT"))
-        assert (await peer.samples())["streamcell_errors_total", labels] == 2
+        assert (await own_peer.samples())["streamcell_errors_total", labels] == 2
 
     @pytest.mark.asyncio(loop_scope="function")
     async def test_a_drain_waits_for_calls_and_then_aborts_them(self):

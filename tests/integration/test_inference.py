@@ -260,8 +260,9 @@ class TestBadInput:
 class TestRestOfTheServer:
     """The protocol beside metrics, health, the Streamcell API, drains and bounds."""
 
-    async def test_statistics_agree_with_prometheus(self, peer, stub):
+    async def test_statistics_agree_with_prometheus(self, own_peer):
         """The figures of both APIs are equal."""
+        peer, stub = own_peer, stubs.GRPCInferenceServiceStub(own_peer.channel)
         x = inputs(seed=15, num_steps=20)
         await stub.ModelInfer(infer(x[None], MODEL, sequence_id=1, sequence_start=True))
         await stub.ModelInfer(row(x[0], sequence_id=1, step_index=20))

@@ -108,8 +108,9 @@ async def services_of(peer):
 class TestMetrics:
     """Figures for Prometheus."""
 
-    async def test_metrics_count_what_happened(self, peer):
+    async def test_metrics_count_what_happened(self, own_peer):
         """The figures of steps, batches, latencies, sessions and errors are exact."""
+        peer = own_peer
         session_id = await peer.open()
         for _ in range(7):
             await peer.stub.Step(pb.StepRequest(session_id=session_id, x=[0.5]))
@@ -213,10 +214,10 @@ class TestDrain:
             assert await ending
 
     @pytest.mark.parametrize("front", ["envoy"], indirect=True)
-    async def test_an_idle_envoy_has_nothing_to_send(self, peer):
+    async def test_an_idle_envoy_has_nothing_to_send(self, own_peer):
         """Questions to its administration do not count, so that a drain only waits for clients."""
-        (worker,) = peer.server._supervisor._workers.values()
-        await peer.open()
+        (worker,) = own_peer.server._supervisor._workers.values()
+        await own_peer.open()
         async with asyncio.timeout(BOUND_SECONDS):
             while await asyncio.to_thread(worker._listener._admin.is_sending):
                 pass

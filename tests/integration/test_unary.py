@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from streamcell.v1 import streamcell_pb2 as pb
 
-from tests.integration.conftest import folded, inputs, refusal
+from tests.integration.conftest import folded, inputs, refusal, unused_id
 
 
 class TestModels:
@@ -35,18 +35,20 @@ class TestSteps:
 
     async def test_a_step_of_index_0_opens_its_session(self, peer):
         """A client needs no second method to begin."""
+        session_id = unused_id()
         response = await peer.stub.Step(
-            pb.StepRequest(session_id="mine", model="mackey-glass", x=[0.9], step_index=0)
+            pb.StepRequest(session_id=session_id, model="mackey-glass", x=[0.9], step_index=0)
         )
         assert response.step_index == 0
-        session = (await peer.stub.GetSession(pb.GetSessionRequest(session_id="mine"))).session
+        session = (await peer.stub.GetSession(pb.GetSessionRequest(session_id=session_id))).session
         assert (session.model_name, session.next_step_index) == ("mackey-glass", 1)
 
     async def test_a_first_step_that_is_refused_opens_nothing(self, peer):
         """A wrong value at index 0 leaves no session behind."""
-        wrong = pb.StepRequest(session_id="mine", model="nyc-taxi", x=[1.0], step_index=0)
+        session_id = unused_id()
+        wrong = pb.StepRequest(session_id=session_id, model="nyc-taxi", x=[1.0], step_index=0)
         assert (await refusal(peer.stub.Step(wrong))).metadata["field"] == "time_ns"
-        missing = await refusal(peer.stub.GetSession(pb.GetSessionRequest(session_id="mine")))
+        missing = await refusal(peer.stub.GetSession(pb.GetSessionRequest(session_id=session_id)))
         assert missing.reason == "SESSION_NOT_FOUND"
 
     async def test_a_repeated_step_gets_the_same_bytes(self, peer):
@@ -86,11 +88,12 @@ class TestSteps:
 
     async def test_time_runs_on_by_the_models_interval(self, peer):
         """On a model with time, a step without a time is one step interval after the last step."""
-        start_ns = 1_420_070_400 * 10**9
-        first = pb.StepRequest(session_id="t", model="nyc-taxi", x=[10_000], step_index=0, time_ns=start_ns)
+        start_ns, session_id = 1_420_070_400 * 10**9, unused_id()
+        first = pb.StepRequest(session_id=session_id, x=[10_000], step_index=0, time_ns=start_ns)
+        first.model = "nyc-taxi"
         await peer.stub.Step(first)
-        await peer.stub.Step(pb.StepRequest(session_id="t", x=[11_000]))
-        session = (await peer.stub.GetSession(pb.GetSessionRequest(session_id="t"))).session
+        await peer.stub.Step(pb.StepRequest(session_id=session_id, x=[11_000]))
+        session = (await peer.stub.GetSession(pb.GetSessionRequest(session_id=session_id))).session
         assert session.last_time_ns == start_ns + 1800 * 10**9
 
     async def test_fifty_sessions_at_once_give_the_same_bits_as_each_alone(self, peer, mackey_glass):
@@ -182,32 +185,32 @@ class TestSessions:
 
     async def test_the_mode_of_open_decides_whether_a_session_may_exist(self, peer):
         """A session that exists keeps its progress, and is never replaced."""
-        open_session = peer.stub.OpenSession
-        resume = pb.OpenSessionRequest(session_id="s", mode=pb.OPEN_MODE_RESUME)
+        open_session, session_id = peer.stub.OpenSession, unused_id()
+        resume = pb.OpenSessionRequest(session_id=session_id, mode=pb.OPEN_MODE_RESUME)
         assert (await refusal(open_session(resume))).reason == "SESSION_NOT_FOUND"
-        create = pb.OpenSessionRequest(session_id="s", model="mackey-glass", mode=pb.OPEN_MODE_CREATE)
+        create = pb.OpenSessionRequest(session_id=session_id, model="mackey-glass", mode=pb.OPEN_MODE_CREATE)
         assert (await open_session(create)).created
         assert (await refusal(open_session(create))).reason == "SESSION_EXISTS"
-        await peer.stub.Step(pb.StepRequest(session_id="s", x=[0.5]))
-        for request in (resume, pb.OpenSessionRequest(session_id="s")):
+        await peer.stub.Step(pb.StepRequest(session_id=session_id, x=[0.5]))
+        for request in (resume, pb.OpenSessionRequest(session_id=session_id)):
             found = await open_session(request)
             assert (found.created, found.session.next_step_index) == (False, 1)
-        other = await refusal(open_session(pb.OpenSessionRequest(session_id="s", model="nyc-taxi")))
+        other = await refusal(open_session(pb.OpenSessionRequest(session_id=session_id, model="nyc-taxi")))
         assert (other.code, other.reason) == ("FAILED_PRECONDITION", "MODEL_CHANGED")
 
     async def test_a_restored_session_and_a_fork_continue_where_the_original_was(self, peer, mackey_glass):
         """Both have the bits and the remembered replies of the original, which goes on undisturbed."""
         x = inputs(5, 12)
-        session_id = await peer.open("origin")
+        session_id, restored, forked = await peer.open(), unused_id(), unused_id()
         for row in x[:6]:
             await peer.stub.Step(pb.StepRequest(session_id=session_id, x=row))
-        taken = await peer.stub.SnapshotSession(pb.SnapshotSessionRequest(session_id="origin"))
+        taken = await peer.stub.SnapshotSession(pb.SnapshotSessionRequest(session_id=session_id))
         assert taken.session.next_step_index == 6
-        restore = pb.RestoreSessionRequest(snapshot=taken.snapshot, session_id="restored")
+        restore = pb.RestoreSessionRequest(snapshot=taken.snapshot, session_id=restored)
         assert (await peer.stub.RestoreSession(restore)).session.next_step_index == 6
-        fork = pb.ForkSessionRequest(session_id="origin", new_session_id="forked")
+        fork = pb.ForkSessionRequest(session_id=session_id, new_session_id=forked)
         assert (await peer.stub.ForkSession(fork)).session.next_step_index == 6
-        for name in ("origin", "restored", "forked"):
+        for name in (session_id, restored, forked):
             replies = [await peer.stub.Step(pb.StepRequest(session_id=name, x=x[5], step_index=5))]
             replies += [await peer.stub.Step(pb.StepRequest(session_id=name, x=row)) for row in x[6:]]
             assert np.array_equal([reply.y for reply in replies], folded(mackey_glass, x)[5:])
