@@ -388,13 +388,12 @@ class TestCertificates:
                 seen.add(principal)
         assert found == expected
 
-    async def test_a_client_cannot_forge_the_header_that_has_its_certificate(self, start, tmp_path):
+    async def test_a_client_cannot_forge_the_header_that_has_its_certificate(self, peer, start, tmp_path):
         """What Envoy forwards replaces what a client sends; without certificates the header says nothing."""
         authority = Authority()
         cert, key = authority.server().save(tmp_path, "server")
         (tmp_path / "ca.pem").write_bytes(authority.pem)
         tls = await start(tls_cert=cert, tls_key=key, tls_client_ca=str(tmp_path / "ca.pem"))
-        plain = await start()
         alice, bob = authority.client("alice"), authority.client("bob")
         forged = [("x-forwarded-client-cert", f'Hash=00;Cert="{quote(alice.certificate.decode(), safe="")}"')]
         target = f"localhost:{tls.server.listen.port}"
@@ -406,9 +405,9 @@ class TestCertificates:
                     pb.OpenSessionRequest(session_id="mine", model=MODEL), metadata=forged
                 )
                 assert opened.created
-        await plain.open("mine")
-        resumed = pb.OpenSessionRequest(session_id="mine", mode=pb.OPEN_MODE_RESUME)
-        assert not (await plain.stub.OpenSession(resumed, metadata=forged)).created
+        session_id = await peer.open()
+        resumed = pb.OpenSessionRequest(session_id=session_id, mode=pb.OPEN_MODE_RESUME)
+        assert not (await peer.stub.OpenSession(resumed, metadata=forged)).created
 
     async def test_a_client_without_a_certificate_does_not_come_in(self, start, tmp_path):
         """TLS ends the connection before a call."""

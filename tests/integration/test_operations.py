@@ -52,10 +52,9 @@ class TestHealth:
 class TestTools:
     """Reflection and channelz."""
 
-    async def test_reflection_lists_the_services_and_can_be_turned_off(self, start):
+    async def test_reflection_lists_the_services_and_can_be_turned_off(self, peer, start):
         """A client without the proto gets it from the server, unless a flag turns reflection off."""
         request = reflection_pb2.ServerReflectionRequest
-        peer = await start()
         call = reflection_pb2_grpc.ServerReflectionStub(peer.channel).ServerReflectionInfo()
         await call.write(request(list_services=""))
         names = {service.name for service in (await call.read()).list_services_response.service}
@@ -79,9 +78,9 @@ class TestTools:
             await asyncio.wait_for(call.read(), BOUND_SECONDS)
         ).file_descriptor_response.file_descriptor_proto
 
-    async def test_channelz_reports_on_the_server_if_the_flag_is_set(self, start, front):
+    async def test_channelz_reports_on_the_server_if_the_flag_is_set(self, peer, start, front):
         """With the flag channelz lists servers and calls on the grpcio front; without it there is none."""
-        silent = channelz_pb2_grpc.ChannelzStub((await start()).channel)
+        silent = channelz_pb2_grpc.ChannelzStub(peer.channel)
         assert (await refusal(silent.GetServers(channelz_pb2.GetServersRequest()))).code == "UNIMPLEMENTED"
         if front == "envoy":
             with pytest.raises(ConfigError, match="--channelz: is of --front grpcio"):
