@@ -16,23 +16,25 @@ def folder():
         yield pathlib.Path(path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_server_leaves_nothing_behind(start_server, folder, number, workers):
-    """No folder for temporary files, or after kill -9 none from the next start on; nor a file in /dev/shm."""
+def test_a_server_leaves_nothing_behind(start_server, folder, workers):
+    """No folder for temporary files, or after kill -9 none from the next start on; nor a file in /dev/shm.
+
+    The folder of another server, which lives, stays.
+    """
     given = {"environment": {"TMPDIR": str(folder)}}
-    living = start_server("--workers", workers, **given)
-    living.event("serving")
+    start_server(**given).event("serving")
     folders = set(folder.iterdir())
-    server = start_server("--workers", workers, **given)
-    server.event("serving")
-    processes = children(server.process.pid)
-    mapped = [pathlib.Path(f"/proc/{each}/maps").read_text() for each in processes]
-    assert not any("envoy_shared_memory" in each for each in mapped)
-    server.signal(number)
-    server.wait()
-    for each in processes:
-        until_gone(each)
-    if number == signal.SIGKILL:
-        assert start_server("--workers", workers, "--models", "/nonexistent", **given).wait() == 2
-    assert set(folder.iterdir()) == folders
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        server = start_server("--workers", workers, **given)
+        server.event("serving")
+        processes = children(server.process.pid)
+        mapped = [pathlib.Path(f"/proc/{each}/maps").read_text() for each in processes]
+        assert not any("envoy_shared_memory" in each for each in mapped)
+        server.signal(number)
+        server.wait()
+        for each in processes:
+            until_gone(each)
+        if number == signal.SIGKILL:
+            assert start_server("--workers", workers, "--models", "/nonexistent", **given).wait() == 2
+        assert set(folder.iterdir()) == folders
