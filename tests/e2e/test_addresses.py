@@ -1,5 +1,6 @@
 """Addresses as people write them: names, both families, several hosts, on each front and for the metrics."""
 
+import itertools
 import socket
 import urllib.request
 
@@ -9,6 +10,7 @@ from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as stubs
 
 from tests.e2e.conftest import BOUND_SECONDS
+from tests.e2e.survival.fleet import FRONTS, scaled
 
 BOTH = ["127.0.0.1", "[::1]"]
 OPEN = "--insecure"
@@ -27,14 +29,21 @@ def has_ipv6():
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+# Pairs of front and number of workers. A short run has half of them where the address is one host.
+EVERY_WAY = [*itertools.product(FRONTS, ("1", "2"))]
+ONE_WAY, OTHER_WAY = (
+    scaled(short, EVERY_WAY)
+    for short in ([("grpcio", "1"), ("envoy", "2")], [("envoy", "1"), ("grpcio", "2")])
+)
+
+
 @pytest.mark.parametrize(
-    ("hosts", "reached"),
+    ("hosts", "reached", "front", "workers"),
     [
-        ("localhost", ["localhost"]),
-        ("0.0.0.0", ["127.0.0.1", "localhost"]),  # noqa: S104
-        pytest.param("[::]", BOTH, marks=needs_ipv6),
-        pytest.param("127.0.0.1,[::1]", BOTH, marks=needs_ipv6),
+        *(("localhost", ["localhost"], *way) for way in ONE_WAY),
+        *(("0.0.0.0", ["127.0.0.1", "localhost"], *way) for way in OTHER_WAY),  # noqa: S104
+        *(pytest.param("[::]", BOTH, *way, marks=needs_ipv6) for way in ONE_WAY),
+        *(pytest.param("127.0.0.1,[::1]", BOTH, *way, marks=needs_ipv6) for way in EVERY_WAY),
     ],
 )
 def test_a_server_is_reached_on_every_host_of_its_address(start_server, hosts, reached, workers):
@@ -104,7 +113,7 @@ class TestPlainText:
         assert said.startswith("streamcell: --listen: other machines can reach 0.0.0.0:0")
         assert "--tls-cert and --tls-key, or --insecure" in said
 
-    @pytest.mark.parametrize("workers", ["1", "2"])
+    @pytest.mark.parametrize(("front", "workers"), OTHER_WAY)
     def test_with_it_the_log_says_what_it_means(self, start_server, workers):
         """Once, before the server serves; the variable does as well as the flag."""
         server = start_server(

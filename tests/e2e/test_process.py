@@ -1,6 +1,7 @@
 """The server as a process: its start, its end, and its messages about errors."""
 
 import contextlib
+import itertools
 import json
 import pathlib
 import shutil
@@ -13,6 +14,7 @@ from streamcell.v1 import streamcell_pb2 as pb
 from streamcell.v1 import streamcell_pb2_grpc as stubs
 
 from tests.e2e.conftest import BOUND_SECONDS, ROOT, samples
+from tests.e2e.survival.fleet import scaled
 
 ARTIFACTS = ROOT / "model" / "artifacts"
 
@@ -41,8 +43,13 @@ def test_a_server_logs_its_address_and_drains_on_sigterm(start_server):
     assert '"clean": true' in server.lines[-1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("seconds", ["20", "0"])
+@pytest.mark.parametrize(
+    ("number", "seconds"),
+    scaled(
+        [(signal.SIGTERM, "0"), (signal.SIGINT, "20")],
+        list(itertools.product((signal.SIGTERM, signal.SIGINT), ("0", "20"))),
+    ),
+)
 def test_an_idle_server_ends_at_once(start_server, number, seconds):
     """Either signal ends the server with status 0, and the log has only lines of the server."""
     server = start_server("--drain-timeout-seconds", seconds)
