@@ -110,7 +110,7 @@ async def test_a_stream_beyond_the_rate_is_slowed_down_and_loses_nothing(start, 
     started = time.monotonic()
     call = stub.Stream(metadata=callers.alice)
     request = pb.StreamRequest(step=pb.StepRequest(session_id="a", x=[0.5]))
-    num_steps = 120
+    num_steps = 80  # far more than the second of steps or bytes that is in reserve
     for _ in range(num_steps):
         await call.write(request)
     await call.done_writing()
