@@ -11,6 +11,7 @@ import re
 import struct
 from typing import Any
 
+from service import line_lists
 from service.engine.snapshot import SnapshotError
 from service.watched_files import WatchedFile
 
@@ -89,11 +90,7 @@ def parse(text: str) -> list[bytes]:
     Raises:
         ValueError: a line is no key, or there is none. The message has the line's number, not the line.
     """
-    keys = []
-    for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.strip()
-        if stripped and not stripped.startswith("#"):
-            keys.append(_key(stripped, number))
+    keys = [_key(line, number) for number, line in line_lists.entries(text)]
     if not keys:
         raise ValueError("holds no key")
     return keys

@@ -13,6 +13,8 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 
+from service import line_lists
+
 PREFIX = "streamcell_"
 PRINCIPAL_RULE = "must be 1 to 128 printable ASCII characters, no spaces, and not begin with #"
 NEVER = "never"
@@ -66,9 +68,7 @@ class Tokens:
             ValueError: a line is wrong; the message has its number and never its hash.
         """
         records: dict[str, TokenRecord] = {}
-        for number, line in enumerate(text.splitlines(), 1):
-            if not line.strip() or line.lstrip().startswith("#"):
-                continue
+        for number, line in line_lists.entries(text):
             try:
                 record = _record(line.split())
                 if record.token_id in records:

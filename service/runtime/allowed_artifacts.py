@@ -7,6 +7,7 @@ import hashlib
 import pathlib
 import re
 
+from service import line_lists
 from service.errors import ConfigError
 
 # As `sha256sum` writes it: a backslash stands before the hash of a file whose name is escaped.
@@ -66,13 +67,11 @@ def parse(text: str) -> frozenset[str]:
         ValueError: a line has no hash; the message has the line's number.
     """
     hashes = set()
-    for number, line in enumerate(text.split("\n"), 1):
-        stripped = line.strip()
-        if stripped and not stripped.startswith("#"):
-            found = _LINE.fullmatch(stripped)
-            if found is None:
-                raise ValueError(f"line {number} does not begin with a SHA-256, 64 hexadecimal digits")
-            hashes.add(found[1].lower())
+    for number, line in line_lists.entries(text):
+        found = _LINE.fullmatch(line)
+        if found is None:
+            raise ValueError(f"line {number} does not begin with a SHA-256, 64 hexadecimal digits")
+        hashes.add(found[1].lower())
     return frozenset(hashes)
 
 
