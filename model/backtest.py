@@ -19,6 +19,7 @@ from model.artifact import Artifact
 from model.baselines import Floats, choose_period, figures, persistence, seasonal_naive
 from model.datasets import Series
 from model.errors import OptionError
+from model.linear_forecasts import online, ridge
 
 Figures = dict[str, float | None]
 _PRIME_STEPS = 512
@@ -41,29 +42,43 @@ class Backtest:
     """The first row whose forecasts count."""
     period: int
     """The season of the seasonal naive forecast, in rows, chosen from the rows before `from_row`."""
+    ridge: Floats
+    """(origins, H, O): the forecasts by ridge regression, fitted to the rows before `from_row`."""
 
     def forecasts_of(self, horizon: int) -> tuple[Floats, NDArray[np.int64]]:
         """Returns the forecasts made `horizon` steps before their target rows, (n, O), and these rows (n)."""
         targets = np.arange(self.from_row, len(self.actual))
-        return self.predicted[targets - horizon - self.origins[0], horizon - 1], targets
+        return self._made_before(targets, horizon, self.predicted), targets
 
     def figures_at(self, horizon: int) -> dict[str, Figures]:
-        """Compares model, persistence and seasonal naive at one horizon, over the same target rows."""
+        """Compares model, persistence, seasonal naive and ridge at one horizon, over the same target rows."""
         predicted, targets = self.forecasts_of(horizon)
-        actual = self.actual[targets]
-        seasonal = seasonal_naive(self.actual, targets, horizon, period=self.period)
-        return {
-            "model": figures(predicted, actual),
-            "persistence": figures(persistence(self.actual, targets, horizon), actual),
-            "seasonal_naive": figures(seasonal, actual),
+        found = {
+            "model": predicted,
+            "persistence": persistence(self.actual, targets, horizon),
+            "seasonal_naive": seasonal_naive(self.actual, targets, horizon, period=self.period),
+            "ridge": self._made_before(targets, horizon, self.ridge),
         }
+        return {name: figures(each, self.actual[targets]) for name, each in found.items()}
 
     def table(self, horizons: list[int]) -> dict[str, Any]:
-        """Compares at several horizons, as plain values for JSON."""
+        """Compares at several horizons, with online least squares too, as plain values for JSON."""
         return {
             "rows": len(self.actual) - self.from_row,
-            "horizons": {str(horizon): self.figures_at(horizon) for horizon in horizons},
+            "horizons": {
+                str(horizon): {**self.figures_at(horizon), "online_least_squares": self._online(horizon)}
+                for horizon in horizons
+            },
         }
+
+    def _made_before(self, targets: NDArray[np.int64], horizon: int, forecasts: Floats) -> Floats:
+        made: Floats = forecasts[targets - horizon - self.origins[0], horizon - 1]
+        return made
+
+    def _online(self, horizon: int) -> Figures:
+        targets = np.arange(self.from_row, len(self.actual))
+        found = online(self.actual, targets, horizon=horizon, num_fitted=self.from_row, period=self.period)
+        return figures(found, self.actual[targets])
 
 
 def run_backtest(artifact: Artifact, series: Series, *, from_row: int, horizon: int) -> Backtest:
@@ -85,12 +100,14 @@ def run_backtest(artifact: Artifact, series: Series, *, from_row: int, horizon: 
         predicted = _forecasts(artifact, states, time[first:-1], horizon)
     names = [column.name for column in artifact.manifest.inputs]
     targets = [names.index(output.target) for output in artifact.manifest.outputs]
+    actual, origins = series.values[:, targets], np.arange(first, len(series) - 1)
     return Backtest(
         predicted=predicted,
-        origins=np.arange(first, len(series) - 1),
-        actual=series.values[:, targets],
+        origins=origins,
+        actual=actual,
         from_row=from_row,
         period=period,
+        ridge=ridge(actual, origins, num_fitted=from_row, period=period, horizon=horizon),
     )
 
 

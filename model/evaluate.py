@@ -67,12 +67,12 @@ def as_text(table: dict[str, Any], period: int) -> str:
     """Formats the comparison as a table with one line per horizon and forecast."""
     season = f"the season of the seasonal naive forecast is {period} rows"
     lines = [f"{table['rows']:,} rows; {season}", ""]
-    lines.append(f"{'horizon':>7}  {'forecast':<16}{'MAE':>14}{'RMSE':>14}{'altMAPE':>10}")
+    lines.append(f"{'horizon':>7}  {'forecast':<22}{'MAE':>14}{'RMSE':>14}{'altMAPE':>10}")
     for horizon, forecasts in table["horizons"].items():
         for name, row in forecasts.items():
             altmape = "-" if row["altmape"] is None else f"{row['altmape']:.4f}"
             lines.append(
-                f"{horizon:>7}  {name.replace('_', ' '):<16}"
+                f"{horizon:>7}  {name.replace('_', ' '):<22}"
                 f"{row['mae']:>14,.5g}{row['rmse']:>14,.5g}{altmape:>10}"
             )
     return "\n".join(lines)

@@ -18,7 +18,13 @@ from model.datasets import Series
 from model.files import write_atomically
 from model.manifest import Manifest
 
-_COLOURS = {"model": "#1f5fa8", "persistence": "#c46a1b", "seasonal_naive": "#5a8f3c", "actual": "#222222"}
+_COLOURS = {
+    "model": "#1f5fa8",
+    "persistence": "#c46a1b",
+    "seasonal_naive": "#5a8f3c",
+    "ridge": "#8a4f9e",
+    "actual": "#222222",
+}
 _MAX_PLOTTED_ROWS = 336
 _PART_NAMES = {
     "validation": "the validation part, forecast by a network that was not fitted to it",
@@ -163,7 +169,7 @@ def horizon_plot(backtest: Backtest) -> Figure:
     figure, axes = _canvas(3.6)
     horizons = np.arange(1, backtest.predicted.shape[1] + 1)
     rows = [backtest.figures_at(int(horizon)) for horizon in horizons]
-    for name in ("persistence", "seasonal_naive", "model"):
+    for name in ("persistence", "seasonal_naive", "ridge", "model"):
         axes.plot(
             horizons,
             [row[name]["altmape"] or np.nan for row in rows],

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from model.artifact import load_artifact
+from model.baselines import figures
+from model.linear_forecasts import online, ridge
 
 
 @torch.no_grad()
@@ -55,7 +57,22 @@ def test_the_figures_are_those_of_forecasts_made_by_hand(command, trained, tiny_
             assert figures["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-5)
             assert figures["rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
             assert figures["altmape"] == pytest.approx(np.abs(error).mean() / np.abs(actual).mean(), rel=1e-5)
-    assert {line.split()[1] for line in table.splitlines()[3:]} == {"model", "persistence", "seasonal"}
+    names = [line[9:31].strip() for line in table.splitlines()[3:]]
+    assert names == 2 * ["model", "persistence", "seasonal naive", "ridge", "online least squares"]
+
+
+def test_the_linear_forecasts_are_those_of_the_rows_before(command, trained, tiny_csv, wave_of, tmp_path):
+    """Fitted to rows 0 to 199, and at each horizon compared with the same rows as the model."""
+    options = ["--horizons", "1,4", "--from-row", 200, "--json", tmp_path / "f.json"]
+    assert command("evaluate", "--artifact", trained, "--csv", tiny_csv, *options)[0] == 0
+    found = json.loads((tmp_path / "f.json").read_text())["horizons"]
+    values, targets = wave_of(300).values[:, :1], np.arange(200, 300)
+    origins, options = np.arange(196, 299), {"num_fitted": 200, "period": 24}
+    for horizon in (1, 4):
+        made = ridge(values, origins, horizon=4, **options)[targets - horizon - 196, horizon - 1]
+        assert found[str(horizon)]["ridge"] == figures(made, values[targets])
+        made = online(values, targets, horizon=horizon, **options)
+        assert found[str(horizon)]["online_least_squares"] == figures(made, values[targets])
 
 
 @pytest.mark.parametrize(
