@@ -309,6 +309,7 @@ async def _read(
                 stream.break_off(refused.status)
                 return
         stream.receive(raw)
+        raw = b""  # which the wait for the next message would keep, 4 MB for each stream
         while stream.is_full:
             await flow.wait_for_room()
     stream.half_close()

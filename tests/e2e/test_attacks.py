@@ -90,6 +90,7 @@ ATTACKS = [
     inflation("inflation", 56, 4_000_000, hold_seconds=2.0),
     inflation("inflation_above", 14, 16_000_000, hold_seconds=2.0),
     inflation("inflation_on_streams", 10, 4_000_000, num_streams=50, hold_seconds=scaled(2.0, 10.0)),
+    inflation("inflation_then_silence", 2, 4_000_000, num_streams=50, hold_seconds=scaled(4.0, 10.0)),
     inflation(
         "inflation_of_calls",
         *(1, 4_000_000),
