@@ -39,10 +39,16 @@ class Stepper:
         }
         self._turns = dict.fromkeys(self._messages, 0)
         self._answers = dict.fromkeys(self._messages, b"")
+        self._silent = set(self._messages)  # the streams without an answer yet
         self._unread = b""
         self._block = frames.call_headers(
             attacks.STREAM, frames.literal(b"authorization", b"Bearer " + token.encode())
         )
+
+    @property
+    def is_served(self):
+        """Whether every stream has had an answer."""
+        return not self._silent
 
     def begin(self):
         """Connects, opens the streams and sends the first steps of each."""
@@ -108,6 +114,8 @@ class Stepper:
             else:
                 self.num_applied += 1
             count, at = count + 1, end
+        if count:
+            self._silent.discard(number)
         self._answers[number] = data[at:]
         return count
 
