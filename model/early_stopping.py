@@ -19,6 +19,7 @@ import torch
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.errors import OptionError
 from model.fitting import Fit, Recipe, Rows, validation_loss
+from model.gate_bias import set_gate_bias
 from model.network import Architecture, Network, Weights
 
 _PRIME_STEPS = 1000
@@ -113,11 +114,13 @@ class Training:
         rows = self.rows
         if self.phase == "search":
             rows = Rows(rows.x[: self.num_search_rows], rows.time[: self.num_search_rows])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.plan.recipe.seed)
-            network = Network(self.plan.architecture)
+        recipe = self.plan.recipe
         try:
-            return Fit(network, rows, self.plan.recipe)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(recipe.seed)
+                network = Network(self.plan.architecture)
+                set_gate_bias(network, recipe.gate_bias, longest_steps=recipe.window_steps)
+            return Fit(network, rows, recipe)
         except ValueError as error:
             raise OptionError(str(error)) from error
 

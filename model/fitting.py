@@ -51,6 +51,8 @@ class Recipe:
     """Standard deviation of the noise on the scaled inputs, in training only."""
     averaging: float = 0.995
     """Decay, per update, of the exponential average of the weights."""
+    gate_bias: str = "uniform"
+    """Where the bias of the gate that keeps the memory begins: `uniform`, `one` or `chrono` (gate_bias)."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from model import gate_bias
 from model.artifact import Artifact, load_artifact, save_artifact
 from model.backtest import Backtest, run_backtest
 from model.cells import CELLS
@@ -36,6 +37,8 @@ _PURPOSES = {
     "clip_norm": "largest norm of the gradient; longer gradients are scaled down",
     "input_noise": "standard deviation of noise on the scaled inputs",
     "averaging": "decay, per update, of the exponential average of the weights",
+    "gate_bias": "how long the cell remembers at first: uniform, as torch has it; one, some four steps;"
+    " chrono, each unit its own time up to --window-steps",
 }
 
 
@@ -127,8 +130,8 @@ def _add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
             f"--{field.name.replace('_', '-')}",
             type=type(default),
             default=default,
-            metavar="N" if isinstance(default, int) else "X",
-            help=f"{_PURPOSES[field.name]} (default {default:g})",
+            **_form_of(default),
+            help=f"{_PURPOSES[field.name]} (default {_shown(default)})",
         )
     group.add_argument(
         "--threads",
@@ -137,6 +140,17 @@ def _add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="threads of torch; the weights' last bits depend on the number (default 1)",
     )
+
+
+def _shown(default: float | str) -> str:
+    return default if isinstance(default, str) else f"{default:g}"
+
+
+def _form_of(default: float | str) -> dict[str, Any]:
+    """Returns how an option of the recipe is shown: by its kinds, or as a number."""
+    if isinstance(default, str):
+        return {"choices": gate_bias.KINDS}
+    return {"metavar": "N" if isinstance(default, int) else "X"}
 
 
 def run(options: argparse.Namespace) -> str:
