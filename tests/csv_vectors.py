@@ -135,7 +135,7 @@ VECTORS = [
         ((1_000_000_001, (1.5,)), (2_000_000_000, (2.5,)), (3_500_000_000, (3.5,))),
     ),
     refused("Unix ms", series(time * 10**3 for time in SECONDS), 2, "timestamp", "like Unix milliseconds"),
-    refused("Unix µs", series(time * 10**6 for time in SECONDS), 2, "timestamp", "like Unix microseconds"),
+    refused("Unix us", series(time * 10**6 for time in SECONDS), 2, "timestamp", "like Unix microseconds"),
     refused("Unix ns", series(time * 10**9 for time in SECONDS), 2, "timestamp", "like Unix nanoseconds"),
     refused("no compact day", series(("20140701", "20140732"), "date,value"), 3, "date", "is not a time"),
     refused("years", series((2012, 2013), "date,value"), 2, "date", "may be Unix seconds or a date"),
