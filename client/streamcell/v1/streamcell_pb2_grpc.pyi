@@ -32,7 +32,7 @@ Conventions
                SNAPSHOT_REJECTED    FAILED_PRECONDITION (foreign, damaged or of another model)
                DURABLE_UNSUPPORTED  FAILED_PRECONDITION (the store cannot tell when it is on its disk)
                SESSION_FENCED       ABORTED (another server has the session)
-               OVERLOADED           RESOURCE_EXHAUSTED (the queue is full; retry later)
+               OVERLOADED           RESOURCE_EXHAUSTED (no room for more steps, calls or bytes; retry later)
                QUOTA_EXCEEDED       RESOURCE_EXHAUSTED (the principal uses as much as it may; metadata "limit")
                SESSIONS_FULL        RESOURCE_EXHAUSTED (no room for another session)
                MESSAGE_TOO_LARGE    RESOURCE_EXHAUSTED
