@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "stream a series through an artifact, and compare its forecasts with simple ones",
     "export": "write an artifact from a checkpoint, from an older artifact, or for benchmarks",
     "inspect": "print an artifact's manifest",
+    "memory": "compare how long each kind of cell remembers, by two tasks and by the gradient",
 }
 
 

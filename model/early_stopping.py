@@ -119,7 +119,7 @@ class Training:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(recipe.seed)
                 network = Network(self.plan.architecture)
-                set_gate_bias(network, recipe.gate_bias, longest_steps=recipe.window_steps)
+                set_gate_bias(network.cells, recipe.gate_bias, longest_steps=recipe.window_steps)
             return Fit(network, rows, recipe)
         except ValueError as error:
             raise OptionError(str(error)) from error

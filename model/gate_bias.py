@@ -14,10 +14,11 @@ the memory lasts about 1 / (1 − f) steps. Biases near zero keep a half, which 
 The gate that keeps is the LSTM's forget gate and the GRU's update gate; the Elman network has none.
 """
 
+from collections.abc import Iterable
+
 import torch
 
 from model.cells import GRUCell, LSTMCell, PeepholeLSTMCell, RecurrentCell
-from model.network import Network
 
 KINDS = ("uniform", "one", "chrono")
 """Where the biases begin: `uniform` leaves them as torch has them."""
@@ -25,8 +26,8 @@ KINDS = ("uniform", "one", "chrono")
 _LSTM_INPUT_GATE, _LSTM_FORGET_GATE, _GRU_UPDATE_GATE = 0, 1, 1
 
 
-def set_gate_bias(network: Network, kind: str, *, longest_steps: int) -> None:
-    """Sets the biases of all layers' gates that keep, and draws from torch's random numbers for `chrono`.
+def set_gate_bias(cells: Iterable[RecurrentCell], kind: str, *, longest_steps: int) -> None:
+    """Sets the biases of all cells' gates that keep, and draws from torch's random numbers for `chrono`.
 
     Args:
         longest_steps: the longest memory that `chrono` gives to a unit.
@@ -38,15 +39,16 @@ def set_gate_bias(network: Network, kind: str, *, longest_steps: int) -> None:
         return
     if kind == "chrono" and longest_steps < 2:
         raise ValueError(f"gate bias: chrono needs a window of at least 2 steps, not {longest_steps}")
-    for cell in network.cells:
+    for cell in cells:
         if not isinstance(cell, LSTMCell | PeepholeLSTMCell | GRUCell):
             raise ValueError(
                 f"gate bias: this kind of cell has no gate that keeps its memory, so {kind} is no use"
             )
+        hidden_size = cell.weight_hh.size(1)
         if kind == "one":
-            _set(cell, _keeping_gate(cell), torch.ones(network.hidden_size))
+            _set(cell, _keeping_gate(cell), torch.ones(hidden_size))
             continue
-        steps = torch.empty(network.hidden_size).uniform_(2.0, float(longest_steps))
+        steps = torch.empty(hidden_size).uniform_(2.0, float(longest_steps))
         _set(cell, _keeping_gate(cell), torch.log(steps - 1.0))
         if not isinstance(cell, GRUCell):
             _set(cell, _LSTM_INPUT_GATE, -torch.log(steps - 1.0))

@@ -21,7 +21,7 @@ def network_of(cell, kind="uniform", longest_steps=100):
     """Returns a network of two layers; its first weights and the draws are the seed's."""
     torch.manual_seed(5)
     made = Network(Architecture(num_inputs=1, num_outputs=1, cell=cell, hidden_size=HIDDEN, num_layers=2))
-    set_gate_bias(made, kind, longest_steps=longest_steps)
+    set_gate_bias(made.cells, kind, longest_steps=longest_steps)
     return made
 
 
