@@ -4,6 +4,7 @@ Knows nothing of how a cell learns; see memory_runs and memory_tasks.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from dataclasses import asdict
@@ -108,25 +109,22 @@ def _lengths(text: str) -> list[int]:
 def _learn_all(
     tasks: list[str], lengths: list[int], biases: dict[str, str], budget: Budget, *, quiet: bool
 ) -> dict[str, list[Run]]:
-    """Lets every cell learn every task of every length; returns the runs by task."""
+    """Returns the runs of every cell on every task and length, by task."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    found: dict[str, list[Run]] = {}
-    total = len(tasks) * len(lengths) * len(biases) * budget.max_updates
-    with tqdm(total=total, unit="update", file=sys.stderr, disable=quiet) as bar:
-        for task in tasks:
-            found[task] = []
-            for num_steps in lengths:
-                for cell, bias in biases.items():
-                    begun_at = bar.n
+    found: dict[str, list[Run]] = {task: [] for task in tasks}
+    every = list(itertools.product(tasks, lengths, biases.items()))
+    with tqdm(total=len(every) * budget.max_updates, unit="update", file=sys.stderr, disable=quiet) as bar:
+        for number, (task, num_steps, (cell, bias)) in enumerate(every, 1):
 
-                    def show(error: float, what: str = f"{task}, {num_steps} steps, {cell}") -> None:
-                        bar.set_postfix_str(f"{what}: error {error:.4f}", refresh=False)
-                        bar.update()
+            def show(error: float, what: str = f"{task}, {num_steps} steps, {cell}") -> None:
+                bar.set_postfix_str(f"{what}: error {error:.4f}", refresh=False)
+                bar.update()
 
-                    made = learn(cell, TASKS[task], num_steps, budget=budget, gate_bias=bias, on_update=show)
-                    bar.update(begun_at + budget.max_updates - bar.n)  # what a solved task does not need
-                    found[task].append(made)
+            found[task].append(
+                learn(cell, TASKS[task], num_steps, budget=budget, gate_bias=bias, on_update=show)
+            )
+            bar.update(number * budget.max_updates - bar.n)  # what a solved task does not need
     return found
 
 

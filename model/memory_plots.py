@@ -3,6 +3,7 @@
 Knows nothing of how they were measured. Plots are drawn without a display.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from model.memory_runs import Run
 from model.memory_tasks import Task
 
 _COLOURS = {"elman": "#c46a1b", "lstm": "#1f5fa8", "peephole": "#8a4f9e", "gru": "#5a8f3c"}
-_LEAST_NORM = 1e-12
+_STYLES = {"peephole": "--"}  # it begins as the LSTM does, and lies on its line
+_LEAST_NORM = 1e-12  # below, a line ends
 
 
 def learning_plot(task: Task, runs: Sequence[Run]) -> Figure:
@@ -43,13 +45,12 @@ def gradient_plot(gradients: dict[str, list[float]]) -> Figure:
     axes = figure.add_subplot()
     _tidy(axes)
     for cell, norms in gradients.items():
-        axes.plot(
-            range(len(norms)), [max(each, _LEAST_NORM) for each in norms], color=_COLOURS[cell], label=cell
-        )
+        shown = [each if each >= _LEAST_NORM else math.nan for each in norms]
+        axes.plot(range(len(norms)), shown, _STYLES.get(cell, "-"), color=_COLOURS[cell], label=cell)
     axes.set_yscale("log")
-    axes.set(
-        xlabel="steps back, k", ylabel="share of the norm at k = 0 (log)", title="The gradient k steps back"
-    )
+    axes.set_ylim(bottom=_LEAST_NORM)
+    axes.set(xlabel="steps back, k", ylabel="share of the norm at k = 0 (log)")
+    axes.set_title("The gradient k steps back")
     axes.legend(frameon=False)
     return figure
 

@@ -82,7 +82,7 @@ def learn(
     gate_bias: str,
     on_update: Callable[[float], None] = lambda _: None,
 ) -> Run:
-    """Lets a cell learn a task until it is solved or the budget is used up.
+    """Trains a cell on a task until the task is solved or the budget is used up.
 
     Every cell gets the same sequences in the same order; the optimiser is Adam (Kingma & Ba 2015) with a
     clipped gradient. `on_update` is called after each update with the error seen last.
