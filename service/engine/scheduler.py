@@ -21,8 +21,8 @@ from service.engine.work import AnyWork, Block, Control, Phase, Step
 from service.errors import Reason
 
 _RETRY_SECONDS = 0.1  # a full queue drains in about this long
-_SHARED_STEPS = 64  # that rivals together may have in the queue: a good batch
-_MIN_SHARE_STEPS = 8  # that each of them may have there, however many they are
+_SHARED_REQUESTS = 64  # that rivals together may have in the queue: of single steps, a good batch
+_MIN_SHARE_REQUESTS = 8  # that each of them may have there, however many they are
 _Started = TypeVar("_Started", Control, Step)
 _Item = TypeVar("_Item", Control, Step, Block)
 _Queue = deque[_Item] | FairQueue[_Item]
@@ -142,6 +142,7 @@ class Scheduler:
         self._blocks: _Queue[Block] = _new_queue(account_of)
         self.num_queued_steps = 0
         self._queued_by_account: Counter[int] = Counter()
+        self._requests_by_account: Counter[int] = Counter()
         self._rivals = Rivals()
 
     @property
@@ -172,12 +173,13 @@ class Scheduler:
 
         A step costs the server more on its way in and out than in the queue. So a fair queue is not enough:
         an account whose streams fill it has most of the server. While accounts are rivals, each keeps a few
-        steps in the queue and the rest with its clients, which are read as steps are done.
+        requests in the queue and the rest with its clients, which are read as requests are done. A long input
+        is one request, so it keeps no step of its own account out.
         """
         if self._rivals.count < 2:
             return True
-        queued = self._queued_by_account.get(account, 0)
-        return queued < max(_MIN_SHARE_STEPS, _SHARED_STEPS // self._rivals.count)
+        share = max(_MIN_SHARE_REQUESTS, _SHARED_REQUESTS // self._rivals.count)
+        return self._requests_by_account.get(account, 0) < share
 
     def check_room(self, num_steps: int, account: int = NOBODY) -> None:
         """Checks that an account may queue so many steps.
@@ -200,7 +202,7 @@ class Scheduler:
             work.account = self._account_of(int(work.slots[0]) if isinstance(work, Block) else work.slot)
             self._rivals.note(work.account)
         self.check_room(work.num_steps, work.account)
-        self._queue_steps(work.account, work.num_steps)
+        self._queue(work.account, work.num_steps, 1)
         if self._lanes.enter(work):
             self._make_ready(work)
 
@@ -232,7 +234,7 @@ class Scheduler:
 
     def finish(self, work: AnyWork) -> None:
         """Ends work that ran or was withdrawn; the work behind may become ready."""
-        self._queue_steps(work.account, -work.num_steps)
+        self._queue(work.account, -work.num_steps, -1)
         for ready in self._lanes.leave(work):
             self._make_ready(ready)
 
@@ -242,7 +244,7 @@ class Scheduler:
             self.num_queued_steps -= len(steps)
         else:
             for account, count in Counter([step.account for step in steps]).items():
-                self._queue_steps(account, -count)
+                self._queue(account, -count, -count)
         for ready in self._lanes.leave_all(steps):
             self._make_ready(ready)
 
@@ -255,13 +257,14 @@ class Scheduler:
         self._blocks.append(block)
         return True
 
-    def _queue_steps(self, account: int, num_steps: int) -> None:
-        """Counts steps that join the queue, or leave it if there are fewer than 0."""
+    def _queue(self, account: int, num_steps: int, num_requests: int) -> None:
+        """Counts steps and requests that join the queue, or leave it if there are fewer than 0."""
         self.num_queued_steps += num_steps
         if self._account_of is not None:
             self._queued_by_account[account] += num_steps
-            if not self._queued_by_account[account]:
-                del self._queued_by_account[account]
+            self._requests_by_account[account] += num_requests
+            if not self._requests_by_account[account]:
+                del self._requests_by_account[account], self._queued_by_account[account]
 
     def _make_ready(self, work: AnyWork) -> None:
         if isinstance(work, Step):

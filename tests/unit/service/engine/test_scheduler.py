@@ -447,14 +447,20 @@ class TestFairTurns:
             assert policy.has_turn(0) == (share is None or count < share)
             policy.submit(step_of(count % 8))
 
-    def test_a_rival_with_a_large_message_has_its_turn_when_that_is_done(self):
-        """Whatever it is, an account with nothing in the queue may queue one message."""
-        policy = self.policy(batch=1000, piece=50)
-        submit(policy, step_of(8), block_with({0: 100}))
-        for _ in range(2):
-            assert not policy.has_turn(0)
-            finish(policy, policy.schedule())
+    def test_a_long_input_keeps_no_step_of_its_own_account_out(self):
+        """It is one request, whatever it has of steps; with the last step it leaves."""
+        policy = self.policy(queue=10_000, batch=8)
+        submit(policy, step_of(8), block_with({0: 1000}))
+        for count in range(31):
+            assert policy.has_turn(0)
+            policy.submit(step_of(1 + count % 7))
+        assert not policy.has_turn(0)
+        finish(policy, policy.schedule())
         assert policy.has_turn(0)
+        while policy.has_ready:
+            finish(policy, policy.schedule())
+        assert not policy._requests_by_account
+        assert not policy._queued_by_account
 
     def test_an_empty_queue_takes_any_message(self):
         """Else a message as large as the queue could never be served."""
