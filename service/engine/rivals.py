@@ -7,7 +7,7 @@ _MEMORY = 256  # iterations after which an account that wants nothing more may b
 
 
 class Rivals:
-    """The accounts that queued work lately: in the last 16 iterations, and in up to 16 before."""
+    """The accounts that queued work lately: in the last 256 iterations, and some of the 256 before."""
 
     def __init__(self) -> None:
         self.count = 0
