@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from cryptography import x509
 
 from service.config import Config
 from service.errors import ConfigError
@@ -58,12 +59,13 @@ class TestTlsFiles:
         rig.files.look()
         assert [each.chain for each in rig.used] == [rig.issued.certificate]
         assert set(rig.shown) == {rig.settings.tls_cert, rig.settings.tls_client_ca}
-        before = rig.shown[rig.settings.tls_cert]
-        rig.put(rig.authority.server(days=2000))
+        newer = rig.authority.server(days=2000)
+        rig.put(newer)
         rig.files.look()
         rig.files.look()
         assert [each.chain for each in rig.used[1:]] == [rig.issued.certificate]
-        assert rig.shown[rig.settings.tls_cert] == pytest.approx(before + 1000 * DAY, abs=300)
+        end = x509.load_pem_x509_certificate(newer.certificate).not_valid_after_utc
+        assert rig.shown[rig.settings.tls_cert] == end.timestamp()
         assert events(caplog)[-2:] == [("file_reloaded", "--tls-cert"), ("file_reloaded", "--tls-key")]
 
     def test_a_pair_is_used_once_it_fits(self, rig, caplog):
