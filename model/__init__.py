@@ -11,7 +11,7 @@ Imports go down only:
     backtest, early_stopping          forecasts along a series; the search for the best epoch and the refit
     memory_plots, memory_runs         how long cells remember: what is shown; learning and gradients
     fitting, provenance, options      one epoch of fitting; what a manifest says of a training; shared options
-    artifact, checkpoint              the two files
+    artifact, checkpoint, plots       the two files; how plots look
     baselines, linear_forecasts       the simple forecasts
     gate_bias, memory_tasks           where gates begin; what only a long memory solves
     network                           scaling, calendar, cells and head: what the artifact runs

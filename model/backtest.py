@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.artifact import Artifact
-from model.baselines import Floats, choose_period, figures, persistence, seasonal_naive
+from model.baselines import Floats, choose_period, figures, persistence, seasonal_lag, seasonal_naive
 from model.datasets import Series
 from model.errors import OptionError
 from model.linear_forecasts import online, ridge
@@ -112,7 +112,7 @@ def run_backtest(artifact: Artifact, series: Series, *, from_row: int, horizon: 
 
 
 def _require_history(from_row: int, horizon: int, period: int) -> None:
-    needed = period * -(-horizon // period)
+    needed = seasonal_lag(period, horizon)
     if from_row < needed:
         raise OptionError(
             f"horizon {horizon} needs {needed} rows before the first judged row; there are {from_row}"

@@ -22,8 +22,12 @@ def persistence(values: Floats, targets: NDArray[np.int64], horizon: int) -> Flo
 
 def seasonal_naive(values: Floats, targets: NDArray[np.int64], horizon: int, *, period: int) -> Floats:
     """Forecasts the rows `targets` of values (N, O) by the latest value seen whole periods earlier."""
-    lag = period * -(-horizon // period)
-    return values[targets - lag]
+    return values[targets - seasonal_lag(period, horizon)]
+
+
+def seasonal_lag(period: int, horizon: int) -> int:
+    """Returns how far before a row the same place of a season lies that is known `horizon` rows earlier."""
+    return period * -(-horizon // period)
 
 
 def choose_period(series: Series) -> int:

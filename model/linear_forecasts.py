@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from model.baselines import Floats, seasonal_lag
+
 Doubles = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
@@ -71,8 +72,7 @@ def ridge(values: Floats, origins: Rows, *, num_fitted: int, period: int, horizo
     lags = Lags.of(num_fitted=num_fitted, period=period, horizon=horizon)
     found = np.empty((len(origins), horizon, values.shape[1]), np.float32)
     for column in range(values.shape[1]):
-        mean, scale = _scaling(values[:num_fitted, column])
-        scaled = (values[:, column].astype(np.float64) - mean) / scale
+        scaled, mean, scale = _standardised(values[:, column], num_fitted)
         fitted = scaled[max(0, num_fitted - _MAX_FITTED) : num_fitted]
         weights = _ridge_weights(fitted, lags, horizon)
         for begin in range(0, len(origins), _PIECE_ROWS):
@@ -102,9 +102,11 @@ def _solve(x: Doubles, y: Doubles, penalty: float) -> Doubles:
     return np.asarray(np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y), np.float64)
 
 
-def _scaling(values: Floats) -> tuple[float, float]:
-    scale = float(values.std(dtype=np.float64))
-    return float(values.mean(dtype=np.float64)), scale if scale > 0 else 1.0
+def _standardised(values: Floats, num_fitted: int) -> tuple[Doubles, float, float]:
+    """Returns a column (N) with the first rows' mean and deviation taken out, and these two."""
+    fitted = values[:num_fitted].astype(np.float64)
+    mean, scale = float(fitted.mean()), float(fitted.std()) or 1.0
+    return (values.astype(np.float64) - mean) / scale, mean, scale
 
 
 def online(values: Floats, targets: Rows, *, horizon: int, num_fitted: int, period: int) -> Floats:
@@ -118,8 +120,7 @@ def online(values: Floats, targets: Rows, *, horizon: int, num_fitted: int, peri
     first = max(lags.first_row, num_fitted - _MAX_FITTED)
     found = np.empty((len(targets), values.shape[1]), np.float32)
     for column in range(values.shape[1]):
-        mean, scale = _scaling(values[:num_fitted, column])
-        scaled = (values[:, column].astype(np.float64) - mean) / scale
+        scaled, mean, scale = _standardised(values[:, column], num_fitted)
         x = lags.at(scaled, np.arange(first, len(values)))  # (rows, D + 1)
         predicted = _learn_along(x, scaled[first:], horizon)
         rows = targets - horizon - first
@@ -131,7 +132,7 @@ def online(values: Floats, targets: Rows, *, horizon: int, num_fitted: int, peri
 
 def _online_lags(*, horizon: int, period: int, num_fitted: int) -> Lags:
     """Chooses the last values, and those beside the row to forecast one and two seasons before it."""
-    seasons = [each * period * -(-horizon // period) - horizon for each in (1, 2)] if period > 1 else []
+    seasons = [each * seasonal_lag(period, horizon) - horizon for each in (1, 2)] if period > 1 else []
     around = [season + each for season in seasons for each in (-1, 0, 1)]
     offsets = {0, 1, 2, 3, *(each for each in around if 0 <= each < num_fitted // 2)}
     return Lags(np.array(sorted(offsets), np.int64))

@@ -131,7 +131,8 @@ def _learn_all(
 def _finish(
     folder: Path, runs: dict[str, list[Run]], gradients: dict[str, list[float]], settings: dict[str, Any]
 ) -> str:
-    from model.memory_plots import gradient_plot, learning_plot, save  # needs matplotlib
+    from model.memory_plots import gradient_plot, learning_plot  # needs matplotlib
+    from model.plots import save
 
     content = {
         **settings,

@@ -1,17 +1,16 @@
 """Owns the plots of how long cells remember: learning curves, and the gradient k steps back.
 
-Knows nothing of how they were measured. Plots are drawn without a display.
+Knows nothing of how they were measured.
 """
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from model.memory_runs import Run
 from model.memory_tasks import Task
+from model.plots import canvas, tidy
 
 _COLOURS = {"elman": "#c46a1b", "lstm": "#1f5fa8", "peephole": "#8a4f9e", "gru": "#5a8f3c"}
 _STYLES = {"peephole": "--"}  # it begins as the LSTM does, and lies on its line
@@ -24,7 +23,7 @@ def learning_plot(task: Task, runs: Sequence[Run]) -> Figure:
     figure = Figure(figsize=(8.0, 3.4), layout="constrained")
     panels = figure.subplots(1, len(lengths), sharey=True, squeeze=False)[0]
     for axes, length in zip(panels, lengths, strict=True):
-        _tidy(axes)
+        tidy(axes)
         axes.axhline(task.guess, color="#888888", linewidth=0.8, linestyle="--", label="guessing")
         for run in (each for each in runs if each.num_steps == length):
             axes.plot(run.updates, run.errors, color=_COLOURS[run.cell], label=run.cell)
@@ -41,9 +40,7 @@ def learning_plot(task: Task, runs: Sequence[Run]) -> Figure:
 
 def gradient_plot(gradients: dict[str, list[float]]) -> Figure:
     """Plots the gradient's norm over the steps back, on a logarithmic axis."""
-    figure = Figure(figsize=(8.0, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    _tidy(axes)
+    figure, axes = canvas(3.6)
     for cell, norms in gradients.items():
         shown = [each if each >= _LEAST_NORM else math.nan for each in norms]
         axes.plot(range(len(norms)), shown, _STYLES.get(cell, "-"), color=_COLOURS[cell], label=cell)
@@ -53,15 +50,3 @@ def gradient_plot(gradients: dict[str, list[float]]) -> Figure:
     axes.set_title("The gradient k steps back")
     axes.legend(frameon=False)
     return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes a plot."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
-    axes.set_axisbelow(True)

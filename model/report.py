@@ -1,6 +1,6 @@
 """Owns the report that a person reads after training: report.md, three plots and figures.json.
 
-Knows nothing of how the figures were computed. Plots are drawn without a display.
+Knows nothing of how the figures were computed.
 """
 
 import json
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
@@ -17,6 +16,7 @@ from model.backtest import Backtest
 from model.datasets import Series
 from model.files import write_atomically
 from model.manifest import Manifest
+from model.plots import canvas, save
 
 _COLOURS = {
     "model": "#1f5fa8",
@@ -48,9 +48,9 @@ def write_report(
     """
     part = "unseen" if "unseen" in backtests else "validation"
     start = manifest.training["split"]["rows"][0]
-    _save(loss_plot(history, manifest.training["best_epoch"]), folder / "loss.png")
-    _save(forecast_plot(backtests[part], series.rows(start, len(series)), manifest), folder / "forecast.png")
-    _save(horizon_plot(backtests[part]), folder / "horizons.png")
+    save(loss_plot(history, manifest.training["best_epoch"]), folder / "loss.png")
+    save(forecast_plot(backtests[part], series.rows(start, len(series)), manifest), folder / "forecast.png")
+    save(horizon_plot(backtests[part]), folder / "horizons.png")
     content = {"figures": figures, "history": history}
     write_atomically(folder / "figures.json", (json.dumps(content, indent=1) + "\n").encode())
     write_atomically(folder / "report.md", report_text(manifest, figures, backtests, plotted=part).encode())
@@ -101,7 +101,7 @@ def _markdown_table(table: dict[str, Any]) -> list[str]:
 
 def loss_plot(history: Sequence[dict[str, Any]], best_epoch: int) -> Figure:
     """Plots the loss of each epoch and marks the best epoch."""
-    figure, axes = _canvas(3.6)
+    figure, axes = canvas(3.6)
     search = [epoch for epoch in history if epoch["phase"] == "search"]
     refit = [epoch for epoch in history if epoch["phase"] == "refit"]
     numbers = [epoch["number"] for epoch in search]
@@ -134,7 +134,7 @@ def loss_plot(history: Sequence[dict[str, Any]], best_epoch: int) -> Figure:
 
 def forecast_plot(backtest: Backtest, series: Series, manifest: Manifest) -> Figure:
     """Plots the first output beside its forecasts of one step and of the farthest horizon."""
-    figure, axes = _canvas(4.2)
+    figure, axes = canvas(4.2)
     farthest = backtest.predicted.shape[1]
     _, targets = backtest.forecasts_of(farthest)
     shown = targets[: min(len(targets), _MAX_PLOTTED_ROWS)]
@@ -166,7 +166,7 @@ def forecast_plot(backtest: Backtest, series: Series, manifest: Manifest) -> Fig
 
 def horizon_plot(backtest: Backtest) -> Figure:
     """Plots the error at every horizon beside those of the simple forecasts."""
-    figure, axes = _canvas(3.6)
+    figure, axes = canvas(3.6)
     horizons = np.arange(1, backtest.predicted.shape[1] + 1)
     rows = [backtest.figures_at(int(horizon)) for horizon in horizons]
     for name in ("persistence", "seasonal_naive", "ridge", "model"):
@@ -181,17 +181,3 @@ def horizon_plot(backtest: Backtest) -> Figure:
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     return figure
-
-
-def _canvas(height_inches: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8.0, height_inches), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
